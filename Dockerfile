@@ -1,0 +1,61 @@
+# The two images: `docker build --target cpu .` and, for GPUs and clusters, `--target cuda`.
+
+FROM scratch AS sources
+COPY pyproject.toml requirements.txt README.md run_search.py /app/
+COPY alrq_core /app/alrq_core
+COPY search_spaces /app/search_spaces
+COPY tune /app/tune
+
+
+FROM python:3.11-slim-bookworm AS base
+# Without libgomp1 bitsandbytes can't load its kernels and falls back to slow ones.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+# 1000 is also the uid of `ubuntu` on EC2, who owns what Ray mounts into the container. /cache is
+# writable for everyone since scripts/docker-run.sh runs as whoever calls it.
+RUN useradd --uid 1000 --create-home --shell /bin/bash alrq \
+    && install --directory --owner alrq --group alrq /home/alrq/.ray /app/results \
+    && install --directory --mode 1777 /cache
+# Ray reads HOME from the image to place its mounts. USER is for uids without an account, for whom
+# Python can't look up a name.
+ENV HOME=/home/alrq \
+    USER=alrq \
+    HF_HOME=/cache/huggingface \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+# The dependencies by themselves, so that a change of the code does not download them again.
+COPY pyproject.toml ./
+RUN python -c "import tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*project['dependencies'], *project['optional-dependencies']['wandb'], sep='\n')" \
+    > /tmp/dependencies.txt
+
+
+FROM base AS cuda
+# Ray copies files into the container with rsync, reaches its workers through ssh, and keeps
+# `ray exec --tmux` running when you hang up.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends openssh-client rsync tmux \
+    && rm -rf /var/lib/apt/lists/*
+RUN pip install "torch>=2.11,<2.14"
+# The head starts its workers through boto3; Ray's extra is the dashboard and `ray job`.
+RUN pip install --requirement /tmp/dependencies.txt "ray[default]" boto3
+COPY --from=sources /app /app
+RUN pip install --no-deps --editable . && chmod -R a+rX /app
+# NVIDIA's runtime hands over no GPU to an image that does not ask for one.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER alrq
+# No ENTRYPOINT: `ray up` starts the image with `bash`.
+CMD ["python", "run_search.py", "--help"]
+
+
+FROM base AS cpu
+RUN pip install --index-url https://download.pytorch.org/whl/cpu "torch>=2.11,<2.14"
+RUN pip install --requirement /tmp/dependencies.txt
+COPY --from=sources /app /app
+RUN pip install --no-deps --editable . && chmod -R a+rX /app
+USER alrq
+CMD ["python", "run_search.py", "--help"]

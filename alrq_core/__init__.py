@@ -1,0 +1,1 @@
+"""Builds, trains and scores one allocation; works without Ray."""

@@ -1,0 +1,107 @@
+"""Builds a model for one allocation: packed base weights, adapters, a trainable head."""
+
+import copy
+import re
+import warnings
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from alrq_core.layers import STORAGE_DTYPE, pack_linear
+from search_spaces.allocation import Allocation
+
+ADAPTER = "default"
+
+
+def build_model(
+    base: nn.Module,
+    allocation: Allocation,
+    head: tuple[str, ...],
+    alpha_over_rank: float,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """Return a new model with packed target modules and adapters; `base` stays untouched.
+
+    All that stays unquantised is rounded to 16 bits, as a deployed model keeps it. The new
+    adapters are drawn from torch's generator: seed it first.
+
+    Args:
+        base: The pretrained model in float32.
+        allocation: Bits and rank of each target module of `base`.
+        head: Children that are trained in full.
+        alpha_over_rank: LoRA's scaling, alpha / rank, the same for every module.
+        compute_dtype: Type of the matrix products.
+        device: Where the model is trained.
+
+    Raises:
+        ValueError: A module of the allocation is not a linear layer of `base`.
+    """
+    model = _copy_without(base, tuple(allocation.choices)).to(device)
+    model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
+    for name, choice in allocation.choices.items():
+        linear = base.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(
+                f"`allocation` must name linear layers, got {name}, a {type(linear).__name__}. "
+                "Use an allocation made for this model."
+            )
+        source = linear if device.type == "cpu" else copy.deepcopy(linear).to(device)
+        _replace(model, name, pack_linear(source, choice.bits, compute_dtype))
+    _attach_adapters(model, allocation, alpha_over_rank)
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Return the layers that carry an adapter, by the name of their target module."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def frozen_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the packed layer of a target module, with or without an adapter around it."""
+    module = model.get_submodule(name)
+    if isinstance(module, LoraLayer):
+        base: nn.Module = module.get_base_layer()
+        return base
+    return module
+
+
+def _copy_without(base: nn.Module, names: tuple[str, ...]) -> nn.Module:
+    """Return a deep copy of the model that shares the named modules, which are replaced next."""
+    shared = {id(base.get_submodule(name)): base.get_submodule(name) for name in names}
+    return copy.deepcopy(base, dict(shared))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: float) -> None:
+    """Wrap every target module of rank above 0 in place."""
+    ranks = allocation.rank_pattern
+    if not ranks:
+        return
+    # PEFT picks the layer for quantised weights only when both marks are set.
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]
+    model.is_loaded_in_8bit = True  # type: ignore[assignment]
+    # Keys are regular expressions over the end of a name: anchored and escaped full names.
+    exact = {f"^{re.escape(name)}$": rank for name, rank in ranks.items()}
+    config = LoraConfig(
+        r=1,
+        lora_alpha=1,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(ranks),
+        rank_pattern=dict(exact),
+        alpha_pattern={key: alpha_over_rank * rank for key, rank in exact.items()},
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(alpha_pattern|Conv1D).*")
+        get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)

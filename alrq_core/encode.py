@@ -1,0 +1,174 @@
+"""Turns texts into tokens once, and tokens into batches of similar length."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alrq_core.models import load_tokenizer
+from alrq_core.records import Recipe, TaskKind
+from alrq_core.tasks import Task, TextSplit
+
+# Batches that are sorted by length together: enough for tight padding, few enough to keep
+# the order of an epoch random.
+BUCKET_BATCHES = 25
+EVAL_BATCH_FACTOR = 2
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of token numbers, one after another.
+
+    Attributes:
+        ids: All sequences joined, int32.
+        offsets: Start of each sequence in `ids`, and the end of the last one.
+        labels: Class of each sequence; empty for language modelling.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def sequence(self, index: int) -> np.ndarray:
+        """Return one sequence, without a copy."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedTask:
+    """A task in tokens, ready for trials. Small enough to send to every worker."""
+
+    name: str
+    kind: TaskKind
+    label_names: tuple[str, ...]
+    splits: str
+    pad_id: int
+    train: Tokens
+    validation: Tokens
+    test: Tokens
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that people read."""
+        return "accuracy" if self.kind == "classification" else "perplexity"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded batch.
+
+    Attributes:
+        input_ids: batch x length.
+        attention_mask: batch x length, 1 where there is a token.
+        labels: batch (classes), or batch x length with -100 on padding (language modelling).
+        rows: Numbers of its sequences in the split.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    rows: np.ndarray
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return Batch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.labels.to(device),
+            self.rows,
+        )
+
+
+def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
+    """Return the task in the model's tokens; sequences longer than `max_length` are cut.
+
+    For language modelling the text is cut into windows of `max_length` tokens without overlap.
+
+    Raises:
+        ValueError: A text is too short for one window, or the tokenizer doesn't fit.
+    """
+    tokenizer = load_tokenizer(model_folder)
+
+    def windows(split: TextSplit) -> Tokens:
+        ids = np.asarray(
+            tokenizer(split.texts[0], add_special_tokens=False, verbose=False)["input_ids"],
+            dtype=np.int32,
+        )
+        count = len(ids) // max_length
+        if count < 2:
+            raise ValueError(
+                f"`--max-length` must leave at least 2 windows a split, got {max_length} for "
+                f"{len(ids)} tokens. Use a smaller one or more text."
+            )
+        offsets = np.arange(count + 1, dtype=np.int64) * max_length
+        return Tokens(ids[: count * max_length], offsets, np.empty(0, dtype=np.int64))
+
+    def sentences(split: TextSplit) -> Tokens:
+        encoded = tokenizer(list(split.texts), truncation=True, max_length=max_length)["input_ids"]
+        offsets = np.cumsum([0, *(len(ids) for ids in encoded)], dtype=np.int64)
+        ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
+        return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
+
+    encode = sentences if task.kind == "classification" else windows
+    return EncodedTask(
+        name=task.name,
+        kind=task.kind,
+        label_names=task.label_names,
+        splits=task.splits,
+        pad_id=int(tokenizer.pad_token_id),
+        train=encode(task.train),
+        validation=encode(task.validation),
+        test=encode(task.test),
+    )
+
+
+def train_batches(tokens: Tokens, recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
+    """Yield the rows of each batch, epoch after epoch, without end.
+
+    An epoch's last, short batch is dropped. The same seed gives the same order.
+    """
+    generator = np.random.default_rng(seed)
+    size = min(recipe.batch_size, len(tokens))
+    lengths = tokens.lengths
+    while True:
+        order = generator.permutation(len(tokens))
+        batches = []
+        for start in range(0, len(order), size * BUCKET_BATCHES):
+            bucket = order[start : start + size * BUCKET_BATCHES]
+            bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+            full = len(bucket) // size * size
+            batches.extend(bucket[:full].reshape(-1, size))
+        for number in generator.permutation(len(batches)):
+            yield batches[number]
+
+
+def eval_batches(tokens: Tokens, recipe: Recipe) -> Iterator[np.ndarray]:
+    """Yield the rows of every sequence once, sorted by length."""
+    size = recipe.batch_size * EVAL_BATCH_FACTOR
+    order = np.argsort(tokens.lengths, kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def collate(tokens: Tokens, rows: np.ndarray, pad_id: int) -> Batch:
+    """Return the sequences of these rows, padded to the longest of them."""
+    sequences = [tokens.sequence(int(row)) for row in rows]
+    shape = (len(sequences), max(len(sequence) for sequence in sequences))
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    for line, sequence in enumerate(sequences):
+        ids[line, : len(sequence)] = sequence
+        mask[line, : len(sequence)] = 1
+    labels = tokens.labels[rows] if len(tokens.labels) else np.where(mask == 1, ids, -100)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), rows)

@@ -1,0 +1,137 @@
+"""Reads from a built model what it really is, and checks that against the allocation."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from alrq_core.build import ADAPTER, frozen_layer, lora_layers
+from alrq_core.layers import read_layer
+from alrq_core.records import ModuleReceipt, Receipt
+from search_spaces.allocation import Allocation
+from search_spaces.costs import adapter_bytes, stored_bytes
+from search_spaces.inventory import Inventory
+
+BYTES_16_BIT = 2
+
+
+class ReceiptError(RuntimeError):
+    """What was built contradicts the allocation. The message says where."""
+
+
+def take_receipt(model: nn.Module, inventory: Inventory, compute_dtype: torch.dtype) -> Receipt:
+    """Return what is really stored and trained, read from the model's tensors."""
+    adapters = lora_layers(model)
+    modules = {}
+    for target in inventory.targets:
+        rank = adapters[target.name].lora_A[ADAPTER].weight.shape[0] if target.name in adapters else 0
+        modules[target.name] = read_layer(frozen_layer(model, target.name), rank)
+    stored = sum(module.stored_bytes for module in modules.values())
+    weights = sum(target.weights for target in inventory.targets)
+    lora = sum(
+        half[ADAPTER].weight.numel()
+        for layer in adapters.values()
+        for half in (layer.lora_A, layer.lora_B)
+    )
+    return Receipt(
+        modules=modules,
+        memory_bytes=stored + BYTES_16_BIT * (lora + inventory.other_parameters),
+        target_bytes=stored + BYTES_16_BIT * lora,
+        average_bits=8 * stored / weights,
+        trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        lora_pairs=len(adapters),
+        lora_pairs_with_gradient=0,
+        compute_dtype=str(compute_dtype).removeprefix("torch."),
+    )
+
+
+def check_receipt(receipt: Receipt, allocation: Allocation, inventory: Inventory) -> None:
+    """Check that the model was built as the allocation asks.
+
+    Raises:
+        ReceiptError: A module has other bits, another rank or other bytes than asked for.
+    """
+    for target in inventory.targets:
+        choice = allocation.choices[target.name]
+        built = receipt.modules[target.name]
+        shape = (target.out_features, target.in_features)
+        asked = (
+            ("bits", choice.bits, built.bits),
+            ("rank", choice.rank, built.rank),
+            ("stored bytes", stored_bytes(choice.bits, *shape), built.stored_bytes),
+        )
+        for what, expected, realised in asked:
+            if expected != realised:
+                raise ReceiptError(
+                    f"{target.name} was built with {realised} {what} instead of {expected} "
+                    f"(class {built.module_class})"
+                )
+    expected_bytes = receipt.memory_bytes - receipt.target_bytes + sum(
+        receipt.modules[t.name].stored_bytes
+        + adapter_bytes(allocation.choices[t.name].rank, t.out_features, t.in_features)
+        for t in inventory.targets
+    )
+    if expected_bytes != receipt.memory_bytes:
+        raise ReceiptError(
+            f"the adapters take {receipt.memory_bytes - expected_bytes} bytes more than asked for"
+        )
+
+
+def probe_gradients(
+    model: nn.Module, receipt: Receipt, loss_of: Callable[[nn.Module], Tensor]
+) -> Receipt:
+    """Return the receipt with the number of LoRA pairs that train after an evaluation.
+
+    Scores a few sequences in eval mode, then runs forward and backward in training mode: some
+    kernels rewrite their weights for inference and leave no gradients behind. The model must
+    have done one step, since before it no gradient reaches the A half of a pair.
+
+    Args:
+        model: The built model; its gradients are cleared.
+        receipt: As taken after building.
+        loss_of: Mean loss of a few sequences.
+
+    Raises:
+        ReceiptError: A LoRA pair or the head got no gradient.
+    """
+    model.eval()
+    with torch.no_grad():
+        loss_of(model)
+    model.train()
+    model.zero_grad(set_to_none=True)
+    loss_of(model).backward()
+    silent = [
+        name
+        for name, layer in lora_layers(model).items()
+        if not all(
+            _has_gradient(half[ADAPTER].weight) for half in (layer.lora_A, layer.lora_B)
+        )
+    ]
+    model.zero_grad(set_to_none=True)
+    if silent:
+        raise ReceiptError(
+            f"{len(silent)} of {receipt.lora_pairs} LoRA pairs get no gradient after an "
+            f"evaluation, first {silent[0]}"
+        )
+    return replace(receipt, lora_pairs_with_gradient=receipt.lora_pairs)
+
+
+def confirm_unchanged(model: nn.Module, receipt: Receipt, inventory: Inventory) -> Receipt:
+    """Return the receipt with the second reading at the end of training noted.
+
+    Raises:
+        ReceiptError: The class, bits, bytes, rank or codes of a module changed in training.
+    """
+    for target in inventory.targets:
+        before = receipt.modules[target.name]
+        after: ModuleReceipt = read_layer(frozen_layer(model, target.name), before.rank)
+        if after != before:
+            raise ReceiptError(f"{target.name} changed in training, from {before} to {after}")
+    return replace(receipt, unchanged_after_training=True)
+
+
+def _has_gradient(weight: nn.Parameter) -> bool:
+    return weight.grad is not None and bool(torch.count_nonzero(weight.grad)) and bool(
+        torch.isfinite(weight.grad).all()
+    )

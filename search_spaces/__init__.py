@@ -1,0 +1,1 @@
+"""What may be chosen: target modules, allocations, spaces and their byte costs."""

@@ -1,0 +1,1 @@
+"""Studies: proposals, schedulers, trials and results. The only part that imports Ray."""

@@ -1,0 +1,184 @@
+"""The events of a study and the append-only log that is the only truth about it."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from alrq_core.records import TrialReport
+
+VERSION = 1
+LOG_NAME = "events.jsonl"
+Role = Literal["baseline", "search", "confirm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A run of the program begins, or resumes, on this study."""
+
+    time: float
+    budget: int
+    version: int = VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposed:
+    """A trial shall run.
+
+    Attributes:
+        trial: Its id.
+        role: Why it runs.
+        origin: Who chose it: `anchor`, a searcher's name, `fixed`, or the trial it confirms.
+        seed: Of its training.
+        allocation: `Allocation.encode`'s form.
+        memory_bytes: Of the deployed model, as predicted.
+    """
+
+    trial: str
+    role: Role
+    origin: str
+    seed: int
+    allocation: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """A trial reached a rung."""
+
+    trial: str
+    rung: int
+    report: TrialReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A confirmed trial was scored on the test split.
+
+    Attributes:
+        scores: See `TestScore.scores`; right and wrong answers as a string of 1 and 0.
+    """
+
+    trial: str
+    metric: str
+    value: float
+    loss: float
+    f1: float | None
+    scores: str | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The scheduler ended a trial early."""
+
+    trial: str
+    rung: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A trial ended with an error or a loss that is not finite."""
+
+    trial: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """A trial reached full fidelity."""
+
+    trial: str
+
+
+Event = Started | Proposed | Reported | Tested | Stopped | Failed | Completed
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind
+    for kind in (Started, Proposed, Reported, Tested, Stopped, Failed, Completed)
+}
+
+
+def encode_event(event: Event) -> str:
+    """Return the event as one line of JSON, without the line's end."""
+    content = asdict(event)
+    if isinstance(event, Reported):
+        content |= event.report.to_json()
+        del content["report"]
+    present = {key: value for key, value in content.items() if value is not None}
+    kind = {"event": type(event).__name__.lower()}
+    return json.dumps(kind | present, separators=(",", ":"))
+
+
+def decode_event(line: str) -> Event:
+    """Return the event that `encode_event` wrote.
+
+    Raises:
+        ValueError: Not one of our lines.
+    """
+    content = json.loads(line)
+    kind = _KINDS.get(content.pop("event", None))
+    if kind is None:
+        raise ValueError(f"`event` must be one of {', '.join(_KINDS)}, got the line {line[:80]!r}.")
+    if kind is Reported:
+        head = {key: content.pop(key) for key in ("trial", "rung")}
+        return Reported(**head, report=TrialReport(**content))
+    if kind is Tested:
+        scores = content["scores"]
+        content["scores"] = scores if isinstance(scores, str) else tuple(scores)
+        content.setdefault("f1", None)
+    event: Event = kind(**content)
+    return event
+
+
+@dataclass
+class EventLog:
+    """A file to which events are only ever appended, by one process.
+
+    Attributes:
+        path: The file; made with its first event.
+    """
+
+    path: Path
+    _file: IO[bytes] | None = field(default=None, repr=False)
+
+    def read(self) -> Iterator[Event]:
+        """Yield all events. A last line that a crash cut short is left out.
+
+        Raises:
+            ValueError: A line before the last is not an event.
+        """
+        if not self.path.is_file():
+            return
+        lines = self.path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                yield decode_event(line.decode("utf-8"))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"`{self.path.name}` must hold one event a line, got line {number} that is "
+                    f"none ({error}). Restore the file or start a new study."
+                ) from error
+
+    def append(self, event: Event) -> None:
+        """Write one event and wait until it is on disk."""
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(encode_event(event).encode("utf-8") + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; a later `append` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> IO[bytes]:
+        """Open the file for appending, with a line that a crash cut short removed."""
+        if self.path.is_file():
+            content = self.path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                with self.path.open("r+b") as file:
+                    file.truncate(content.rfind(b"\n") + 1)
+        return self.path.open("ab")

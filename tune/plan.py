@@ -1,0 +1,135 @@
+"""What a study runs next: baselines, then the search, then the confirmation of its best."""
+
+import time
+from dataclasses import dataclass
+
+from search_spaces.allocation import Allocation
+from search_spaces.costs import memory_bytes
+from search_spaces.spaces import BASELINES, Space, fixed_allocation
+from tune.events import Proposed
+from tune.searchers import Proposer
+from tune.state import StudyState, TrialState
+
+CONFIRM_SEEDS = 3
+MAX_FINALISTS = 4
+ANCHOR_SHARE = 5
+
+
+@dataclass
+class Plan:
+    """Chooses the next trial of a study from its state.
+
+    Attributes:
+        space: Of the search.
+        state: Kept up to date by the study.
+        proposer: Optuna's side.
+        budget: Trials of the search.
+        seed: Of every trial of the search.
+        max_memory_bytes: Limit on proposals.
+        deadline: Time, as of `time.monotonic`, after which the search proposes nothing.
+        searcher: Its name, for the log.
+    """
+
+    space: Space
+    state: StudyState
+    proposer: Proposer
+    budget: int
+    seed: int
+    max_memory_bytes: int | None
+    deadline: float | None
+    searcher: str
+
+    def next(self) -> Proposed | None:
+        """Return the next trial; None while it depends on running ones, or at the end."""
+        return self._baseline() or self._search() or self._confirmation()
+
+    @property
+    def search_closed(self) -> bool:
+        """Whether no more trials of the search will be proposed."""
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        return late or len(self.state.of_role("search")) >= self.search_size
+
+    @property
+    def search_size(self) -> int:
+        """Trials of the search: the budget, and one where the space has one point."""
+        if self.space.fixed:
+            return 1
+        return self.budget
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing runs and nothing is left to run. Proposes nothing."""
+        if self.state.with_status("running") or not self.search_closed:
+            return False
+        return self._baseline() is None and self._confirmation() is None
+
+    def _baseline(self) -> Proposed | None:
+        if self.space.fixed:
+            return None
+        for name in BASELINES:
+            if name not in self.state.trials:
+                allocation = fixed_allocation(name, self.space.inventory)
+                return self._proposed(name, "baseline", "fixed", self.seed, allocation)
+        return None
+
+    def _search(self) -> Proposed | None:
+        if self.search_closed:
+            return None
+        number = len(self.state.of_role("search"))
+        trial = f"t{number + 1:03d}"
+        if self.space.fixed:
+            return self._proposed(trial, "search", "fixed", self.seed, self.space.smallest())
+        anchors = self.space.anchors(max(1, self.budget // ANCHOR_SHARE), self.max_memory_bytes)
+        if number < len(anchors):
+            return self._proposed(trial, "search", "anchor", self.seed, anchors[number])
+        allocation = self.proposer.propose(trial)
+        return self._proposed(trial, "search", self.searcher, self.seed, allocation)
+
+    def _confirmation(self) -> Proposed | None:
+        running = [t for t in self.state.with_status("running") if t.role != "confirm"]
+        if running or not self.search_closed:
+            return None
+        for repeat in range(CONFIRM_SEEDS):
+            for source in finalists(self.state, self.budget):
+                trial = f"{source.id}-s{repeat + 1}"
+                if trial not in self.state.trials:
+                    seed = self.seed + 1 + repeat
+                    return self._proposed(trial, "confirm", source.id, seed, source.allocation)
+        return None
+
+    def _proposed(
+        self, trial: str, role: str, origin: str, seed: int, allocation: Allocation
+    ) -> Proposed:
+        return Proposed(
+            trial=trial,
+            role=role,  # type: ignore[arg-type]
+            origin=origin,
+            seed=seed,
+            allocation=allocation.encode(),
+            memory_bytes=memory_bytes(allocation, self.space.inventory),
+        )
+
+
+def finalists(state: StudyState, budget: int) -> list[TrialState]:
+    """Return the trials to confirm: the baselines, and the best of the front.
+
+    Of the front these are the smallest allocations whose validation loss is within one standard
+    error of the better baseline's, and the one of the lowest loss; where fewer are that near,
+    those nearest to it.
+    """
+    baselines = [t for t in state.of_role("baseline") if t.status == "completed"]
+    front = state.front()
+    if not front:
+        return baselines
+    count = min(MAX_FINALISTS, max(2, budget // 10))
+    best = min(front, key=_loss)
+    reference = min([*baselines, best], key=_loss).reports[-1]
+    limit = reference.loss + reference.loss_standard_error
+    near = [trial for trial in front if _loss(trial) <= limit and trial is not best]
+    far = sorted((t for t in front if _loss(t) > limit and t is not best), key=_loss)
+    chosen = [best, *near[: count - 1], *far[: max(0, count - 1 - len(near))]]
+    return [*baselines, *sorted(chosen, key=lambda trial: trial.memory_bytes)]
+
+
+def _loss(trial: TrialState) -> float:
+    return trial.reports[-1].loss

@@ -1,0 +1,164 @@
+"""Everything about a study that is checked and computed before Ray starts."""
+
+import importlib.metadata
+import math
+import subprocess
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alrq_core.encode import EncodedTask, encode_task
+from alrq_core.machine import describe_machine
+from alrq_core.models import inspect_model, resolve_model
+from alrq_core.tasks import check_task_name, load_task
+from search_spaces.allocation import Allocation
+from search_spaces.costs import average_bits, format_bytes, memory_bytes
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space, make_space
+from tune.config import STUDY_FILE, StudyConfig, load_study_file
+from tune.plan import CONFIRM_SEEDS
+from tune.schedulers import rung_steps
+
+PACKAGES = ("alrq", "torch", "transformers", "peft", "bitsandbytes", "hqq", "ray", "optuna")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A study that can start.
+
+    Attributes:
+        config: With the recipe's steps computed.
+        inventory: The model's target modules.
+        task: In tokens.
+        space: What is searched.
+        rungs: Steps at which trials report.
+    """
+
+    config: StudyConfig
+    inventory: Inventory
+    task: EncodedTask
+    space: Space
+    rungs: tuple[int, ...]
+
+
+def prepare(config: StudyConfig) -> Prepared:
+    """Read model and data, and check that the space and its limit make sense.
+
+    Raises:
+        ValueError: Something the user gave can't work. Nothing was written.
+    """
+    check_task_name(config.task)
+    folder = resolve_model(config.model)
+    data = Path(config.data) if config.data is not None else None
+    if data is not None and not data.exists():
+        raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
+    task = load_task(config.task, data, config.text_column, config.label_column)
+    encoded = encode_task(task, folder, config.recipe.max_length)
+    if config.epochs is not None:
+        steps = math.ceil(config.epochs * len(encoded.train) / config.recipe.batch_size)
+        config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
+    inventory = inspect_model(config.model, task.kind, len(task.label_names))
+    space = make_space(config.space, inventory)
+    smallest = memory_bytes(space.smallest(), inventory)
+    if config.max_memory_bytes is not None and config.max_memory_bytes < smallest:
+        raise ValueError(
+            f"`--max-memory` must be at least {format_bytes(math.ceil(smallest / 1e4) * 1e4)}, the "
+            f"smallest allocation of {config.space} with {config.model}, got "
+            f"{format_bytes(config.max_memory_bytes)}. Raise it, or use a smaller model."
+        )
+    return Prepared(
+        config=config,
+        inventory=inventory,
+        task=encoded,
+        space=space,
+        rungs=rung_steps(config.recipe.max_steps),
+    )
+
+
+def describe_plan(prepared: Prepared) -> str:
+    """Return what a study would do, for people."""
+    config, space, inventory = prepared.config, prepared.space, prepared.inventory
+    trials = 1 if space.fixed else config.budget
+    task = prepared.task
+    sizes = f"{len(task.train)} / {len(task.validation)} / {len(task.test)}"
+    lines = [
+        f"space            {space.name}: 10^{space.log10_size:.1f} allocations "
+        f"over {len(inventory.targets)} target modules of {config.model}",
+        f"smallest         {_corner(space.smallest(), inventory)}",
+        f"largest          {_corner(space.largest(), inventory)}",
+        f"task             {task.name}: {sizes} train / validation / test sequences; {task.splits}",
+        f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
+        f"searcher {config.searcher}, scheduler {config.scheduler}",
+        f"confirmation     {CONFIRM_SEEDS} fresh seeds for each finalist, once on the test split",
+        f"results          {config.folder}",
+    ]
+    if config.max_memory_bytes is not None:
+        lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
+    return "\n".join(lines)
+
+
+def study_content(prepared: Prepared) -> dict[str, Any]:
+    """Return what `study.json` keeps: all that is needed to repeat the study."""
+    task = prepared.task
+    return {
+        "version": 1,
+        "config": prepared.config.to_json(),
+        "rungs": prepared.rungs,
+        "inventory": asdict(prepared.inventory),
+        "splits": {
+            "source": task.splits,
+            "train": len(task.train),
+            "validation": len(task.validation),
+            "test": len(task.test),
+        },
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": describe_machine(),
+        "commit": _commit(),
+    }
+
+
+def check_same_study(prepared: Prepared, folder: Path) -> None:
+    """Check that model and data are those with which the study began.
+
+    Raises:
+        ValueError: The target modules or the splits are others.
+    """
+    content = load_study_file(folder)
+    now = study_content(prepared)
+    for what, name in (("inventory", "--model"), ("splits", "--data")):
+        if _plain(now[what]) != _plain(content[what]):
+            raise ValueError(
+                f"`{name}` must be what it was when the study began, got other {what} than in "
+                f"{STUDY_FILE}. Restore it, or start a new study."
+            )
+
+
+def _plain(content: Any) -> Any:
+    """Return the content as JSON would give it back."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    return [_plain(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def _corner(allocation: Allocation, inventory: Inventory) -> str:
+    bits = average_bits(allocation, inventory)
+    size = format_bytes(memory_bytes(allocation, inventory))
+    return f"{size}, {bits:.2f} average bits, average rank {allocation.average_rank:g}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout, marked if it was changed; None outside of git."""
+    command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+    try:
+        return subprocess.run(
+            (*command, "--abbrev=40", "--exclude=*"), capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

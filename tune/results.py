@@ -1,0 +1,177 @@
+"""Writes all result files of a study from its state, at any time."""
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from search_spaces.allocation import Allocation
+from search_spaces.costs import average_bits, target_bytes
+from search_spaces.inventory import Inventory
+from tune.config import StudyConfig
+from tune.confirmation import Confirmed
+from tune.state import StudyState, TrialState
+
+RESULTS_VERSION = 1
+SUMMARY_COLUMNS = (
+    "experiment",
+    "task",
+    "model",
+    "study",
+    "trial",
+    "metric",
+    "value",
+    "interval_low",
+    "interval_high",
+    "f1",
+    "validation_loss",
+    "difference_to_b_fp",
+    "difference_low",
+    "difference_high",
+    "average_bits",
+    "average_rank",
+    "memory_bytes",
+    "target_bytes",
+    "seeds",
+    "recommended",
+)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def write_study_tables(folder: Path, state: StudyState, inventory: Inventory) -> None:
+    """Write `trials.parquet` (a row a report) and `front.json` into the study's folder."""
+    rows = [_report_row(trial, rung, inventory) for trial, rung in _reports(state)]
+    if rows:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "trials.parquet")
+    front = [_front_row(trial, inventory) for trial in state.front()]
+    write_json(folder / "front.json", {"version": RESULTS_VERSION, "front": front})
+
+
+def write_results(
+    config: StudyConfig,
+    splits: str,
+    state: StudyState,
+    rows: list[Confirmed],
+    recommendation: Confirmed | None,
+) -> list[Path]:
+    """Write the files of `results/`; return those of this study.
+
+    A fixed space gets a file of its own, as do the baselines and the recommendation of a search.
+    """
+    folder = Path(config.output_dir)
+    written = []
+    for experiment, row in _experiments(config, rows, recommendation):
+        path = folder / f"results_{experiment}_{config.task}.json"
+        content = {
+            "version": RESULTS_VERSION,
+            "experiment": experiment,
+            "task": config.task,
+            "model": config.model,
+            "study": config.name,
+            "splits": splits,
+            "recipe": asdict(config.recipe),
+            "recommended": recommendation is not None and row.trial == recommendation.trial,
+            **row.to_json(),
+        }
+        write_json(path, content)
+        written.append(path)
+    write_json(
+        config.folder / "confirmation.json",
+        {
+            "version": RESULTS_VERSION,
+            "margin": config.margin,
+            "recommendation": recommendation.trial if recommendation else None,
+            "confirmed": [row.to_json() for row in rows],
+            "failed": [
+                {"trial": trial.id, "reason": trial.reason}
+                for trial in state.with_status("failed")
+            ],
+        },
+    )
+    _write_overviews(folder)
+    return written
+
+
+def _experiments(
+    config: StudyConfig, rows: list[Confirmed], recommendation: Confirmed | None
+) -> list[tuple[str, Confirmed]]:
+    by_trial = {row.trial: row for row in rows}
+    found = [(name, by_trial[name]) for name in ("B-FP", "B-Q4") if name in by_trial]
+    if "t001" in by_trial and not found:
+        return [(config.space, by_trial["t001"])]
+    return [*found, (config.space, recommendation)] if recommendation else found
+
+
+def _write_overviews(folder: Path) -> None:
+    """Write `all_results.json` and `experiment_summary.csv` over all result files that are there."""
+    entries = []
+    for path in sorted(folder.glob("results_*_*.json")):
+        entries.append(json.loads(path.read_text(encoding="utf-8")))
+    write_json(folder / "all_results.json", {"version": RESULTS_VERSION, "results": entries})
+    partial = folder / "experiment_summary.csv.partial"
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, SUMMARY_COLUMNS)
+        writer.writeheader()
+        writer.writerows(_summary(entry) for entry in entries)
+    partial.replace(folder / "experiment_summary.csv")
+
+
+def _summary(entry: dict[str, Any]) -> dict[str, Any]:
+    low, high = entry["difference_interval"] or (None, None)
+    extra = {
+        "interval_low": entry["interval"][0],
+        "interval_high": entry["interval"][1],
+        "difference_to_b_fp": entry["difference"],
+        "difference_low": low,
+        "difference_high": high,
+        "seeds": len(entry["seeds"]),
+    }
+    return {column: extra.get(column, entry.get(column)) for column in SUMMARY_COLUMNS}
+
+
+def _reports(state: StudyState) -> list[tuple[TrialState, int]]:
+    return [
+        (trial, rung) for trial in state.trials.values() for rung in range(len(trial.reports))
+    ]
+
+
+def _report_row(trial: TrialState, rung: int, inventory: Inventory) -> dict[str, Any]:
+    return {
+        **_identity(trial, trial.allocation, inventory),
+        "status": trial.status,
+        "rung": rung,
+        **asdict(trial.reports[rung]),
+    }
+
+
+def _front_row(trial: TrialState, inventory: Inventory) -> dict[str, Any]:
+    return {
+        **_identity(trial, trial.allocation, inventory),
+        **trial.reports[-1].to_json(),
+        "modules": trial.allocation.to_json(),
+    }
+
+
+def _identity(trial: TrialState, allocation: Allocation, inventory: Inventory) -> dict[str, Any]:
+    return {
+        "trial": trial.id,
+        "role": trial.role,
+        "origin": trial.origin,
+        "seed": trial.seed,
+        "allocation": allocation.encode(),
+        "average_bits": average_bits(allocation, inventory),
+        "average_rank": allocation.average_rank,
+        "memory_bytes": trial.memory_bytes,
+        "target_bytes": target_bytes(allocation, inventory),
+    }

@@ -1,0 +1,247 @@
+"""Proposes allocations with Optuna, which is told the truth about every trial and its rung."""
+
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.costs import memory_bytes, module_bytes
+from search_spaces.spaces import Space
+from tune.state import TrialState as StudyTrial
+
+ATTEMPTS = 20
+STUDY_NAME = "alrq"
+STORAGE_NAME = "optuna.journal"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def _nsga2(seed: int, budget: int) -> BaseSampler:
+    # The default population of 50 would spend a usual budget on random draws.
+    return NSGAIISampler(seed=seed, population_size=max(4, budget // 5))
+
+
+SEARCHERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
+    "tpe": lambda seed, budget: TPESampler(seed=seed),
+    "nsga2": _nsga2,
+    "random": lambda seed, budget: RandomSampler(seed=seed),
+}
+
+
+class FittingSampler(BaseSampler):
+    """Another sampler's draws, changed as little as needed to be new and to fit in memory."""
+
+    def __init__(
+        self, inner: BaseSampler, space: Space, max_memory_bytes: int | None, seed: int
+    ) -> None:
+        """Wrap a sampler.
+
+        Args:
+            inner: Draws bits and ranks.
+            space: What may be drawn.
+            max_memory_bytes: Limit on the deployed model; None for none.
+            seed: Of the changes.
+        """
+        self._inner = inner
+        self._space = space
+        self._limit = max_memory_bytes
+        self._random = random.Random(seed)
+        self._seen: set[Allocation] = set()
+
+    def remember(self, allocation: Allocation) -> None:
+        """Never propose this allocation (again)."""
+        self._seen.add(allocation)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return all of the space: the draw is checked as a whole."""
+        return dict(distributions(self._space))
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return one new allocation that fits."""
+        inner_space = self._inner.infer_relative_search_space(study, trial)
+        params = self._inner.sample_relative(study, trial, inner_space)
+        for name, distribution in search_space.items():
+            if name not in params:
+                params[name] = self._inner.sample_independent(study, trial, name, distribution)
+        return to_params(self._new_and_fitting(from_params(params, self._space)))
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Return the inner sampler's draw."""
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Tell the inner sampler."""
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Any
+    ) -> None:
+        """Tell the inner sampler."""
+        self._inner.after_trial(study, trial, state, values)
+
+    def _new_and_fitting(self, allocation: Allocation) -> Allocation:
+        fitted = self._fit(allocation)
+        attempts = 0
+        while fitted in self._seen and attempts < ATTEMPTS * len(allocation.choices):
+            name = self._random.choice(self._space.inventory.names)
+            choice = Choice(
+                self._random.choice(self._space.bits[name]),
+                self._random.choice(self._space.ranks[name]),
+            )
+            fitted = self._fit(Allocation({**fitted.choices, name: choice}))
+            attempts += 1
+        return fitted
+
+    def _fit(self, allocation: Allocation) -> Allocation:
+        """Lower bits and ranks of randomly chosen modules, a step each, until it fits."""
+        inventory = self._space.inventory
+        if self._limit is None:
+            return allocation
+        excess = memory_bytes(allocation, inventory) - self._limit
+        choices = dict(allocation.choices)
+        while excess > 0:
+            steps = [
+                (target, smaller)
+                for target in inventory.targets
+                for smaller in self._one_step_down(target.name, choices[target.name])
+            ]
+            target, smaller = self._random.choice(steps)
+            old = choices[target.name]
+            excess -= module_bytes(target, old.bits, old.rank) - module_bytes(
+                target, smaller.bits, smaller.rank
+            )
+            choices[target.name] = smaller
+        return Allocation(choices)
+
+    def _one_step_down(self, name: str, choice: Choice) -> list[Choice]:
+        bits = [value for value in self._space.bits[name] if value < choice.bits]
+        ranks = [value for value in self._space.ranks[name] if value < choice.rank]
+        down = [Choice(bits[-1], choice.rank)] if bits else []
+        return [*down, Choice(choice.bits, ranks[-1])] if ranks else down
+
+
+class Proposer:
+    """Optuna's view of a study, rebuilt from the log and kept in a file for its dashboard.
+
+    Optuna counts a stopped trial as pruned, without values, and a failed one as failed: only
+    trials at full fidelity enter its front.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        searcher: str,
+        budget: int,
+        seed: int,
+        max_memory_bytes: int | None,
+        folder: Path,
+    ) -> None:
+        """Start an empty Optuna study in `folder`, over what may be there."""
+        self._space = space
+        self._make = lambda number: SEARCHERS[searcher](seed + number, budget)
+        self._sampler = FittingSampler(self._make(0), space, max_memory_bytes, seed)
+        path = folder / STORAGE_NAME
+        path.unlink(missing_ok=True)
+        self._study = optuna.create_study(
+            study_name=STUDY_NAME,
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            sampler=self._sampler,
+            directions=["minimize", "minimize"],
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names(["validation_loss", "memory_bytes"])
+        self._numbers: dict[str, int] = {}
+
+    def propose(self, trial_id: str) -> Allocation:
+        """Return the next allocation, which Optuna knows as running from now on."""
+        # A sampler of its own for each draw: a resumed study goes on as if never interrupted.
+        self._sampler._inner = self._make(len(self._numbers))
+        trial = self._study.ask(distributions(self._space))
+        trial.set_user_attr("trial", trial_id)
+        self._numbers[trial_id] = trial.number
+        allocation = from_params(trial.params, self._space)
+        self._sampler.remember(allocation)
+        return allocation
+
+    def adopt(self, trial: StudyTrial) -> None:
+        """Take in a trial that was proposed elsewhere or before, in its present state."""
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=to_params(trial.allocation),
+                distributions=distributions(self._space),
+                user_attrs={"trial": trial.id},
+            )
+        )
+        self._numbers[trial.id] = len(self._study.get_trials(deepcopy=False)) - 1
+        self._sampler.remember(trial.allocation)
+        if trial.status != "running":
+            self.tell(trial)
+
+    def tell(self, trial: StudyTrial) -> None:
+        """Tell Optuna how a trial ended, and at which rung."""
+        number = self._numbers[trial.id]
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        storage = self._study._storage
+        details: dict[str, Any] = {"memory_bytes": trial.memory_bytes, "rungs": len(trial.reports)}
+        if trial.last is not None:
+            details |= {"step": trial.last.step, "loss": trial.last.loss}
+        if trial.reason is not None:
+            details["reason"] = trial.reason
+        for key, value in details.items():
+            storage.set_trial_user_attr(frozen._trial_id, key, value)
+        if trial.status == "completed" and trial.last is not None:
+            self._study.tell(number, [trial.last.loss, float(trial.memory_bytes)])
+        elif trial.status == "stopped":
+            self._study.tell(number, state=TrialState.PRUNED)
+        else:
+            self._study.tell(number, state=TrialState.FAIL)
+
+
+def distributions(space: Space) -> Mapping[str, BaseDistribution]:
+    """Return Optuna's distribution of the bits and of the rank of every module."""
+    found: dict[str, BaseDistribution] = {}
+    for name in space.inventory.names:
+        found[f"{name}.bits"] = CategoricalDistribution(space.bits[name])
+        found[f"{name}.rank"] = CategoricalDistribution(space.ranks[name])
+    return found
+
+
+def to_params(allocation: Allocation) -> dict[str, int]:
+    """Return an allocation as Optuna's parameters."""
+    params = {}
+    for name, choice in allocation.choices.items():
+        params[f"{name}.bits"] = choice.bits
+        params[f"{name}.rank"] = choice.rank
+    return params
+
+
+def from_params(params: Mapping[str, Any], space: Space) -> Allocation:
+    """Return the allocation that Optuna's parameters stand for."""
+    return Allocation(
+        {
+            name: Choice(int(params[f"{name}.bits"]), int(params[f"{name}.rank"]))
+            for name in space.inventory.names
+        }
+    )

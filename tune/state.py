@@ -1,0 +1,109 @@
+"""The state of a study, made from its events and from nothing else."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alrq_core.records import TestScore, TrialReport
+from search_spaces.allocation import Allocation, decode
+from tune.events import Completed, Event, Failed, Proposed, Reported, Role, Started, Stopped, Tested
+from tune.front import front
+
+Status = Literal["running", "stopped", "failed", "completed"]
+
+
+@dataclass
+class TrialState:
+    """All that is known of one trial.
+
+    Attributes:
+        reports: One a rung, in order.
+        status: `running` until an end was logged, also after a crash.
+        reason: Why it failed.
+    """
+
+    id: str
+    role: Role
+    origin: str
+    seed: int
+    allocation: Allocation
+    memory_bytes: int
+    reports: list[TrialReport] = field(default_factory=list)
+    status: Status = "running"
+    reason: str | None = None
+    test: TestScore | None = None
+
+    @property
+    def last(self) -> TrialReport | None:
+        """The report of the highest rung."""
+        return self.reports[-1] if self.reports else None
+
+
+@dataclass
+class StudyState:
+    """All trials of a study, by id, in the order of their proposals.
+
+    Attributes:
+        names: The target modules, to read encoded allocations with.
+        trials: Trial id to trial.
+        budgets: The budget of each run of the program on this study.
+    """
+
+    names: tuple[str, ...]
+    trials: dict[str, TrialState] = field(default_factory=dict)
+    budgets: list[int] = field(default_factory=list)
+
+    def replay(self, events: Iterable[Event]) -> "StudyState":
+        """Apply all events and return this state."""
+        for event in events:
+            self.apply(event)
+        return self
+
+    def apply(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Started):
+            self.budgets.append(event.budget)
+            return
+        if isinstance(event, Proposed):
+            self.trials[event.trial] = TrialState(
+                id=event.trial,
+                role=event.role,
+                origin=event.origin,
+                seed=event.seed,
+                allocation=decode(event.allocation, self.names),
+                memory_bytes=event.memory_bytes,
+            )
+            return
+        trial = self.trials[event.trial]
+        if isinstance(event, Reported):
+            trial.reports.append(event.report)
+        elif isinstance(event, Tested):
+            trial.test = TestScore(
+                metric=event.metric,
+                value=event.value,
+                loss=event.loss,
+                f1=event.f1,
+                scores=tuple(float(score) for score in event.scores),
+            )
+        elif isinstance(event, Stopped):
+            trial.status = "stopped"
+        elif isinstance(event, Failed):
+            trial.status, trial.reason = "failed", event.reason
+        elif isinstance(event, Completed):
+            trial.status = "completed"
+
+    def of_role(self, role: Role) -> list[TrialState]:
+        """Return the trials of one role, in order."""
+        return [trial for trial in self.trials.values() if trial.role == role]
+
+    def with_status(self, status: Status) -> list[TrialState]:
+        """Return the trials of one status, in order."""
+        return [trial for trial in self.trials.values() if trial.status == status]
+
+    def front(self) -> list[TrialState]:
+        """Return the front of the search: completed trials only, so of equal fidelity,
+        from the smallest to the largest.
+        """
+        done = [t for t in self.of_role("search") if t.status == "completed" and t.reports]
+        points = [(trial.reports[-1].loss, float(trial.memory_bytes)) for trial in done]
+        return [done[index] for index in front(points)]

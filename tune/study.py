@@ -1,0 +1,164 @@
+"""One study in the driver's process: writes every event, decides at every rung."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from alrq_core.records import Receipt, TestScore, TrialReport
+from tune.events import Completed, Event, EventLog, Failed, Proposed, Reported, Stopped, Tested
+from tune.plan import Plan
+from tune.schedulers import Rule
+from tune.state import StudyState, TrialState
+
+Decision = Literal["continue", "stop"]
+Listener = Callable[[Event, StudyState], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a worker sends after each rung.
+
+    Attributes:
+        report: The rung's measurements; None if it never got there.
+        receipt: What was really built; None if building failed.
+        test: The score of a confirmed trial, with its last report.
+        error: Why the trial can't go on.
+    """
+
+    report: TrialReport | None = None
+    receipt: Receipt | None = None
+    test: TestScore | None = None
+    error: str | None = None
+
+
+@dataclass
+class Study:
+    """The log, the state and the plan of one study, kept in step.
+
+    Attributes:
+        folder: Where everything is written.
+        log: Events are appended here before they take effect.
+        state: Made from the log.
+        plan: What runs next.
+        rungs: Steps at which trials report.
+        rule: The scheduler's decision at a rung.
+        listeners: Told of every new event after it took effect.
+    """
+
+    folder: Path
+    log: EventLog
+    state: StudyState
+    plan: Plan
+    rungs: tuple[int, ...]
+    rule: Rule
+    listeners: Sequence[Listener] = ()
+    _orphans: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Proposed by an earlier run and never ended: they go first, from their checkpoints.
+        self._orphans = [trial.id for trial in self.state.with_status("running")]
+
+    def next_trial(self) -> TrialState | None:
+        """Return the next trial to run, logged; None if none can be proposed now."""
+        if self._orphans:
+            return self.state.trials[self._orphans.pop(0)]
+        proposed = self.plan.next()
+        if proposed is None:
+            return None
+        self._record(proposed)
+        trial = self.state.trials[proposed.trial]
+        if proposed.role == "search" and proposed.origin != self.plan.searcher:
+            self.plan.proposer.adopt(trial)
+        return trial
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to propose or to run."""
+        return not self._orphans and self.plan.finished
+
+    def take(self, trial_id: str, outcome: Outcome) -> Decision:
+        """Take in what a worker sent, log it, and decide whether the trial goes on.
+
+        A repeated report, from a trial that was continued, changes nothing.
+        """
+        trial = self.state.trials[trial_id]
+        if trial.status != "running":
+            return "stop"
+        if outcome.receipt is not None:
+            self._write_receipt(trial_id, outcome.receipt)
+        report = outcome.report
+        if report is not None and not math.isfinite(report.loss):
+            self.fail(trial_id, f"validation loss became {report.loss} at step {report.step}")
+            return "stop"
+        if report is not None and report.step not in {known.step for known in trial.reports}:
+            rung = self.rungs.index(report.step)
+            self._record(Reported(trial=trial_id, rung=rung, report=report))
+        if outcome.error is not None:
+            self.fail(trial_id, outcome.error)
+            return "stop"
+        return self._decide(trial, outcome.test)
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """End a trial with its reason, unless it has ended."""
+        trial = self.state.trials[trial_id]
+        if trial.status == "running":
+            self._record(Failed(trial=trial_id, reason=reason))
+            self._tell(trial)
+
+    def _decide(self, trial: TrialState, test: TestScore | None) -> Decision:
+        if trial.last is None:
+            return "continue"
+        if trial.last.step == self.rungs[-1]:
+            if test is not None:
+                self._record(_tested(trial.id, test))
+            self._record(Completed(trial=trial.id))
+            self._tell(trial)
+            return "stop"
+        if trial.role == "search" and not self.rule(self._points(trial, len(trial.reports) - 1)):
+            self._record(Stopped(trial=trial.id, rung=len(trial.reports) - 1))
+            self._tell(trial)
+            return "stop"
+        return "continue"
+
+    def _points(self, newest: TrialState, rung: int) -> list[tuple[float, float]]:
+        """Return (loss, bytes) of the search's trials at a rung, the given one last."""
+        others = [t for t in self.state.of_role("search") if t is not newest]
+        return [
+            (trial.reports[rung].loss, float(trial.memory_bytes))
+            for trial in [*others, newest]
+            if len(trial.reports) > rung
+        ]
+
+    def _tell(self, trial: TrialState) -> None:
+        if trial.role == "search":
+            self.plan.proposer.tell(trial)
+
+    def _record(self, event: Event) -> None:
+        self.log.append(event)
+        self.state.apply(event)
+        for listener in self.listeners:
+            listener(event, self.state)
+
+    def _write_receipt(self, trial_id: str, receipt: Receipt) -> None:
+        path = self.folder / "receipts" / f"{trial_id}.json"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(receipt.to_json(), indent=1), encoding="utf-8")
+        partial.replace(path)
+
+
+def _tested(trial_id: str, test: TestScore) -> Tested:
+    scores: str | tuple[float, ...] = test.scores
+    if test.metric == "accuracy":
+        scores = "".join("1" if score else "0" for score in test.scores)
+    return Tested(
+        trial=trial_id,
+        metric=test.metric,
+        value=test.value,
+        loss=test.loss,
+        f1=test.f1,
+        scores=scores,
+    )
