@@ -119,7 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
     where.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
     where.add_argument(
-        "--dry-run", action="store_true", help="print the plan and the corners of the space, and end"
+        "--dry-run",
+        action="store_true",
+        help="print the plan and the corners of the space, and end",
     )
     return parser
 

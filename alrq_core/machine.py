@@ -14,7 +14,9 @@ import torch
 
 def usable_cores() -> int:
     """Return the cores that this process may use, within the container's limit."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     limit = Path("/sys/fs/cgroup/cpu.max")
     if limit.is_file():
         quota, _, period = limit.read_text(encoding="ascii").partition(" ")

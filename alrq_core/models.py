@@ -195,9 +195,7 @@ def _model_class(kind: TaskKind, config: PretrainedConfig, name: str) -> Any:
         AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
     )
     encoder = config.model_type in {"bert", "roberta", "distilbert", "deberta-v2", "modernbert"}
-    if type(config) not in model_class._model_mapping or (
-        kind == "language-modelling" and encoder
-    ):
+    if type(config) not in model_class._model_mapping or (kind == "language-modelling" and encoder):
         raise ValueError(
             f"`--model` must support {kind}, got {name!r} of type {config.model_type}. "
             "Choose another model or another `--task`."

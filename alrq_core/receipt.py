@@ -25,7 +25,9 @@ def take_receipt(model: nn.Module, inventory: Inventory, compute_dtype: torch.dt
     adapters = lora_layers(model)
     modules = {}
     for target in inventory.targets:
-        rank = adapters[target.name].lora_A[ADAPTER].weight.shape[0] if target.name in adapters else 0
+        rank = (
+            adapters[target.name].lora_A[ADAPTER].weight.shape[0] if target.name in adapters else 0
+        )
         modules[target.name] = read_layer(frozen_layer(model, target.name), rank)
     stored = sum(module.stored_bytes for module in modules.values())
     weights = sum(target.weights for target in inventory.targets)
@@ -67,10 +69,14 @@ def check_receipt(receipt: Receipt, allocation: Allocation, inventory: Inventory
                     f"{target.name} was built with {realised} {what} instead of {expected} "
                     f"(class {built.module_class})"
                 )
-    expected_bytes = receipt.memory_bytes - receipt.target_bytes + sum(
-        receipt.modules[t.name].stored_bytes
-        + adapter_bytes(allocation.choices[t.name].rank, t.out_features, t.in_features)
-        for t in inventory.targets
+    expected_bytes = (
+        receipt.memory_bytes
+        - receipt.target_bytes
+        + sum(
+            receipt.modules[t.name].stored_bytes
+            + adapter_bytes(allocation.choices[t.name].rank, t.out_features, t.in_features)
+            for t in inventory.targets
+        )
     )
     if expected_bytes != receipt.memory_bytes:
         raise ReceiptError(
@@ -104,9 +110,7 @@ def probe_gradients(
     silent = [
         name
         for name, layer in lora_layers(model).items()
-        if not all(
-            _has_gradient(half[ADAPTER].weight) for half in (layer.lora_A, layer.lora_B)
-        )
+        if not all(_has_gradient(half[ADAPTER].weight) for half in (layer.lora_A, layer.lora_B))
     ]
     model.zero_grad(set_to_none=True)
     if silent:
@@ -132,6 +136,8 @@ def confirm_unchanged(model: nn.Module, receipt: Receipt, inventory: Inventory) 
 
 
 def _has_gradient(weight: nn.Parameter) -> bool:
-    return weight.grad is not None and bool(torch.count_nonzero(weight.grad)) and bool(
-        torch.isfinite(weight.grad).all()
+    return (
+        weight.grad is not None
+        and bool(torch.count_nonzero(weight.grad))
+        and bool(torch.isfinite(weight.grad).all())
     )

@@ -58,7 +58,10 @@ class Task:
 
 
 def load_task(
-    name: str, data: Path | None = None, text_column: str | None = None, label_column: str | None = None
+    name: str,
+    data: Path | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
 ) -> Task:
     """Return the named task, from a package, local files or the hub.
 
@@ -171,9 +174,7 @@ def _read(path: Path, **options: Any) -> Dataset:
     return rows
 
 
-def _checked(
-    texts: Any, labels: Any, source: str, text_column: str
-) -> tuple[list[str], list[int]]:
+def _checked(texts: Any, labels: Any, source: str, text_column: str) -> tuple[list[str], list[int]]:
     """Return texts and labels after checking every cell."""
     for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
         if not isinstance(text, str) or not text.strip():
@@ -295,7 +296,9 @@ def _wikitext2(folder: Path | None) -> Task:
             lines = texts["validation"].splitlines(keepends=True)
             cut = round(len(lines) * (1 - LM_VALIDATION_FRACTION))
             texts["train"], texts["validation"] = "".join(lines[:cut]), "".join(lines[cut:])
-            note = "no train.txt: trained on the first four fifths of valid.txt, validated on the rest"
+            note = (
+                "no train.txt: trained on the first four fifths of valid.txt, validated on the rest"
+            )
     return Task(
         name="wikitext2",
         kind="language-modelling",

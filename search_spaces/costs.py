@@ -75,7 +75,9 @@ def average_bits(allocation: Allocation, inventory: Inventory) -> float:
 def target_bytes(allocation: Allocation, inventory: Inventory) -> int:
     """Return the bytes of all target modules with their adapters."""
     return sum(
-        module_bytes(target, allocation.choices[target.name].bits, allocation.choices[target.name].rank)
+        module_bytes(
+            target, allocation.choices[target.name].bits, allocation.choices[target.name].rank
+        )
         for target in inventory.targets
     )
 

@@ -64,7 +64,9 @@ class Space:
 
     def largest(self) -> Allocation:
         """Return the allocation with the most bytes."""
-        return Allocation({t.name: self._extreme(t, smallest=False) for t in self.inventory.targets})
+        return Allocation(
+            {t.name: self._extreme(t, smallest=False) for t in self.inventory.targets}
+        )
 
     def nearest_uniform(self, bits: int, rank: int) -> Allocation:
         """Return the allocation nearest to these bits and this rank everywhere."""
@@ -83,7 +85,10 @@ class Space:
         found: dict[Allocation, None] = {}
         for bits, rank in ANCHORS:
             allocation = self.nearest_uniform(bits, rank)
-            if max_memory_bytes is None or memory_bytes(allocation, self.inventory) <= max_memory_bytes:
+            if (
+                max_memory_bytes is None
+                or memory_bytes(allocation, self.inventory) <= max_memory_bytes
+            ):
                 found[allocation] = None
         return list(found)[:limit]
 
@@ -154,9 +159,7 @@ def check_space_name(name: str) -> None:
             "available yet. Use one of those."
         )
     if name not in SPACES:
-        raise ValueError(
-            f"`--space` must be one of {known}, got {name!r}. Use one of those."
-        )
+        raise ValueError(f"`--space` must be one of {known}, got {name!r}. Use one of those.")
 
 
 def fixed_allocation(name: str, inventory: Inventory) -> Allocation:

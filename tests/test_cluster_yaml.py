@@ -1,6 +1,5 @@
 """The cluster file: Ray's own checks, and the mistakes that these let through."""
 
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -114,7 +113,7 @@ def test_file_mounts_exist_once_ray_has_made_the_token(cluster, monkeypatch, tmp
     monkeypatch.setenv("HOME", str(tmp_path))
     generate_and_save_token()
     for source in cluster["file_mounts"].values():
-        assert Path(os.path.expanduser(source)).exists(), source
+        assert Path(source).expanduser().exists(), source
 
 
 def test_every_container_asks_for_the_token_and_finds_it(cluster):

@@ -54,9 +54,7 @@ def order(points: Sequence[Point]) -> list[int]:
     lonely = [0.0] * len(points)
     for value in set(rank):
         members = [index for index in range(len(points)) if rank[index] == value]
-        for member, distance in zip(
-            members, crowding([points[m] for m in members]), strict=True
-        ):
+        for member, distance in zip(members, crowding([points[m] for m in members]), strict=True):
             lonely[member] = distance
     return sorted(range(len(points)), key=lambda index: (rank[index], -lonely[index], index))
 

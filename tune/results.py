@@ -94,8 +94,7 @@ def write_results(
             "recommendation": recommendation.trial if recommendation else None,
             "confirmed": [row.to_json() for row in rows],
             "failed": [
-                {"trial": trial.id, "reason": trial.reason}
-                for trial in state.with_status("failed")
+                {"trial": trial.id, "reason": trial.reason} for trial in state.with_status("failed")
             ],
         },
     )
@@ -141,9 +140,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reports(state: StudyState) -> list[tuple[TrialState, int]]:
-    return [
-        (trial, rung) for trial in state.trials.values() for rung in range(len(trial.reports))
-    ]
+    return [(trial, rung) for trial in state.trials.values() for rung in range(len(trial.reports))]
 
 
 def _report_row(trial: TrialState, rung: int, inventory: Inventory) -> dict[str, Any]:

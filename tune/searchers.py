@@ -3,6 +3,7 @@
 import random
 import warnings
 from collections.abc import Callable, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,13 @@ def _nsga2(seed: int, budget: int) -> BaseSampler:
     return NSGAIISampler(seed=seed, population_size=max(4, budget // 5))
 
 
+def _tpe(seed: int, budget: int) -> BaseSampler:
+    # A front has many points: the default tenth of the trials would model one or two of them.
+    return TPESampler(seed=seed, gamma=lambda trials: ceil(trials / 2))
+
+
 SEARCHERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": lambda seed, budget: TPESampler(seed=seed),
+    "tpe": _tpe,
     "nsga2": _nsga2,
     "random": lambda seed, budget: RandomSampler(seed=seed),
 }
@@ -93,9 +99,7 @@ class FittingSampler(BaseSampler):
         """Tell the inner sampler."""
         self._inner.before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Any
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
         """Tell the inner sampler."""
         self._inner.after_trial(study, trial, state, values)
 
