@@ -16,6 +16,7 @@ from search_spaces.spaces import SPACES
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_FLAGS = ("learning_rate", "max_steps", "batch_size", "accumulation_steps", "max_length")
 LM_MAX_LENGTH = 256
+PLAIN_WIDTH = 120
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path | None, bool]:
-    """Return the given fields of the configuration, the study to resume, and whether to only plan."""
+    """Return the given fields of the configuration, the study to resume, and `--dry-run`."""
     parser = build_parser()
     given = vars(parser.parse_args(arguments))
     resume = given.pop("resume", None)
@@ -150,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from tune.run import run_study
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
     try:
         config = _config(given, resume)
         prepared = prepare(config)

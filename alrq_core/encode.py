@@ -143,7 +143,7 @@ def train_batches(tokens: Tokens, recipe: Recipe, seed: int) -> Iterator[np.ndar
     lengths = tokens.lengths
     while True:
         order = generator.permutation(len(tokens))
-        batches = []
+        batches: list[np.ndarray] = []
         for start in range(0, len(order), size * BUCKET_BATCHES):
             bucket = order[start : start + size * BUCKET_BATCHES]
             bucket = bucket[np.argsort(lengths[bucket], kind="stable")]

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import bitsandbytes
 import torch
@@ -24,7 +25,7 @@ class Linear16(nn.Linear):
         return nn.functional.linear(input, self.weight.to(input.dtype), bias)
 
 
-class Linear8(Linear8bitLt):
+class Linear8(Linear8bitLt):  # type: ignore[misc]
     """An int8 layer that evaluates on a CPU as it trains: codes times unquantised activations.
 
     bitsandbytes also quantises the activations once the layer is in eval mode, which scores
@@ -36,13 +37,14 @@ class Linear8(Linear8bitLt):
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, in the compute type."""
         if x.device.type != "cpu":
-            return super().forward(x)
+            return Linear8bitLt.forward(self, x)  # type: ignore[no-any-return]
         if self.weight.CB is not None:
             self.init_8bit_state()
         self.state.is_training = True
         x = x.to(self.compute_dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return bitsandbytes.matmul(x, self.weight, bias=bias, state=self.state)
+        output: Tensor = bitsandbytes.matmul(x, self.weight, bias=bias, state=self.state)
+        return output
 
 
 def pack_linear(linear: nn.Linear, bits: int, compute_dtype: torch.dtype) -> nn.Module:
@@ -74,7 +76,7 @@ def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:
     """
     codes, others, bits = _stored_tensors(layer)
     stored = codes.nbytes + sum(tensor.nbytes for tensor in others)
-    data = codes.detach().cpu().contiguous().view(torch.uint8).numpy()
+    data = codes.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return ModuleReceipt(
         module_class=f"{type(layer).__module__}.{type(layer).__qualname__}",
         bits=bits,
@@ -91,17 +93,17 @@ def _stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], int]:
         extra = [value for key, value in layer.meta.items() if key in {"scale", "zero"}]
         per_code = 8 * layer.W_q.nbytes / layer.meta["shape"].numel()
         return layer.W_q.data, extra, int(per_code)
-    if isinstance(layer, Linear4bit) and layer.weight.quant_state is not None:
-        state = layer.weight.quant_state
+    weight: Any = layer.get_parameter("weight")
+    if isinstance(layer, Linear4bit) and weight.quant_state is not None:
+        state = weight.quant_state
         nested = [state.state2.absmax, state.offset] if state.nested else []
-        per_code = 8 * layer.weight.nbytes / state.shape.numel()
-        return layer.weight.data, [state.absmax, *nested], int(per_code)
-    weight: Tensor = layer.get_parameter("weight").data
+        per_code = 8 * weight.nbytes / state.shape.numel()
+        return weight.data, [state.absmax, *nested], int(per_code)
     if isinstance(layer, Linear8bitLt) and weight.dtype == torch.int8:
         # The first forward pass moves the row scales from the weight to the layer's state.
-        scales = layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
-        return weight, [scales], 8
-    return weight, [], 8 * weight.element_size()
+        scales = layer.state.SCB if layer.state.SCB is not None else weight.SCB
+        return weight.data, [scales], 8
+    return weight.data, [], 8 * weight.element_size()
 
 
 def _pack_16(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
@@ -113,12 +115,12 @@ def _pack_16(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         dtype=STORAGE_DTYPE,
     )
     packed.weight = nn.Parameter(linear.weight.to(STORAGE_DTYPE), requires_grad=False)
-    packed.bias = _bias(linear, compute_dtype)
+    _set_bias(packed, linear, compute_dtype)
     return packed
 
 
 def _pack_8(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    packed = Linear8(
+    packed: Any = Linear8(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
@@ -126,12 +128,13 @@ def _pack_8(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
     )
     packed.compute_dtype = compute_dtype
     packed.weight.data = linear.weight.detach().clone()
-    packed.bias = _bias(linear, compute_dtype)
-    return packed.to(linear.weight.device)
+    _set_bias(packed, linear, compute_dtype)
+    moved: nn.Module = packed.to(linear.weight.device)
+    return moved
 
 
 def _pack_4(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    packed = Linear4bit(
+    packed: Any = Linear4bit(
         linear.in_features,
         linear.out_features,
         bias=linear.bias is not None,
@@ -140,15 +143,16 @@ def _pack_4(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
         quant_type="nf4",
     )
     packed.weight.data = linear.weight.detach().clone()
-    packed.bias = _bias(linear, compute_dtype)
+    _set_bias(packed, linear, compute_dtype)
     # One forward pass in eval mode would repack the codes for inference on processors with
     # AVX512-BF16, and every gradient after it would be lost without an error.
     packed.support_avx512bf16_for_cpu = False
-    return packed.to(linear.weight.device)
+    moved: nn.Module = packed.to(linear.weight.device)
+    return moved
 
 
 def _pack_hqq(linear: nn.Linear, compute_dtype: torch.dtype, bits: int) -> nn.Module:
-    config = {
+    config: dict[str, Any] = {
         "weight_quant_params": {
             "nbits": bits,
             "channel_wise": True,
@@ -162,7 +166,7 @@ def _pack_hqq(linear: nn.Linear, compute_dtype: torch.dtype, bits: int) -> nn.Mo
         "zero_quant_params": None,
         "offload_meta": False,
     }
-    packed = HQQLinear(
+    packed: Any = HQQLinear(
         linear,
         config,
         del_orig=False,
@@ -172,13 +176,14 @@ def _pack_hqq(linear: nn.Linear, compute_dtype: torch.dtype, bits: int) -> nn.Mo
     packed.linear_layer = None
     for key in ("scale", "zero"):
         packed.meta[key] = packed.meta[key].to(STORAGE_DTYPE)
-    return packed
+    layer: nn.Module = packed
+    return layer
 
 
-def _bias(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Parameter | None:
-    if linear.bias is None:
-        return None
-    return nn.Parameter(linear.bias.detach().to(compute_dtype), requires_grad=False)
+def _set_bias(packed: Any, linear: nn.Linear, compute_dtype: torch.dtype) -> None:
+    if linear.bias is not None:
+        bias = linear.bias.detach().to(compute_dtype)
+        packed.bias = nn.Parameter(bias, requires_grad=False)
 
 
 PACKERS: Mapping[int, Callable[[nn.Linear, torch.dtype], nn.Module]] = {

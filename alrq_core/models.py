@@ -184,7 +184,9 @@ def _part(inside: str) -> Part:
 
 
 def _config(folder: Path, labels: int) -> PretrainedConfig:
-    config = AutoConfig.from_pretrained(folder, num_labels=labels, trust_remote_code=False)
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        folder, num_labels=labels, trust_remote_code=False
+    )
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = load_tokenizer(folder).pad_token_id
     return config

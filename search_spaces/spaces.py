@@ -81,7 +81,7 @@ class Space:
         )
 
     def anchors(self, limit: int, max_memory_bytes: int | None) -> list[Allocation]:
-        """Return up to `limit` distinct near-uniform allocations that fit, for the start of a search."""
+        """Return up to `limit` distinct near-uniform allocations that fit."""
         found: dict[Allocation, None] = {}
         for bits, rank in ANCHORS:
             allocation = self.nearest_uniform(bits, rank)

@@ -93,10 +93,8 @@ class StudyScheduler(_Uncopied, TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
         """Return a trial that waits for a worker, oldest first."""
-        for trial in tune_controller.get_trials():
-            if trial.status == Trial.PENDING:
-                return trial
-        return None
+        trials: list[Trial] = tune_controller.get_trials()
+        return next((trial for trial in trials if trial.status == Trial.PENDING), None)
 
     def debug_string(self) -> str:
         """Return the name of the scheduler."""

@@ -5,11 +5,11 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-from tune.confirmation import Confirmed  # noqa: E402
-from tune.state import StudyState, TrialState  # noqa: E402
+from tune.confirmation import Confirmed
+from tune.state import StudyState, TrialState
 
 BASELINE_COLOUR = "#c44e52"
 FRONT_COLOUR = "#4c72b0"

@@ -12,6 +12,7 @@ import pyarrow.parquet
 from search_spaces.allocation import Allocation
 from search_spaces.costs import average_bits, target_bytes
 from search_spaces.inventory import Inventory
+from search_spaces.spaces import BASELINES
 from tune.config import StudyConfig
 from tune.confirmation import Confirmed
 from tune.state import StudyState, TrialState
@@ -106,14 +107,14 @@ def _experiments(
     config: StudyConfig, rows: list[Confirmed], recommendation: Confirmed | None
 ) -> list[tuple[str, Confirmed]]:
     by_trial = {row.trial: row for row in rows}
-    found = [(name, by_trial[name]) for name in ("B-FP", "B-Q4") if name in by_trial]
+    found = [(str(name), by_trial[name]) for name in BASELINES if name in by_trial]
     if "t001" in by_trial and not found:
         return [(config.space, by_trial["t001"])]
     return [*found, (config.space, recommendation)] if recommendation else found
 
 
 def _write_overviews(folder: Path) -> None:
-    """Write `all_results.json` and `experiment_summary.csv` over all result files that are there."""
+    """Write `all_results.json` and `experiment_summary.csv` over all result files there."""
     entries = []
     for path in sorted(folder.glob("results_*_*.json")):
         entries.append(json.loads(path.read_text(encoding="utf-8")))

@@ -161,7 +161,7 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray handles signals itself once it has started, so ours come after it.
     with _ray(config.address), _terminated_like_interrupted():
-        per_trial = {"cpu": 1, "gpu": 1} if ray.cluster_resources().get("GPU") else {"cpu": 1}
+        per_trial = {"cpu": 1.0, "gpu": 1.0 if ray.cluster_resources().get("GPU") else 0.0}
         context = WorkerContext(
             inventory=prepared.inventory,
             task=prepared.task,

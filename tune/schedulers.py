@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 
-from tune.front import Point, order
+from tune.front import Point, dominates, order
 
 REDUCTION_FACTOR = 2
 RUNGS = 3
@@ -24,8 +24,13 @@ def rung_steps(max_steps: int) -> tuple[int, ...]:
 
 
 def _front_asha(points: Sequence[Point]) -> bool:
-    """Keep the better half by non-dominated rank in (loss, bytes), then by spread."""
-    return order(points).index(len(points) - 1) < ceil(len(points) / REDUCTION_FACTOR)
+    """Keep what no other trial beats in both loss and bytes, and of the rest what is in the
+    better half by non-dominated rank, then by spread.
+    """
+    newest = len(points) - 1
+    if not any(dominates(point, points[newest]) for point in points):
+        return True
+    return order(points).index(newest) < ceil(len(points) / REDUCTION_FACTOR)
 
 
 def _asha(points: Sequence[Point]) -> bool:

@@ -3,7 +3,6 @@
 import random
 import warnings
 from collections.abc import Callable, Mapping
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,10 @@ def _nsga2(seed: int, budget: int) -> BaseSampler:
     return NSGAIISampler(seed=seed, population_size=max(4, budget // 5))
 
 
-def _tpe(seed: int, budget: int) -> BaseSampler:
-    # A front has many points: the default tenth of the trials would model one or two of them.
-    return TPESampler(seed=seed, gamma=lambda trials: ceil(trials / 2))
-
-
 SEARCHERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
-    "tpe": _tpe,
+    "tpe": lambda seed, _: TPESampler(seed=seed),
     "nsga2": _nsga2,
-    "random": lambda seed, budget: RandomSampler(seed=seed),
+    "random": lambda seed, _: RandomSampler(seed=seed),
 }
 
 
@@ -69,10 +63,12 @@ class FittingSampler(BaseSampler):
         self._seen.add(allocation)
 
     def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
+        self,
+        study: Study,
+        trial: FrozenTrial,
     ) -> dict[str, BaseDistribution]:
         """Return all of the space: the draw is checked as a whole."""
-        return dict(distributions(self._space))
+        return distributions(self._space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -223,7 +219,7 @@ class Proposer:
             self._study.tell(number, state=TrialState.FAIL)
 
 
-def distributions(space: Space) -> Mapping[str, BaseDistribution]:
+def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Return Optuna's distribution of the bits and of the rank of every module."""
     found: dict[str, BaseDistribution] = {}
     for name in space.inventory.names:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from alrq_core.records import Receipt, TestScore, TrialReport
-from tune.events import Completed, Event, EventLog, Failed, Proposed, Reported, Stopped, Tested
+from tune.events import Completed, Event, EventLog, Failed, Reported, Stopped, Tested
 from tune.plan import Plan
 from tune.schedulers import Rule
 from tune.state import StudyState, TrialState

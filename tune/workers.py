@@ -13,7 +13,7 @@ from alrq_core.encode import EncodedTask
 from alrq_core.models import load_model
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
-from alrq_core.trial import TrainingDiverged, TrialContext, TrialRun
+from alrq_core.trial import TrainingDivergedError, TrialContext, TrialRun
 from search_spaces.allocation import decode
 from search_spaces.inventory import Inventory
 from tune.study import Outcome
@@ -76,7 +76,9 @@ class TrialSpec:
 class AllocationTrainable(ray_tune.Trainable):
     """One trial after another in one process. Its steps are rungs; the scheduler ends it."""
 
-    def setup(self, config: dict[str, Any], context: WorkerContext) -> None:
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], context: WorkerContext
+    ) -> None:
         """Load the model once; the first trial is built at its first step."""
         torch.set_num_threads(context.threads)
         self._context = context
@@ -93,7 +95,7 @@ class AllocationTrainable(ray_tune.Trainable):
         """Train to the next rung. An exception becomes the trial's reason to fail."""
         try:
             return {OUTCOME: self._next_rung()}
-        except (ReceiptError, TrainingDiverged) as error:
+        except (ReceiptError, TrainingDivergedError) as error:
             return {OUTCOME: self._failed(str(error))}
         except Exception as error:
             # Whatever a library raises is this trial's failure, not the study's.
