@@ -73,9 +73,8 @@ def frozen_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def _copy_without(base: nn.Module, names: tuple[str, ...]) -> nn.Module:
-    """Return a deep copy of the model that shares the named modules, which are replaced next."""
-    shared = {id(base.get_submodule(name)): base.get_submodule(name) for name in names}
-    return copy.deepcopy(base, dict(shared))
+    """Return a deep copy of the model with nothing in the place of the named modules."""
+    return copy.deepcopy(base, {id(base.get_submodule(name)): nn.Identity() for name in names})
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -14,6 +14,8 @@ from search_spaces.costs import adapter_bytes, stored_bytes
 from search_spaces.inventory import Inventory
 
 BYTES_16_BIT = 2
+# Relative; kernels on GPUs add in an order that varies.
+TOLERANCE = 0.05
 
 
 class ReceiptError(RuntimeError):
@@ -89,9 +91,10 @@ def probe_gradients(
 ) -> Receipt:
     """Return the receipt with the number of LoRA pairs that train after an evaluation.
 
-    Scores a few sequences in eval mode, then runs forward and backward in training mode: some
-    kernels rewrite their weights for inference and leave no gradients behind. The model must
-    have done one step, since before it no gradient reaches the A half of a pair.
+    Takes the gradients of a few sequences, scores them in eval mode, and takes the gradients
+    again: some kernels rewrite their weights for inference, after which gradients are missing or
+    wrong without an error. The model must have done one step, since before it no gradient
+    reaches the A half of a pair.
 
     Args:
         model: The built model; its gradients are cleared.
@@ -99,25 +102,21 @@ def probe_gradients(
         loss_of: Mean loss of a few sequences.
 
     Raises:
-        ReceiptError: A LoRA pair or the head got no gradient.
+        ReceiptError: A LoRA pair got no gradient, or another one than before the evaluation.
     """
+    before = _lora_gradients(model, loss_of)
     model.eval()
     with torch.no_grad():
         loss_of(model)
-    model.train()
-    model.zero_grad(set_to_none=True)
-    loss_of(model).backward()
-    silent = [
-        name
-        for name, layer in lora_layers(model).items()
-        if not all(_has_gradient(half[ADAPTER].weight) for half in (layer.lora_A, layer.lora_B))
-    ]
-    model.zero_grad(set_to_none=True)
-    if silent:
-        raise ReceiptError(
-            f"{len(silent)} of {receipt.lora_pairs} LoRA pairs get no gradient after an "
-            f"evaluation, first {silent[0]}"
-        )
+    after = _lora_gradients(model, loss_of)
+    silent = [name for name, gradient in after.items() if not _alive(gradient)]
+    changed = [name for name in after if not _agree(before[name], after[name])]
+    for names, what in ((silent, "no gradient"), (changed, "another gradient")):
+        if names:
+            raise ReceiptError(
+                f"{len(names)} of {receipt.lora_pairs} LoRA pairs get {what} after an evaluation, "
+                f"first {names[0]}"
+            )
     return replace(receipt, lora_pairs_with_gradient=receipt.lora_pairs)
 
 
@@ -135,9 +134,32 @@ def confirm_unchanged(model: nn.Module, receipt: Receipt, inventory: Inventory) 
     return replace(receipt, unchanged_after_training=True)
 
 
-def _has_gradient(weight: nn.Parameter) -> bool:
-    return (
-        weight.grad is not None
-        and bool(torch.count_nonzero(weight.grad))
-        and bool(torch.isfinite(weight.grad).all())
+def _lora_gradients(
+    model: nn.Module, loss_of: Callable[[nn.Module], Tensor]
+) -> dict[str, list[Tensor | None]]:
+    """Return both gradients of every LoRA pair; dropout draws the same numbers at each call."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    with torch.random.fork_rng():
+        loss_of(model).backward()
+    gradients = {
+        name: [half[ADAPTER].weight.grad for half in (layer.lora_A, layer.lora_B)]
+        for name, layer in lora_layers(model).items()
+    }
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+def _alive(gradients: list[Tensor | None]) -> bool:
+    return all(
+        g is not None and bool(g.count_nonzero()) and bool(g.isfinite().all()) for g in gradients
+    )
+
+
+def _agree(before: list[Tensor | None], after: list[Tensor | None]) -> bool:
+    """Tell whether gradients are the same but for the order of additions."""
+    pairs = zip(before, after, strict=True)
+    return all(
+        a is not None and b is not None and float((a - b).norm()) <= TOLERANCE * float(a.norm())
+        for a, b in pairs
     )

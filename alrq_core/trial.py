@@ -19,6 +19,7 @@ from alrq_core.encode import Batch, EncodedTask, Tokens, collate, train_batches
 from alrq_core.layers import STORAGE_DTYPE
 from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
 from alrq_core.models import head_names
+from alrq_core.randomness import Randomness
 from alrq_core.receipt import check_receipt, confirm_unchanged, probe_gradients, take_receipt
 from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
 from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
@@ -74,17 +75,18 @@ class TrialRun:
         self._compute_dtype = pick_compute_dtype(self._device)
         self._seed = seed
         reset_peak_memory(self._device)
-        torch.manual_seed(seed)
+        self._randomness = Randomness(seed, self._device)
         head = head_names(context.base, context.task.kind)
-        self._model = build_model(
-            context.base,
-            allocation,
-            head,
-            context.recipe.alpha_over_rank,
-            self._compute_dtype,
-            self._device,
-        )
-        _reset_head(self._model, head)
+        with self._randomness:
+            self._model = build_model(
+                context.base,
+                allocation,
+                head,
+                context.recipe.alpha_over_rank,
+                self._compute_dtype,
+                self._device,
+            )
+            _reset_head(self._model, head)
         self.receipt = take_receipt(self._model, context.inventory, self._compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
         self._trained = [p for p in self._model.parameters() if p.requires_grad]
@@ -105,7 +107,8 @@ class TrialRun:
         """
         started = time.perf_counter()
         self._model.train()
-        losses = [self._train_step() for _ in range(step - self.step)]
+        with self._randomness:
+            losses = [self._train_step() for _ in range(step - self.step)]
         trained = time.perf_counter()
         result = self._evaluate(self._context.task.validation)
         if step == self._context.recipe.max_steps:
@@ -140,7 +143,7 @@ class TrialRun:
             "trained": [parameter.detach().cpu() for parameter in self._trained],
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "generator": torch.get_rng_state(),
+            "randomness": self._randomness.states,
         }
         torch.save(state, partial)
         partial.replace(path)
@@ -158,7 +161,7 @@ class TrialRun:
         self._batches = islice(
             train_batches(self._context.task.train, self._context.recipe, self._seed), taken, None
         )
-        torch.set_rng_state(state["generator"].cpu())
+        self._randomness.states = [generator.cpu() for generator in state["randomness"]]
         return TrialReport(**state["report"])
 
     def _train_step(self) -> float:

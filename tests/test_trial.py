@@ -1,0 +1,154 @@
+"""One trial: it learns, repeats itself, continues exactly, and fails with a reason."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from alrq_core.records import TrialReport
+from alrq_core.trial import TrainingDivergedError, TrialRun, learning_rate_factor
+from search_spaces.allocation import Allocation, Choice
+from tests.tiny import RECIPE, make_context
+
+
+def uniform(names: tuple[str, ...], bits: int, rank: int) -> Allocation:
+    return Allocation(dict.fromkeys(names, Choice(bits, rank)))
+
+
+def numbers(report: TrialReport) -> tuple[float, ...]:
+    return report.step, report.train_loss, report.loss, report.accuracy or 0.0
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4, 3, 2])
+def test_learns_at_every_bits(bert_folder: Path, bits: int) -> None:
+    recipe = replace(RECIPE, max_steps=60)
+    context = make_context(bert_folder, "classification", recipe)
+    run = TrialRun(context, uniform(context.inventory.names, bits, 4), seed=0)
+    first, last = run.advance(2), run.advance(60)
+
+    assert last.loss < 0.6 < first.loss
+    assert last.accuracy is not None
+    assert last.accuracy > 0.75
+    assert last.f1 is not None
+    assert last.perplexity is None
+
+
+def test_language_model_reports_perplexity(llama_folder: Path) -> None:
+    context = make_context(llama_folder, "language-modelling")
+    run = TrialRun(context, uniform(context.inventory.names, 4, 4), seed=0)
+    report = run.advance(8)
+    score = run.test()
+
+    assert report.accuracy is None
+    assert report.perplexity == pytest.approx(2.718281828**report.loss, rel=1e-4)
+    assert score.metric == "perplexity"
+    assert len(score.scores) == len(context.task.test)
+
+
+def test_same_seed_same_numbers_in_the_same_process(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    allocation = uniform(context.inventory.names, 3, 4)
+    runs = [TrialRun(context, allocation, seed=5) for _ in range(2)]
+    first, second = ([numbers(run.advance(step)) for step in (2, 4, 8)] for run in runs)
+
+    assert first == second
+
+
+def test_seeds_differ(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    allocation = uniform(context.inventory.names, 3, 4)
+    first, second = (TrialRun(context, allocation, seed).advance(4) for seed in (1, 2))
+
+    assert first.loss != second.loss
+
+
+def test_where_it_reports_does_not_change_training(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    allocation = uniform(context.inventory.names, 4, 4)
+    often = TrialRun(context, allocation, seed=0)
+    for step in (1, 2, 5):
+        often.advance(step)
+    once = TrialRun(context, allocation, seed=0)
+
+    assert often.advance(8).loss == once.advance(8).loss
+
+
+def test_a_checkpoint_continues_exactly(bert_folder: Path, tmp_path: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    allocation = uniform(context.inventory.names, 2, 4)
+    whole = TrialRun(context, allocation, seed=3)
+    report = whole.advance(4)
+    whole.save_checkpoint(tmp_path / "t.pt", report)
+    expected = whole.advance(8)
+    torch.manual_seed(99)
+    resumed = TrialRun(context, allocation, seed=3)
+
+    assert resumed.load_checkpoint(tmp_path / "t.pt") == report
+    assert resumed.step == 4
+    assert numbers(resumed.advance(8)) == numbers(expected)
+    assert resumed.receipt == whole.receipt
+    assert [path.name for path in tmp_path.iterdir()] == ["t.pt"]
+
+
+def test_accumulation_keeps_the_effective_batch(bert_folder: Path) -> None:
+    """Without dropout, since it draws for each micro-batch."""
+    losses = []
+    for parts in (1, 4):
+        recipe = replace(RECIPE, accumulation_steps=parts)
+        context = make_context(bert_folder, "classification", recipe)
+        for module in context.base.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        run = TrialRun(context, uniform(context.inventory.names, 16, 4), seed=0)
+        losses.append(run.advance(4).train_loss)
+
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+def test_rank_zero_trains_the_head_alone(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    run = TrialRun(context, uniform(context.inventory.names, 4, 0), seed=0)
+    run.advance(2)
+
+    assert run.receipt.lora_pairs == 0
+    assert run.receipt.trainable_parameters == 64 * 2 + 2
+
+
+def test_the_base_model_is_never_changed(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    before = {name: p.clone() for name, p in context.base.named_parameters()}
+    TrialRun(context, uniform(context.inventory.names, 8, 4), seed=0).advance(2)
+
+    for name, parameter in context.base.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    run = TrialRun(context, uniform(context.inventory.names, 16, 4), seed=0)
+    with torch.no_grad():
+        run._trained[0].fill_(float("nan"))
+    with pytest.raises(TrainingDivergedError, match="training loss became nan at step 1"):
+        run.advance(8)
+
+
+def test_learning_rate_rises_then_falls_to_nothing() -> None:
+    recipe = replace(RECIPE, max_steps=100, warmup_fraction=0.1)
+    factors = [learning_rate_factor(step, recipe) for step in range(101)]
+
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == 0.0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trains_on_a_gpu(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    for bits in (16, 8, 4, 3, 2):
+        run = TrialRun(context, uniform(context.inventory.names, bits, 4), seed=0)
+        assert run.advance(8).loss > 0
