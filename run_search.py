@@ -145,16 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, resume, dry_run = parse_flags(arguments)
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Imported after the flags were read, so that --help and mistakes answer at once.
-    from tune.config import prepare_folder
-    from tune.prepare import check_same_study, describe_plan, prepare
-    from tune.run import run_study
-
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
     try:
+        # Imports follow the checks that need them, so that mistakes answer at once.
         config = _config(given, resume)
+        from tune.config import prepare_folder
+        from tune.prepare import check_same_study, describe_plan, prepare
+        from tune.run import run_study
+
         prepared = prepare(config)
         if resume is not None:
             check_same_study(prepared, resume)

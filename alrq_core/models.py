@@ -138,6 +138,8 @@ def load_model(name: str, kind: TaskKind, labels: int) -> nn.Module:
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
+        # A head of another task is replaced; everything else has the sizes of its own config.
+        ignore_mismatched_sizes=kind == "classification",
         trust_remote_code=False,
     )
     if not isinstance(model, nn.Module):

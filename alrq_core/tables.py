@@ -42,6 +42,10 @@ def read_table(path: Path) -> Dataset:
     except Exception as error:
         # Whatever pandas, pyarrow or json raise for a malformed file.
         cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):
+            raise ValueError(
+                f"`--data` must have rows, got none in {path.name!r}. Check the file."
+            ) from error
         raise ValueError(
             f"`--data` must be a readable {path.suffix} file, got {path.name!r} "
             f"({type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}). "
@@ -66,7 +70,7 @@ def checked_rows(
                 f"`--text-column` {text_column} must hold text in every row, got {text!r} in row "
                 f"{row} of {source}. Remove or mend the row."
             )
-        if label is None or label == "":
+        if label is None:
             raise ValueError(
                 f"`--label-column` must hold a label in every row, got none in row {row} of "
                 f"{source}. Remove or mend the row."

@@ -131,9 +131,9 @@ def _custom(path: Path, text_column: str, label_column: str) -> Task:
                 f"It has {', '.join(map(str, rows.column_names))}."
             )
     values = rows[label_column]
-    names = sorted({str(value) for value in values if value is not None})
+    names = sorted({str(value) for value in values if value not in (None, "")})
     numbers = {name: number for number, name in enumerate(names)}
-    labels = [None if value is None else numbers[str(value)] for value in values]
+    labels = [None if value in (None, "") else numbers[str(value)] for value in values]
     texts, checked = checked_rows(rows[text_column], labels, path.name, text_column)
     return _stratified("custom", texts, checked, tuple(names))
 

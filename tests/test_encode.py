@@ -1,0 +1,112 @@
+"""Tokens, batches and their padding."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alrq_core.encode import collate, encode_task, eval_batches, train_batches
+from alrq_core.models import load_tokenizer
+from alrq_core.tasks import Task, TextSplit, load_task
+from tests.tiny import RECIPE, make_tokens
+
+
+def test_an_epoch_gives_every_full_batch_once() -> None:
+    tokens = make_tokens(64, 0, "classification")
+    epoch = list(islice(train_batches(tokens, RECIPE, seed=0), 8))
+
+    assert sorted(np.concatenate(epoch)) == list(range(64))
+    assert all(len(batch) == RECIPE.batch_size for batch in epoch)
+
+
+def test_batches_repeat_with_their_seed_and_differ_between_epochs() -> None:
+    tokens = make_tokens(64, 0, "classification")
+    first, again, other = (
+        np.stack(list(islice(train_batches(tokens, RECIPE, seed), 16))) for seed in (0, 0, 1)
+    )
+
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[:8], first[8:])
+
+
+def test_a_small_split_gives_smaller_batches_without_end() -> None:
+    batches = islice(train_batches(make_tokens(3, 0, "classification"), RECIPE, 0), 5)
+
+    assert [len(batch) for batch in batches] == [3] * 5
+
+
+def test_buckets_pad_less_than_random_batches() -> None:
+    tokens = make_tokens(640, 0, "classification")
+    recipe = replace(RECIPE, batch_size=16)
+    padded = sum(
+        len(rows) * tokens.lengths[rows].max()
+        for rows in islice(train_batches(tokens, recipe, 0), 40)
+    )
+    plain = sum(16 * tokens.lengths[start : start + 16].max() for start in range(0, 640, 16))
+
+    assert padded < 1.1 * tokens.lengths.sum()
+    assert padded < plain
+
+
+def test_evaluation_visits_every_row_once() -> None:
+    rows = np.concatenate(list(eval_batches(make_tokens(37, 0, "classification"), RECIPE)))
+
+    assert sorted(rows) == list(range(37))
+
+
+def test_padding_is_masked_and_labels_stay_with_their_rows() -> None:
+    tokens = make_tokens(10, 0, "classification")
+    rows = np.array([7, 2, 5])
+    batch = collate(tokens, rows, pad_id=0)
+
+    assert batch.input_ids.shape == (3, tokens.lengths[rows].max())
+    assert batch.attention_mask.sum(dim=1).tolist() == tokens.lengths[rows].tolist()
+    assert batch.labels.tolist() == tokens.labels[rows].tolist()
+    for line, row in enumerate(rows):
+        length = tokens.lengths[row]
+        assert batch.input_ids[line, :length].tolist() == tokens.sequence(row).tolist()
+        assert not batch.input_ids[line, length:].any()
+
+
+def test_language_modelling_predicts_its_own_tokens() -> None:
+    tokens = make_tokens(4, 0, "language-modelling")
+    batch = collate(tokens, np.array([0, 3]), pad_id=0)
+
+    assert torch.equal(batch.labels, batch.input_ids)
+
+
+def test_texts_become_the_tokenizers_tokens(bert_folder: Path, reviews: Path) -> None:
+    task = load_task("custom", reviews, "review", "verdict")
+    encoded = encode_task(task, bert_folder, max_length=6)
+    tokenizer = load_tokenizer(bert_folder)
+    expected = tokenizer(task.test.texts[3], truncation=True, max_length=6)["input_ids"]
+
+    assert encoded.test.sequence(3).tolist() == expected
+    assert encoded.test.lengths.max() == 6
+    assert encoded.test.labels.tolist() == list(task.test.labels)
+    assert encoded.metric == "accuracy"
+
+
+def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
+    text = "the film was good and the plot was bad " * 20
+    split = TextSplit(texts=(text,))
+    task = Task(
+        name="lm",
+        kind="language-modelling",
+        label_names=(),
+        splits="made up",
+        train=split,
+        validation=split,
+        test=split,
+    )
+    encoded = encode_task(task, llama_folder, max_length=16)
+    ids = load_tokenizer(llama_folder)(text, add_special_tokens=False)["input_ids"]
+
+    assert set(encoded.train.lengths) == {16}
+    assert encoded.train.ids.tolist() == ids[: len(ids) // 16 * 16]
+    with pytest.raises(ValueError, match=r"`--max-length` must leave at least 2 windows"):
+        encode_task(task, llama_folder, max_length=150)

@@ -1,0 +1,238 @@
+"""Whole studies on Ray with a tiny model: phases, failures, kills, a cluster of three nodes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet
+import pytest
+import ray
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import save_bert
+
+ROOT = Path(__file__).parents[1]
+BUDGET = 5
+
+
+def command(bert: Path, reviews: Path, output: Path, *more: str) -> list[str]:
+    flags = {
+        "--model": bert,
+        "--data": reviews,
+        "--text-column": "review",
+        "--label-column": "verdict",
+        "--budget": BUDGET,
+        "--max-steps": 8,
+        "--batch-size": 8,
+        "--max-length": 16,
+        "--output-dir": output,
+        "--name": "s",
+    }
+    return [sys.executable, str(ROOT / "run_search.py"), *map(str, sum(flags.items(), ())), *more]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=280, cwd=ROOT)
+
+
+def events(output: Path) -> list[dict[str, Any]]:
+    lines = (output / "studies/s/events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def trials(output: Path, *kinds: str) -> list[str]:
+    return [event["trial"] for event in events(output) if event["event"] in kinds]
+
+
+def searched(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("t") and "-" not in name]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    bert_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    output = tmp_path_factory.mktemp("finished")
+    return output, run(command(bert_folder, reviews, output))
+
+
+def test_a_study_ends_with_its_table(finished: tuple[Path, Any]) -> None:
+    _, process = finished
+
+    assert process.returncode == 0, process.stderr
+    assert "Confirmed on the test split" in process.stdout
+    assert "Recommended: " in process.stdout or "No recommendation: " in process.stdout
+    assert process.stderr == ""
+
+
+def test_every_trial_ended_once_and_none_failed(finished: tuple[Path, Any]) -> None:
+    output, _ = finished
+    ends = trials(output, "completed", "stopped", "failed")
+
+    assert Counter(ends) == Counter(trials(output, "proposed"))
+    assert len(searched(ends)) == BUDGET
+    assert {"B-FP", "B-Q4", "B-FP-s1", "B-FP-s2", "B-FP-s3"} <= set(ends)
+    assert not trials(output, "failed")
+
+
+def test_receipts_are_distinct_and_complete(finished: tuple[Path, Any]) -> None:
+    output, _ = finished
+    receipts = {
+        path.stem: json.loads(path.read_text())
+        for path in (output / "studies/s/receipts").glob("*.json")
+    }
+    built = {
+        json.dumps({n: (m["bits"], m["rank"]) for n, m in receipts[name]["modules"].items()})
+        for name in searched(list(receipts))
+    }
+
+    assert set(receipts) == set(trials(output, "proposed"))
+    assert len(built) == BUDGET
+    for receipt in receipts.values():
+        assert receipt["lora_pairs_with_gradient"] == receipt["lora_pairs"]
+    predicted = {e["trial"]: e["memory_bytes"] for e in events(output) if e["event"] == "proposed"}
+    assert {name: r["memory_bytes"] for name, r in receipts.items()} == predicted
+
+
+def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
+    output, _ = finished
+    study = output / "studies/s"
+    rows = pyarrow.parquet.read_table(study / "trials.parquet").to_pylist()
+    reported = [e for e in events(output) if e["event"] == "reported"]
+
+    assert len(rows) == len(reported)
+    assert {(r["trial"], r["step"], r["loss"]) for r in rows} == {
+        (e["trial"], e["step"], e["loss"]) for e in reported
+    }
+    front = json.loads((study / "front.json").read_text())["front"]
+    assert {row["trial"] for row in front} <= set(trials(output, "completed"))
+    assert {row["step"] for row in front} == {8}
+    names = {path.name for path in output.iterdir()}
+    assert {"results_B-FP_custom.json", "all_results.json", "experiment_summary.csv"} <= names
+    assert (study / "front.png").stat().st_size > 10_000
+    assert not list((study / "checkpoints").iterdir())
+    content = json.loads((study / "study.json").read_text())
+    assert content["versions"]["ray"] == ray.__version__
+    assert content["splits"]["test"] == 40
+
+
+def test_optuna_was_told_the_truth(finished: tuple[Path, Any]) -> None:
+    output, _ = finished
+    backend = optuna.storages.journal.JournalFileBackend(str(output / "studies/s/optuna.journal"))
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.load_study(study_name="alrq", storage=storage)
+    states = {t.user_attrs["trial"]: t.state.name for t in study.trials}
+    expected = {
+        **dict.fromkeys(searched(trials(output, "completed")), "COMPLETE"),
+        **dict.fromkeys(searched(trials(output, "stopped")), "PRUNED"),
+    }
+
+    assert states == expected
+
+
+def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(
+    finished: tuple[Path, Any], bert_folder: Path, reviews: Path
+) -> None:
+    output, _ = finished
+    before = events(output)
+    refused = run(command(bert_folder, reviews, output))
+    assert refused.returncode == 2
+    assert "`--name` must be new, got 's'" in refused.stderr
+    assert events(output) == before
+
+    script = [sys.executable, str(ROOT / "run_search.py"), "--resume", str(output / "studies/s")]
+    smaller = run([*script, "--budget", "2"])
+    assert smaller.returncode == 2
+    assert "must not shrink" in smaller.stderr
+
+    larger = run([*script, "--budget", str(BUDGET + 2)])
+    assert larger.returncode == 0, larger.stderr
+    assert events(output)[: len(before)] == before
+    assert len(searched(trials(output, "completed", "stopped", "failed"))) == BUDGET + 2
+
+
+def wait_for(output: Path, count: int) -> None:
+    """Wait until this many trials of the search have ended."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (output / "studies/s/events.jsonl").is_file():
+            ended = searched(trials(output, "completed", "stopped"))
+            if len(ended) >= count:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"fewer than {count} trials ended in time")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_an_ended_driver_loses_nothing_and_trains_nothing_twice(
+    sent: signal.Signals, bert_folder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        command(bert_folder, reviews, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    wait_for(tmp_path, 2)
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=120)
+    if sent == signal.SIGINT:
+        assert process.returncode == 130, stderr
+        assert f"--resume {tmp_path / 'studies/s'} --budget {BUDGET}" in stdout
+        assert (tmp_path / "studies/s/trials.parquet").is_file()
+    script = [sys.executable, str(ROOT / "run_search.py")]
+    resumed = run([*script, "--resume", str(tmp_path / "studies/s"), "--budget", str(BUDGET)])
+
+    assert resumed.returncode == 0, resumed.stderr
+    ends = trials(tmp_path, "completed", "stopped", "failed")
+    assert Counter(ends) == Counter(trials(tmp_path, "proposed"))
+    assert len(searched(ends)) == BUDGET
+    reports = [(e["trial"], e["step"]) for e in events(tmp_path) if e["event"] == "reported"]
+    assert len(reports) == len(set(reports))
+
+
+def test_a_study_in_which_all_fails_says_why(reviews: Path, tmp_path: Path) -> None:
+    bert = save_bert(tmp_path / "bert")
+    weights = load_file(bert / "model.safetensors")
+    weights["bert.embeddings.LayerNorm.weight"].fill_(float("nan"))
+    save_file(weights, bert / "model.safetensors", metadata={"format": "pt"})
+    process = run(command(bert, reviews, tmp_path / "out", "--budget", "2"))
+
+    assert process.returncode == 1
+    assert "every trial failed" in process.stderr
+    assert "training loss became nan at step 1" in process.stderr
+    assert sorted(trials(tmp_path / "out", "failed")) == ["B-FP", "B-Q4", "t001", "t002"]
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_cluster_of_three_nodes_runs_a_study(
+    three_nodes: str, bert_folder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    process = run(command(bert_folder, reviews, tmp_path, "--address", three_nodes))
+
+    assert process.returncode == 0, process.stderr
+    assert len(searched(trials(tmp_path, "completed", "stopped"))) == BUDGET
+    assert os.environ.get("RAY_ADDRESS") is None

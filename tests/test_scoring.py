@@ -1,0 +1,71 @@
+"""Losses and metrics, against values computed another way."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from alrq_core.encode import collate
+from alrq_core.scoring import Evaluation, evaluate, sequence_losses
+from tests.tiny import RECIPE, make_context
+
+CPU = torch.device("cpu")
+
+
+def test_metrics_of_known_answers() -> None:
+    result = Evaluation(
+        losses=np.array([0.1, 0.2, 0.3, 0.4]),
+        predictions=np.array([0, 1, 1, 1]),
+        labels=np.array([0, 1, 0, 1]),
+    )
+
+    assert result.accuracy == 0.75
+    assert result.f1 == pytest.approx((2 / 3 + 0.8) / 2)
+    assert result.loss == pytest.approx(0.25)
+    assert result.standard_error == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 10 / 2)
+    assert result.perplexity is None
+    assert result.test_score().scores == (1.0, 1.0, 0.0, 1.0)
+
+
+def test_perplexity_is_the_exponential_of_the_loss() -> None:
+    result = Evaluation(np.array([1.0, 3.0]), np.empty(0), np.empty(0))
+
+    assert result.perplexity == pytest.approx(math.exp(2.0))
+    assert result.accuracy is None
+    assert Evaluation(np.array([1000.0, 1000.0]), np.empty(0), np.empty(0)).perplexity == math.inf
+
+
+def test_losses_do_not_depend_on_the_batch(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    task, model = context.task, context.base.eval()
+    together = evaluate(model, task, task.validation, RECIPE, torch.float32, CPU)
+    for row in (0, 5, 11):
+        batch = collate(task.validation, np.array([row]), task.pad_id)
+        with torch.no_grad():
+            alone, logits = sequence_losses(model, batch)
+        assert together.losses[row] == pytest.approx(alone.item(), abs=1e-5)
+        assert together.predictions[row] == logits.argmax().item()
+
+
+def test_language_modelling_losses_are_those_of_transformers(llama_folder: Path) -> None:
+    context = make_context(llama_folder, "language-modelling")
+    batch = collate(context.task.test, np.arange(6), context.task.pad_id)
+    with torch.no_grad():
+        losses, _ = sequence_losses(context.base.eval(), batch)
+        reference = context.base(input_ids=batch.input_ids, labels=batch.labels).loss
+
+    assert losses.mean().item() == pytest.approx(reference.item(), abs=1e-5)
+
+
+def test_evaluation_draws_nothing_and_keeps_no_graph(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    state = torch.get_rng_state()
+    model: nn.Module = context.base.train()
+    evaluate(model, context.task, context.task.test, RECIPE, torch.bfloat16, CPU)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
