@@ -14,7 +14,14 @@ from search_spaces.costs import parse_bytes
 from search_spaces.spaces import SPACES
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-RECIPE_FLAGS = ("learning_rate", "max_steps", "batch_size", "accumulation_steps", "max_length")
+RECIPE_FLAGS = (
+    "learning_rate",
+    "max_steps",
+    "batch_size",
+    "accumulation_steps",
+    "max_length",
+    "dropout",
+)
 LM_MAX_LENGTH = 256
 PLAIN_WIDTH = 120
 
@@ -112,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-length",
         type=_whole("--max-length"),
         help="tokens a sequence (default: 128, language modelling 256)",
+    )
+    recipe.add_argument(
+        "--dropout", type=_number("--dropout"), help="of every layer that has one (default: 0)"
     )
     where = parser.add_argument_group("where it runs and writes")
     where.add_argument("--name", help="of the study (default: space, task and time)")

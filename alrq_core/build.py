@@ -3,11 +3,13 @@
 import copy
 import re
 import warnings
+from functools import partial
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from alrq_core.layers import STORAGE_DTYPE, pack_linear
 from search_spaces.allocation import Allocation
@@ -104,3 +106,22 @@ def _attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(alpha_pattern|Conv1D).*")
         get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
+    for layer in lora_layers(model).values():
+        layer.forward = partial(_fused_forward, layer)
+
+
+def _fused_forward(layer: Any, x: Tensor) -> Tensor:
+    """Return what PEFT's forward does, with scaling and addition inside one matrix product.
+
+    PEFT copies, scales and adds the large output by itself in each layer, which costs about a
+    twentieth of a step on a CPU.
+    """
+    output: Tensor = layer.base_layer(x)
+    narrow = nn.functional.linear(x, layer.lora_A[ADAPTER].weight)
+    fused = torch.addmm(
+        output.flatten(0, -2),
+        narrow.flatten(0, -2),
+        layer.lora_B[ADAPTER].weight.t(),
+        alpha=layer.scaling[ADAPTER],
+    )
+    return fused.view_as(output)

@@ -125,13 +125,22 @@ def inspect_model(name: str, kind: TaskKind, labels: int) -> Inventory:
     )
 
 
-def load_model(name: str, kind: TaskKind, labels: int) -> nn.Module:
+def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> nn.Module:
     """Return the pretrained model in float32 on the CPU.
 
     A new head is drawn from torch's generator: seed it first.
+
+    Args:
+        name: As given to `--model`.
+        kind: Of the task.
+        labels: Number of classes.
+        dropout: Probability of every dropout in the model.
     """
     folder = resolve_model(name)
     config = _config(folder, labels)
+    for key, value in config.to_dict().items():
+        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float | int):
+            setattr(config, key, dropout)
     model_class = _model_class(kind, config, name)
     model = model_class.from_pretrained(
         folder,
@@ -144,6 +153,9 @@ def load_model(name: str, kind: TaskKind, labels: int) -> nn.Module:
     )
     if not isinstance(model, nn.Module):
         raise TypeError(f"transformers returned a {type(model).__name__} for {name}")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
     return model
 
 

@@ -72,7 +72,7 @@ class TrialRun:
         """
         self._context = context
         self._device = pick_device()
-        self._compute_dtype = pick_compute_dtype(self._device)
+        self._compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
         self._seed = seed
         reset_peak_memory(self._device)
         self._randomness = Randomness(seed, self._device)

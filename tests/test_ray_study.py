@@ -15,6 +15,7 @@ import optuna
 import pyarrow.parquet
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import save_bert
@@ -215,9 +216,7 @@ def test_a_study_in_which_all_fails_says_why(reviews: Path, tmp_path: Path) -> N
 
 
 @pytest.fixture
-def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    from ray.cluster_utils import Cluster
-
+def three_nodes() -> Iterator[str]:
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )

@@ -100,9 +100,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, content: str, messa
 @pytest.mark.parametrize(
     ("name", "content"), [("d.jsonl", b'{"text": 1'), ("d.parquet", b"no parquet at all")]
 )
-def test_a_malformed_file_is_refused_by_its_name(
-    tmp_path: Path, name: str, content: bytes
-) -> None:
+def test_a_malformed_file_is_refused_by_its_name(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"got '{name}'"):
         custom(tmp_path / name)

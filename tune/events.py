@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -58,7 +58,7 @@ class Tested:
     """A confirmed trial was scored on the test split.
 
     Attributes:
-        scores: See `TestScore.scores`; right and wrong answers as a string of 1 and 0.
+        scores: See `TestScore.scores`; right and wrong answers as `pack_answers` writes them.
     """
 
     trial: str
@@ -97,6 +97,19 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (Started, Proposed, Reported, Tested, Stopped, Failed, Completed)
 }
+
+
+def pack_answers(scores: Sequence[float]) -> str:
+    """Return right (1) and wrong (0) answers as hexadecimal digits, four a digit.
+
+    A leading 1 keeps the zeros behind it.
+    """
+    return format(int("1" + "".join("1" if score else "0" for score in scores), 2), "x")
+
+
+def unpack_answers(text: str) -> tuple[float, ...]:
+    """Return what `pack_answers` packed."""
+    return tuple(float(bit) for bit in format(int(text, 16), "b")[1:])
 
 
 def encode_event(event: Event) -> str:

@@ -11,7 +11,7 @@ from tune.searchers import Proposer
 from tune.state import StudyState, TrialState
 
 CONFIRM_SEEDS = 3
-MAX_FINALISTS = 4
+MAX_FINALISTS = 3
 ANCHOR_SHARE = 5
 
 

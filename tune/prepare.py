@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alrq_core.encode import EncodedTask, encode_task
-from alrq_core.machine import describe_machine
+from alrq_core.machine import describe_machine, fastest_cpu_dtype
 from alrq_core.models import inspect_model, resolve_model
 from alrq_core.tasks import check_task_name, load_task
 from search_spaces.allocation import Allocation
@@ -57,6 +57,9 @@ def prepare(config: StudyConfig) -> Prepared:
     if config.epochs is not None:
         steps = math.ceil(config.epochs * len(encoded.train) / config.recipe.batch_size)
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
+    if config.recipe.cpu_dtype is None:
+        # Once for the study: all trials, resumed ones too, compute in one type.
+        config = replace(config, recipe=replace(config.recipe, cpu_dtype=fastest_cpu_dtype()))
     inventory = inspect_model(config.model, task.kind, len(task.label_names))
     space = make_space(config.space, inventory)
     smallest = memory_bytes(space.smallest(), inventory)

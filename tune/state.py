@@ -6,7 +6,18 @@ from typing import Literal
 
 from alrq_core.records import TestScore, TrialReport
 from search_spaces.allocation import Allocation, decode
-from tune.events import Completed, Event, Failed, Proposed, Reported, Role, Started, Stopped, Tested
+from tune.events import (
+    Completed,
+    Event,
+    Failed,
+    Proposed,
+    Reported,
+    Role,
+    Started,
+    Stopped,
+    Tested,
+    unpack_answers,
+)
 from tune.front import front
 
 Status = Literal["running", "stopped", "failed", "completed"]
@@ -78,12 +89,13 @@ class StudyState:
         if isinstance(event, Reported):
             trial.reports.append(event.report)
         elif isinstance(event, Tested):
+            scores = event.scores
             trial.test = TestScore(
                 metric=event.metric,
                 value=event.value,
                 loss=event.loss,
                 f1=event.f1,
-                scores=tuple(float(score) for score in event.scores),
+                scores=unpack_answers(scores) if isinstance(scores, str) else scores,
             )
         elif isinstance(event, Stopped):
             trial.status = "stopped"

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from alrq_core.records import Receipt, TestScore, TrialReport
-from tune.events import Completed, Event, EventLog, Failed, Reported, Stopped, Tested
+from tune.events import (
+    Completed,
+    Event,
+    EventLog,
+    Failed,
+    Reported,
+    Stopped,
+    Tested,
+    pack_answers,
+)
 from tune.plan import Plan
 from tune.schedulers import Rule
 from tune.state import StudyState, TrialState
@@ -153,7 +162,7 @@ class Study:
 def _tested(trial_id: str, test: TestScore) -> Tested:
     scores: str | tuple[float, ...] = test.scores
     if test.metric == "accuracy":
-        scores = "".join("1" if score else "0" for score in test.scores)
+        scores = pack_answers(test.scores)
     return Tested(
         trial=trial_id,
         metric=test.metric,

@@ -131,7 +131,12 @@ class AllocationTrainable(ray_tune.Trainable):
         if self._shared is None:
             context, task = self._context, self._context.task
             self._shared = TrialContext(
-                base=load_model(context.inventory.model, task.kind, len(task.label_names)),
+                base=load_model(
+                    context.inventory.model,
+                    task.kind,
+                    len(task.label_names),
+                    context.recipe.dropout,
+                ),
                 inventory=context.inventory,
                 task=task,
                 recipe=context.recipe,
