@@ -77,12 +77,13 @@ def run_study(prepared: Prepared, console: Console) -> StudyResult:
     """
     config, folder = prepared.config, prepared.config.folder
     log = EventLog(folder / LOG_NAME)
-    state = StudyState(prepared.inventory.names).replay(log.read())
+    events = list(log.read())
+    state = StudyState(prepared.inventory.names).replay(events)
     write_json(folder / "study.json", study_content(prepared))
     started = Started(time=round(time.time(), 3), budget=config.budget)
     log.append(started)
     state.apply(started)
-    plan = _plan(prepared, state)
+    plan = _plan(prepared, events, state)
     progress = Progress(console, plan.search_size, prepared.task.metric)
     sinks = _sinks(prepared)
     study = Study(
@@ -121,7 +122,7 @@ def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult
     )
 
 
-def _plan(prepared: Prepared, state: StudyState) -> Plan:
+def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
     config = prepared.config
     proposer = Proposer(
         prepared.space,
@@ -131,8 +132,7 @@ def _plan(prepared: Prepared, state: StudyState) -> Plan:
         config.max_memory_bytes,
         config.folder,
     )
-    for trial in state.of_role("search"):
-        proposer.adopt(trial)
+    proposer.replay(events, state)
     limit = config.time_limit_seconds
     return Plan(
         space=prepared.space,

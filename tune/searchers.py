@@ -2,13 +2,19 @@
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import (
+    BaseGASampler,
+    BaseSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
@@ -17,6 +23,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes, module_bytes
 from search_spaces.spaces import Space
+from tune.events import Completed, Event, Failed, Proposed, Stopped
+from tune.state import StudyState
 from tune.state import TrialState as StudyTrial
 
 ATTEMPTS = 20
@@ -39,7 +47,11 @@ SEARCHERS: Mapping[str, Callable[[int, int], BaseSampler]] = {
 
 
 class FittingSampler(BaseSampler):
-    """Another sampler's draws, changed as little as needed to be new and to fit in memory."""
+    """Another sampler's draws, changed as little as needed to be new and to fit in memory.
+
+    Attributes:
+        inner: The other sampler.
+    """
 
     def __init__(
         self, inner: BaseSampler, space: Space, max_memory_bytes: int | None, seed: int
@@ -52,11 +64,17 @@ class FittingSampler(BaseSampler):
             max_memory_bytes: Limit on the deployed model; None for none.
             seed: Of the changes.
         """
-        self._inner = inner
+        self.inner = inner
         self._space = space
         self._limit = max_memory_bytes
+        self._seed = seed
         self._random = random.Random(seed)
         self._seen: set[Allocation] = set()
+
+    def start_draw(self, inner: BaseSampler, number: int) -> None:
+        """Use another sampler, and changes that depend on the number of the draw alone."""
+        self.inner = inner
+        self._random = random.Random(f"{self._seed}-{number}")
 
     def remember(self, allocation: Allocation) -> None:
         """Never propose this allocation (again)."""
@@ -74,11 +92,11 @@ class FittingSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Return one new allocation that fits."""
-        inner_space = self._inner.infer_relative_search_space(study, trial)
-        params = self._inner.sample_relative(study, trial, inner_space)
+        inner_space = self.inner.infer_relative_search_space(study, trial)
+        params = self.inner.sample_relative(study, trial, inner_space)
         for name, distribution in search_space.items():
             if name not in params:
-                params[name] = self._inner.sample_independent(study, trial, name, distribution)
+                params[name] = self.inner.sample_independent(study, trial, name, distribution)
         return to_params(self._new_and_fitting(from_params(params, self._space)))
 
     def sample_independent(
@@ -89,15 +107,15 @@ class FittingSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return the inner sampler's draw."""
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+        return self.inner.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Tell the inner sampler."""
-        self._inner.before_trial(study, trial)
+        self.inner.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
         """Tell the inner sampler."""
-        self._inner.after_trial(study, trial, state, values)
+        self.inner.after_trial(study, trial, state, values)
 
     def _new_and_fitting(self, allocation: Allocation) -> Allocation:
         fitted = self._fit(allocation)
@@ -176,7 +194,8 @@ class Proposer:
     def propose(self, trial_id: str) -> Allocation:
         """Return the next allocation, which Optuna knows as running from now on."""
         # A sampler of its own for each draw: a resumed study goes on as if never interrupted.
-        self._sampler._inner = self._make(len(self._numbers))
+        number = len(self._numbers)
+        self._sampler.start_draw(self._make(number), number)
         trial = self._study.ask(distributions(self._space))
         trial.set_user_attr("trial", trial_id)
         self._numbers[trial_id] = trial.number
@@ -185,7 +204,7 @@ class Proposer:
         return allocation
 
     def adopt(self, trial: StudyTrial) -> None:
-        """Take in a trial that was proposed elsewhere or before, in its present state."""
+        """Take in a trial that was proposed elsewhere or before, as running."""
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
@@ -194,10 +213,27 @@ class Proposer:
                 user_attrs={"trial": trial.id},
             )
         )
-        self._numbers[trial.id] = len(self._study.get_trials(deepcopy=False)) - 1
+        adopted = self._study.get_trials(deepcopy=False)[-1]
+        self._numbers[trial.id] = adopted.number
+        inner = self._sampler.inner
+        if isinstance(inner, BaseGASampler):
+            # It breeds from trials whose generation it noted, and notes their parents only once.
+            generation = inner.get_trial_generation(self._study, adopted)
+            inner.get_parent_population(self._study, generation)
         self._sampler.remember(trial.allocation)
-        if trial.status != "running":
-            self.tell(trial)
+
+    def replay(self, events: Iterable[Event], state: StudyState) -> None:
+        """Take in the trials of an earlier run in the order in which they began and ended."""
+        for event in events:
+            if not isinstance(event, Proposed | Completed | Stopped | Failed):
+                continue
+            trial = state.trials[event.trial]
+            if trial.role != "search":
+                continue
+            if isinstance(event, Proposed):
+                self.adopt(trial)
+            else:
+                self.tell(trial)
 
     def tell(self, trial: StudyTrial) -> None:
         """Tell Optuna how a trial ended, and at which rung."""

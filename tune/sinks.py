@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
 
 from search_spaces.costs import average_bits
 from search_spaces.inventory import Inventory
@@ -48,11 +49,12 @@ class TensorBoard:
             trial = state.trials[event.trial]
             writer = self._writer(event.trial)
             values = {} if trial.last is None else {"final/loss": trial.last.loss}
-            writer.add_hparams(
-                readable_parameters(trial, self._inventory) | {"status": trial.status},
-                values,
-                name=".",
-            )
+            parameters = readable_parameters(trial, self._inventory) | {"status": trial.status}
+            # The writer's own `add_hparams` would open a second file, or this one anew.
+            for summary in hparams(parameters, values):
+                writer.file_writer.add_summary(summary)
+            for name, value in values.items():
+                writer.add_scalar(name, value, 0)
             writer.close()
             del self._writers[event.trial]
 

@@ -1,0 +1,139 @@
+"""Studies whose trials take no time: a made-up model, and losses from a formula."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from alrq_core.records import TestScore, TrialReport
+from search_spaces.inventory import Inventory, TargetModule
+from search_spaces.spaces import make_space
+from tune.events import LOG_NAME, EventLog, Started
+from tune.plan import Plan
+from tune.schedulers import SCHEDULERS
+from tune.searchers import Proposer
+from tune.state import StudyState, TrialState
+from tune.study import Listener, Outcome, Study
+
+RUNGS = (2, 4, 8)
+LossOf = Callable[[TrialState, int], float]
+
+
+def make_inventory(blocks: int = 3) -> Inventory:
+    """Two modules of 64 x 64 and 128 x 64 a block, and 1,000 parameters besides."""
+    targets = []
+    for block in range(blocks):
+        for name, out_features, part in (
+            ("attention.query", 64, "attention"),
+            ("output", 128, "feed-forward"),
+        ):
+            targets.append(
+                TargetModule(
+                    name=f"model.layer.{block}.{name}",
+                    out_features=out_features,
+                    in_features=64,
+                    part=part,
+                    block=block,
+                )
+            )
+    return Inventory(model="made-up", targets=tuple(targets), other_parameters=1000)
+
+
+def make_report(step: int, loss: float) -> TrialReport:
+    return TrialReport(
+        step=step,
+        train_loss=loss + 0.1,
+        loss=loss,
+        loss_standard_error=0.01,
+        accuracy=0.8,
+        f1=0.79,
+        train_seconds=1.5,
+        eval_seconds=0.5,
+        peak_memory_bytes=10**9,
+    )
+
+
+def score(trial: TrialState, sentences: int = 40) -> TestScore:
+    """Right answers that depend on the seed and on the trial's size."""
+    wrong = (trial.seed + trial.memory_bytes) % 7 + 3
+    scores = tuple(float(number >= wrong) for number in range(sentences))
+    return TestScore(
+        metric="accuracy", value=sum(scores) / sentences, loss=0.4, f1=0.7, scores=scores
+    )
+
+
+def bytes_help(trial: TrialState, step: int) -> float:
+    """A loss that falls with training and with size; ties are broken by the allocation."""
+    jitter = int(trial.allocation.digest[:4], 16) / 16**4 / 10
+    return 1.0 / step + 20_000 / trial.memory_bytes + jitter
+
+
+def make_study(
+    folder: Path,
+    *,
+    budget: int = 10,
+    space: str = "joint",
+    searcher: str = "random",
+    scheduler: str = "front-asha",
+    max_memory_bytes: int | None = None,
+    deadline: float | None = None,
+    listeners: tuple[Listener, ...] = (),
+) -> Study:
+    """Return a study that goes on from what the log in `folder` holds."""
+    inventory = make_inventory()
+    log = EventLog(folder / LOG_NAME)
+    events = list(log.read())
+    state = StudyState(inventory.names).replay(events)
+    started = Started(time=0.0, budget=budget)
+    log.append(started)
+    log.close()
+    state.apply(started)
+    searched = make_space(space, inventory)
+    proposer = Proposer(searched, searcher, budget, 0, max_memory_bytes, folder)
+    proposer.replay(events, state)
+    plan = Plan(
+        space=searched,
+        state=state,
+        proposer=proposer,
+        budget=budget,
+        seed=0,
+        max_memory_bytes=max_memory_bytes,
+        deadline=deadline,
+        searcher=searcher,
+    )
+    return Study(
+        folder=folder,
+        log=log,
+        state=state,
+        plan=plan,
+        rungs=RUNGS,
+        rule=SCHEDULERS[scheduler],
+        listeners=listeners,
+    )
+
+
+def advance(study: Study, trial: TrialState, loss_of: LossOf) -> bool:
+    """Report a trial's next rung; tell whether it goes on."""
+    done = trial.last.step if trial.last else 0
+    step = RUNGS[-1] if trial.role == "confirm" else next(s for s in RUNGS if s > done)
+    last = trial.role == "confirm" and step == RUNGS[-1]
+    outcome = Outcome(
+        report=make_report(step, loss_of(trial, step)), test=score(trial) if last else None
+    )
+    return study.take(trial.id, outcome) == "continue"
+
+
+def drive(
+    study: Study, loss_of: LossOf = bytes_help, workers: int = 2, reports: int = 10**6
+) -> int:
+    """Run a study with workers that take turns, for at most so many reports; return the count."""
+    running: list[TrialState] = []
+    with closing(study.log):
+        for count in range(reports):
+            while len(running) < workers and (trial := study.next_trial()) is not None:
+                running.append(trial)
+            if not running:
+                return count
+            trial = running.pop(0)
+            if advance(study, trial, loss_of):
+                running.append(trial)
+    return reports

@@ -1,0 +1,64 @@
+"""Allocations and their two written forms."""
+
+import pickle
+
+import pytest
+
+from search_spaces.allocation import Allocation, Choice, decode, from_json
+
+MIXED = Allocation({"a.query": Choice(4, 8), "a.output": Choice(2, 0), "b.query": Choice(16, 16)})
+
+
+def test_short_form_round_trip() -> None:
+    assert MIXED.encode() == "4:8,2:0,16:16"
+    assert decode(MIXED.encode(), tuple(MIXED.choices)) == MIXED
+
+
+def test_json_round_trip_keeps_names() -> None:
+    content = MIXED.to_json()
+
+    assert content["modules"]["a.query"] == [4, 8]
+    assert from_json(content) == MIXED
+
+
+def test_pickle_round_trip_and_hash() -> None:
+    copy = pickle.loads(pickle.dumps(MIXED))
+
+    assert copy == MIXED
+    assert len({copy, MIXED}) == 1
+
+
+def test_rank_pattern_leaves_out_modules_without_an_adapter() -> None:
+    assert MIXED.rank_pattern == {"a.query": 8, "b.query": 16}
+    assert MIXED.average_rank == 8
+
+
+def test_digest_tells_allocations_apart() -> None:
+    other = Allocation({**MIXED.choices, "a.output": Choice(3, 0)})
+
+    assert MIXED.digest != other.digest
+    assert len(MIXED.digest) == 12
+
+
+def test_choices_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        MIXED.choices["a.query"] = Choice(2, 2)  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("4:8,2:0", "must have 3 modules, got 2"),
+        ("4:8,2:0,16", r"two whole numbers, got \['16'\] for b\.query"),
+        ("4:8,2:0,x:1", "two whole numbers, got"),
+        ("", "must have 3 modules, got 1"),
+    ],
+)
+def test_malformed_text_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode(text, tuple(MIXED.choices))
+
+
+def test_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="`version` of an allocation must be 1, got 9"):
+        from_json({**MIXED.to_json(), "version": 9})

@@ -1,0 +1,108 @@
+"""The built model: exact ranks, PEFT's own function, dropout as asked, an untouched base."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from alrq_core.build import ADAPTER, build_model, frozen_layer, lora_layers
+from alrq_core.layers import PACKERS
+from alrq_core.models import load_model
+from search_spaces.allocation import Allocation, Choice
+from tests.tiny import make_context
+
+CPU = torch.device("cpu")
+
+
+def built(folder: Path, allocation: Allocation | None = None, bits: int = 16) -> nn.Module:
+    context = make_context(folder, "classification")
+    chosen = allocation or Allocation(dict.fromkeys(context.inventory.names, Choice(bits, 4)))
+    torch.manual_seed(0)
+    return build_model(context.base, chosen, ("classifier",), 2.0, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("bits", sorted(PACKERS))
+def test_the_fused_product_is_pefts_forward(bert_folder: Path, bits: int) -> None:
+    model = built(bert_folder, bits=bits)
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B[ADAPTER].weight)
+        x = torch.randn(3, 5, layer.in_features)
+        results: list[list[Tensor]] = []
+        for forward in (layer.forward, type(layer).forward.__get__(layer)):
+            layer.zero_grad()
+            source = x.clone().requires_grad_()
+            output = forward(source)
+            output.square().sum().backward()
+            halves = [half[ADAPTER].weight.grad for half in (layer.lora_A, layer.lora_B)]
+            results.append([output.detach(), source.grad, *halves])  # type: ignore[list-item]
+        for fused, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(fused, theirs, rtol=1e-4, atol=1e-3)
+
+
+def test_ranks_and_scaling_are_exact(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    names = context.inventory.names
+    ranks = (0, 2, 4, 8, 16, 32)
+    allocation = Allocation({n: Choice(4, ranks[i % 6]) for i, n in enumerate(names)})
+    layers = lora_layers(built(bert_folder, allocation))
+
+    assert set(layers) == set(allocation.rank_pattern)
+    for name, layer in layers.items():
+        assert layer.r[ADAPTER] == allocation.choices[name].rank
+        assert layer.scaling[ADAPTER] == 2.0
+
+
+def test_only_adapters_and_the_head_are_trained(bert_folder: Path) -> None:
+    model = built(bert_folder)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+
+    assert all("lora_" in name or name.startswith("classifier.") for name in trained)
+    assert {"classifier.weight", "classifier.bias"} <= trained
+
+
+def test_a_new_adapter_changes_nothing(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    ids = torch.arange(4, 10).reshape(1, 6)
+    with torch.no_grad():
+        plain = context.base.eval()(input_ids=ids).logits
+        adapted = built(bert_folder).eval()(input_ids=ids).logits
+
+    torch.testing.assert_close(plain, adapted, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_quantised_layers_get_pefts_quantised_classes(bert_folder: Path, bits: int) -> None:
+    """As plain layers they would merge wrongly."""
+    for name, layer in lora_layers(built(bert_folder, bits=bits)).items():
+        assert isinstance(layer, LoraLayer)
+        assert type(layer).__name__ != "Linear", name
+
+
+def test_a_name_that_is_no_linear_layer_is_refused(bert_folder: Path) -> None:
+    wrong = Allocation({"bert.embeddings.word_embeddings": Choice(4, 2)})
+    with pytest.raises(ValueError, match=r"`allocation` must name linear layers.*an Embedding"):
+        built(bert_folder, wrong)
+
+
+def test_frozen_layer_is_found_with_and_without_an_adapter(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    first, second = context.inventory.names[:2]
+    choices = dict.fromkeys(context.inventory.names, Choice(4, 0))
+    model = built(bert_folder, Allocation({**choices, first: Choice(4, 2)}))
+
+    assert type(frozen_layer(model, first)) is type(frozen_layer(model, second))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_every_dropout_gets_the_recipes_probability(bert_folder: Path, dropout: float) -> None:
+    model = load_model(str(bert_folder), "classification", 2, dropout)
+    config = model.config
+
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {dropout}
+    assert config.attention_probs_dropout_prob == config.hidden_dropout_prob == dropout
+    ids = torch.arange(4, 10).reshape(1, 6)
+    with torch.no_grad():
+        one, two = (model.train()(input_ids=ids).logits for _ in range(2))
+    assert torch.equal(one, two) == (dropout == 0)

@@ -1,0 +1,179 @@
+"""Flags as typed values: their checks, their JSON form, and what a resumed study may change."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alrq_core.records import Recipe
+from run_search import build_parser
+from tune.config import (
+    CHANGEABLE,
+    StudyConfig,
+    check_writable,
+    load_study_file,
+    prepare_folder,
+    resumed_config,
+)
+
+FLAGS = {
+    "--space",
+    "--model",
+    "--task",
+    "--data",
+    "--text-column",
+    "--label-column",
+    "--max-memory",
+    "--budget",
+    "--searcher",
+    "--scheduler",
+    "--time-limit",
+    "--margin",
+    "--seed",
+    "--learning-rate",
+    "--max-steps",
+    "--epochs",
+    "--batch-size",
+    "--accumulation-steps",
+    "--max-length",
+    "--dropout",
+    "--name",
+    "--output-dir",
+    "--resume",
+    "--address",
+    "--wandb",
+    "--dry-run",
+}
+
+
+def save(config: StudyConfig) -> Path:
+    folder = prepare_folder(config)
+    (folder / "study.json").write_text(json.dumps({"config": config.to_json()}))
+    return folder
+
+
+def make_config(folder: Path, **changes: Any) -> StudyConfig:
+    return StudyConfig(**{"output_dir": str(folder), "name": "s", **changes})
+
+
+def test_the_command_line_has_these_flags() -> None:
+    found = {option for action in build_parser()._actions for option in action.option_strings}
+
+    assert found == FLAGS | {"-h", "--help"}
+
+
+def test_json_round_trip() -> None:
+    config = StudyConfig(
+        budget=7, name="n", recipe=Recipe(max_steps=9, dropout=0.1), max_memory_bytes=5
+    )
+
+    assert StudyConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_an_unknown_field_is_refused() -> None:
+    content = {**StudyConfig(name="n").to_json(), "elastic": True}
+    with pytest.raises(ValueError, match=r"`study\.json` must hold known flags only, got elastic"):
+        StudyConfig.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": "x"}, "`--space` must be one of"),
+        ({"searcher": "x"}, "`--searcher` must be one of tpe, nsga2, random, got 'x'"),
+        ({"scheduler": "x"}, "`--scheduler` must be one of front-asha, asha, none, got 'x'"),
+        ({"budget": 0}, "`--budget` must be a whole number of at least 1, got 0"),
+        ({"epochs": 0.0}, "`--epochs` must be a positive number"),
+        ({"time_limit_seconds": float("inf")}, "`--time-limit` must be a positive number"),
+        ({"margin": float("nan")}, "`--margin` must be a positive number"),
+        ({"name": ".."}, "`--name` must be the name of a folder"),
+    ],
+)
+def test_values_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StudyConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.0}, "`--learning-rate` must lie between 0 and 1"),
+        ({"learning_rate": float("nan")}, "`--learning-rate` must lie between 0 and 1"),
+        ({"max_steps": 0}, "`--max-steps` must be at least 1, got 0"),
+        ({"batch_size": 0}, "`--batch-size` must be at least 1, got 0"),
+        ({"max_length": 4}, "`--max-length` must be at least 8"),
+        ({"accumulation_steps": 5}, "`--accumulation-steps` must divide the batch size 32, got 5"),
+        ({"dropout": 1.0}, r"`--dropout` must lie in \[0, 1\)"),
+    ],
+)
+def test_recipes_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**changes)
+
+
+def test_a_study_gets_a_name_of_its_own() -> None:
+    assert StudyConfig(space="B-Q4", task="imdb").name.startswith("B-Q4-imdb-2")
+
+
+def test_a_taken_name_is_refused(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    save(config)
+    for check in (prepare_folder, check_writable):
+        with pytest.raises(ValueError, match=r"`--name` must be new, got 's'.*--resume"):
+            check(config)
+
+
+def test_a_resumed_study_keeps_its_flags_and_may_grow(tmp_path: Path) -> None:
+    config = make_config(tmp_path, budget=5, recipe=Recipe(max_steps=9))
+    folder = save(config)
+    resumed = resumed_config(folder, {"budget": 8, "wandb": "p"})
+
+    assert resumed == replace(config, budget=8, wandb="p")
+    assert resumed_config(folder, {}) == config
+    assert resumed_config(folder, {"space": "joint"}) == config
+
+
+def test_a_moved_study_resumes_in_its_new_place(tmp_path: Path) -> None:
+    folder = save(make_config(tmp_path / "old"))
+    moved = tmp_path / "new/studies/other"
+    moved.parent.mkdir(parents=True)
+    folder.rename(moved)
+
+    assert resumed_config(moved, {}).folder == moved
+
+
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"space": "bits"}, "--space"),
+        ({"task": "imdb"}, "--task"),
+        ({"seed": 3}, "--seed"),
+        ({"recipe": Recipe(max_steps=3)}, "--recipe"),
+        ({"max_memory_bytes": 10}, "--max-memory"),
+        ({"searcher": "random"}, "--searcher"),
+    ],
+)
+def test_a_contradicting_flag_is_refused(tmp_path: Path, given: dict[str, Any], flag: str) -> None:
+    folder = save(make_config(tmp_path))
+    with pytest.raises(ValueError, match=rf"`{flag}.*must stay .* in a resumed study"):
+        resumed_config(folder, given)
+
+
+def test_a_smaller_budget_is_refused(tmp_path: Path) -> None:
+    folder = save(make_config(tmp_path, budget=9))
+    with pytest.raises(ValueError, match="`--budget` must not shrink in a resumed study, got 4"):
+        resumed_config(folder, {"budget": 4})
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
+def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ValueError, match="`--resume` must be the folder of a study"):
+        load_study_file(tmp_path)
+
+
+def test_what_may_change_are_fields_of_a_study() -> None:
+    assert set(StudyConfig(name="n").to_json()) >= CHANGEABLE

@@ -1,0 +1,93 @@
+"""Bytes, against values computed by hand from the formats."""
+
+import pytest
+
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.costs import (
+    adapter_bytes,
+    average_bits,
+    format_bytes,
+    memory_bytes,
+    packable,
+    parse_bytes,
+    stored_bytes,
+    target_bytes,
+)
+from search_spaces.inventory import TargetModule
+from tests.simulated import make_inventory
+
+
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        (16, 2 * 147_456),
+        # One code a byte and a float32 for each of 384 rows.
+        (8, 147_456 + 4 * 384),
+        # Half a byte a code; 2,304 blocks with a byte each, whose scales are 9 float32 and an
+        # offset of one more.
+        (4, 73_728 + 2_304 + 4 * 9 + 4),
+        # 2,304 groups of 64, ten codes an int32 along the groups; scale and zero of 2 bytes.
+        (3, 4 * 64 * 231 + 2_304 * 4),
+        (2, 36_864 + 2_304 * 4),
+    ],
+)
+def test_bytes_of_a_384_by_384_matrix(bits: int, expected: int) -> None:
+    assert stored_bytes(bits, 384, 384) == expected
+
+
+def test_unknown_bits_are_refused() -> None:
+    with pytest.raises(ValueError, match="`bits` must be one of 2, 3, 4, 8, 16, got 5"):
+        stored_bytes(5, 64, 64)
+
+
+def test_an_adapter_keeps_two_narrow_matrices_in_16_bits() -> None:
+    assert adapter_bytes(8, 128, 64) == 2 * 8 * (128 + 64)
+    assert adapter_bytes(0, 128, 64) == 0
+
+
+def test_a_model_is_the_sum_of_its_parts() -> None:
+    inventory = make_inventory(blocks=1)
+    allocation = Allocation({inventory.names[0]: Choice(16, 4), inventory.names[1]: Choice(8, 0)})
+    targets = 2 * 4096 + 2 * 4 * 128 + 8192 + 4 * 128
+
+    assert target_bytes(allocation, inventory) == targets
+    assert memory_bytes(allocation, inventory) == targets + 2 * 1000
+
+
+def test_average_bits_weigh_by_size_and_leave_out_adapters() -> None:
+    inventory = make_inventory(blocks=1)
+    choices = {inventory.names[0]: Choice(16, 32), inventory.names[1]: Choice(8, 0)}
+    stored = 2 * 4096 + 8192 + 4 * 128
+
+    assert average_bits(Allocation(choices), inventory) == pytest.approx(8 * stored / 12_288)
+
+
+def test_shapes_that_fit_no_group_are_not_packable() -> None:
+    def target(out_features: int) -> TargetModule:
+        return TargetModule(
+            name="m", out_features=out_features, in_features=10, part="attention", block=0
+        )
+
+    assert packable(2, target(256))
+    assert not packable(2, target(32))
+    assert packable(3, target(32))
+    assert not packable(3, target(7))
+    assert packable(4, target(7))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("30MB", 30_000_000), ("1.5 GB", 1_500_000_000), ("512kb", 512_000), ("7B", 7)],
+)
+def test_sizes_are_read_with_their_units(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["30", "MB", "-1MB", "0MB", "nanMB", "infGB", "3TB!", ""])
+def test_sizes_without_a_number_or_a_unit_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="`--max-memory` must be a positive number with a unit"):
+        parse_bytes(text)
+
+
+def test_sizes_for_people_are_megabytes() -> None:
+    assert format_bytes(29_765_000) == "29.77 MB"

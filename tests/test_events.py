@@ -1,0 +1,127 @@
+"""The event log: round trips, sizes, and what a crash leaves behind."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import tune.events as recorded
+from search_spaces.spaces import make_space
+from tests.simulated import make_inventory, make_report
+from tune.events import (
+    Completed,
+    Event,
+    EventLog,
+    Failed,
+    Proposed,
+    Reported,
+    Started,
+    Stopped,
+    decode_event,
+    encode_event,
+    pack_answers,
+    unpack_answers,
+)
+
+PROPOSED = Proposed(
+    trial="t001", role="search", origin="tpe", seed=0, allocation="4:8,2:0", memory_bytes=12345
+)
+EVENTS: list[Event] = [
+    Started(time=1.25, budget=50),
+    PROPOSED,
+    Reported(trial="t001", rung=0, report=make_report(50, 0.512345)),
+    Stopped(trial="t001", rung=0),
+    Failed(trial="t002", reason='it said "no"\nand ended'),
+    recorded.Tested(trial="t3", metric="accuracy", value=0.5, loss=0.7, f1=0.4, scores="1b"),
+    recorded.Tested(
+        trial="t4", metric="perplexity", value=9.5, loss=2.2, f1=None, scores=(2.1, 2.3)
+    ),
+    Completed(trial="t003"),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_event_comes_back(event: Event) -> None:
+    line = encode_event(event)
+
+    assert "\n" not in line
+    assert decode_event(line) == event
+
+
+def test_log_round_trip(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "e.jsonl")
+    assert list(log.read()) == []
+    for event in EVENTS:
+        log.append(event)
+    log.close()
+    log.append(EVENTS[0])
+    log.close()
+
+    assert list(EventLog(tmp_path / "e.jsonl").read()) == [*EVENTS, EVENTS[0]]
+
+
+def test_an_event_is_on_disk_before_append_returns(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "e.jsonl")
+    with closing(log):
+        log.append(PROPOSED)
+
+        assert list(EventLog(log.path).read()) == [PROPOSED]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
+    log = EventLog(tmp_path / "e.jsonl")
+    for event in EVENTS[:3]:
+        log.append(event)
+    log.close()
+    log.path.write_bytes(log.path.read_bytes()[:-cut])
+    again = EventLog(log.path)
+
+    assert list(again.read()) == EVENTS[:2]
+    with closing(again):
+        again.append(EVENTS[3])
+    assert list(again.read()) == [*EVENTS[:2], EVENTS[3]]
+
+
+@pytest.mark.parametrize("line", ["nonsense", '{"event":"unknown"}', '{"event":"stopped"}', "[]"])
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text(f"{encode_event(PROPOSED)}\n{line}\n{encode_event(PROPOSED)}\n")
+    with pytest.raises(ValueError, match=r"`e\.jsonl` must hold one event a line, got line 2"):
+        list(EventLog(path).read())
+
+
+@pytest.mark.parametrize("scores", [(0.0, 0.0, 1.0), (1.0,), (0.0,) * 9, (1.0, 0.0) * 850])
+def test_answers_pack_four_a_digit(scores: tuple[float, ...]) -> None:
+    packed = pack_answers(scores)
+
+    assert unpack_answers(packed) == scores
+    assert len(packed) <= len(scores) / 4 + 1
+
+
+def test_a_trial_takes_less_than_2000_bytes_and_a_report_less_than_300() -> None:
+    """At the size of MiniLM, with a test split of 5,000 sentences."""
+    allocation = make_space("joint", make_inventory(blocks=18)).largest()
+    trial = [
+        Proposed(
+            trial="t050-s3",
+            role="confirm",
+            origin="t050",
+            seed=3,
+            allocation=allocation.encode(),
+            memory_bytes=48_000_000,
+        ),
+        recorded.Tested(
+            trial="t050-s3",
+            metric="accuracy",
+            value=0.8123456789,
+            loss=0.4123456789,
+            f1=0.8123456789,
+            scores=pack_answers((1.0,) * 5000),
+        ),
+        Completed(trial="t050-s3"),
+    ]
+    report = Reported(trial="t050-s3", rung=2, report=make_report(200, 0.412345))
+
+    assert sum(len(encode_event(event)) + 1 for event in trial) < 2000
+    assert len(encode_event(report)) < 300

@@ -1,0 +1,61 @@
+"""Non-dominated ranks, spread and order, by hand and against a slow definition."""
+
+import random
+
+from tune.front import crowding, dominates, front, order, ranks
+
+# Three layers: a, b, c cannot be beaten; d is beaten by b; e by d.
+A, B, C, D, E = (1.0, 9.0), (3.0, 4.0), (8.0, 1.0), (4.0, 5.0), (5.0, 6.0)
+
+
+def test_domination_needs_one_better_coordinate() -> None:
+    assert dominates(B, D)
+    assert not dominates(D, B)
+    assert not dominates(B, B)
+    assert dominates((1.0, 2.0), (1.0, 3.0))
+
+
+def test_ranks_peel_layers() -> None:
+    assert ranks([E, A, D, B, C]) == [2, 0, 1, 0, 0]
+
+
+def test_equal_points_share_a_rank() -> None:
+    assert ranks([A, A, B]) == [0, 0, 0]
+
+
+def test_front_is_sorted_by_the_second_coordinate() -> None:
+    assert front([E, A, D, B, C]) == [4, 3, 1]
+    assert front([]) == []
+
+
+def test_ends_are_infinitely_lonely() -> None:
+    distances = crowding([A, B, C])
+
+    assert distances[0] == distances[2] == float("inf")
+    assert distances[1] == (8 - 1) / 7 + (9 - 1) / 8
+
+
+def test_order_puts_rank_before_spread() -> None:
+    points = [D, (3.1, 3.9), B, A, C]
+    placed = order(points)
+
+    assert placed[-1] == 0
+    assert set(placed[:2]) == {3, 4}
+
+
+def test_front_against_its_definition() -> None:
+    generator = random.Random(0)
+    for _ in range(50):
+        points = [
+            (float(generator.randint(0, 9)), float(generator.randint(0, 9))) for _ in range(12)
+        ]
+        slow = {
+            index
+            for index, point in enumerate(points)
+            if not any(
+                q[0] <= point[0] and q[1] <= point[1] and (q[0] < point[0] or q[1] < point[1])
+                for q in points
+            )
+        }
+        assert set(front(points)) == slow
+        assert sorted(order(points)) == list(range(12))

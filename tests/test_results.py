@@ -1,0 +1,152 @@
+"""The result files, the closing table and the picture, from a simulated study."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from rich.console import Console
+
+from alrq_core.records import Recipe
+from search_spaces.allocation import from_json
+from tests.simulated import drive, make_inventory, make_study
+from tune.config import StudyConfig
+from tune.confirmation import confirmed, recommend
+from tune.plots import draw_front
+from tune.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
+from tune.state import StudyState
+from tune.table import closing_table, recommendation_line
+
+INVENTORY = make_inventory()
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> StudyState:
+    study = make_study(tmp_path_factory.mktemp("study"), budget=12)
+    drive(study)
+    return study.state
+
+
+def config(folder: Path, **changes: object) -> StudyConfig:
+    made = StudyConfig(output_dir=str(folder), name="s", recipe=Recipe(max_steps=8))
+    made = replace(made, **changes)  # type: ignore[arg-type]
+    made.folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def test_parquet_has_a_row_a_report(tmp_path: Path, state: StudyState) -> None:
+    write_study_tables(tmp_path, state, INVENTORY)
+    rows = pyarrow.parquet.read_table(tmp_path / "trials.parquet").to_pylist()
+
+    assert len(rows) == sum(len(trial.reports) for trial in state.trials.values())
+    for row in rows:
+        trial = state.trials[row["trial"]]
+        assert row["loss"] == trial.reports[row["rung"]].loss
+        assert row["memory_bytes"] == trial.memory_bytes
+        assert row["status"] == trial.status
+
+
+def test_front_file_holds_allocations_that_can_be_read(tmp_path: Path, state: StudyState) -> None:
+    write_study_tables(tmp_path, state, INVENTORY)
+    rows = json.loads((tmp_path / "front.json").read_text())["front"]
+
+    assert [row["trial"] for row in rows] == [trial.id for trial in state.front()]
+    for row in rows:
+        assert from_json(row["modules"]) == state.trials[row["trial"]].allocation
+
+
+def test_a_search_writes_its_baselines_and_its_recommendation(
+    tmp_path: Path, state: StudyState
+) -> None:
+    study = config(tmp_path)
+    rows = confirmed(state, INVENTORY)
+    chosen = recommend(rows, 100.0)
+    assert chosen is not None
+    write_results(study, "made up", state, rows, chosen)
+    names = {path.name for path in tmp_path.glob("results_*.json")}
+    best = json.loads((tmp_path / "results_joint_rotten_tomatoes.json").read_text())
+
+    assert names == {
+        "results_B-FP_rotten_tomatoes.json",
+        "results_B-Q4_rotten_tomatoes.json",
+        "results_joint_rotten_tomatoes.json",
+    }
+    assert best["trial"] == chosen.trial
+    assert best["recommended"] is True
+    assert best["splits"] == "made up"
+    assert best["recipe"]["max_steps"] == 8
+    everything = json.loads((tmp_path / "all_results.json").read_text())["results"]
+    with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(everything) == len(lines) == 3
+    assert tuple(lines[0]) == SUMMARY_COLUMNS
+    assert {line["experiment"] for line in lines} == {"B-FP", "B-Q4", "joint"}
+    kept = json.loads((study.folder / "confirmation.json").read_text())
+    assert kept["recommendation"] == chosen.trial
+    assert len(kept["confirmed"]) == len(rows)
+
+
+def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    study = make_study(tmp_path / "study", space="Joint-3")
+    drive(study)
+    rows = confirmed(study.state, INVENTORY)
+    write_results(config(tmp_path, space="Joint-3"), "made up", study.state, rows, None)
+
+    assert (tmp_path / "results_Joint-3_rotten_tomatoes.json").is_file()
+    assert len(list(tmp_path.glob("results_*.json"))) == 1
+
+
+def test_nothing_confirmed_still_writes_files(tmp_path: Path, state: StudyState) -> None:
+    study = config(tmp_path)
+    write_results(study, "made up", StudyState(INVENTORY.names), [], None)
+    write_study_tables(study.folder, StudyState(INVENTORY.names), INVENTORY)
+
+    assert json.loads((study.folder / "front.json").read_text())["front"] == []
+    assert json.loads((tmp_path / "all_results.json").read_text())["results"] == []
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "a/b.json", {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a/b.json", {"x": object()})
+
+    assert json.loads((tmp_path / "a/b.json").read_text()) == {"x": 1}
+
+
+def text_of(state: StudyState, margin: float) -> str:
+    rows = confirmed(state, INVENTORY)
+    output = io.StringIO()
+    Console(width=120, file=output).print(closing_table(rows, recommend(rows, margin)))
+    return output.getvalue()
+
+
+def test_the_table_marks_the_recommendation(state: StudyState) -> None:
+    rows = confirmed(state, INVENTORY)
+    chosen = recommend(rows, 100.0)
+    assert chosen is not None
+    text = text_of(state, 100.0)
+
+    assert f"{chosen.trial} *" in text
+    for row in rows:
+        assert row.trial in text
+    assert "to B-FP (points)" in text
+    assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0)
+
+
+def test_no_recommendation_is_said_with_its_reason(state: StudyState) -> None:
+    rows = confirmed(state, INVENTORY)
+
+    assert "no interval against B-FP stays above -2" in recommendation_line(rows, None, 2.0)
+    assert "nothing was confirmed" in recommendation_line([], None, 2.0)
+
+
+@pytest.mark.parametrize("confirmed_too", [True, False])
+def test_the_picture_is_drawn(tmp_path: Path, state: StudyState, confirmed_too: bool) -> None:
+    rows = confirmed(state, INVENTORY) if confirmed_too else []
+    draw_front(tmp_path / "front.png", state, rows, recommend(rows, 100.0), "a caption")
+
+    assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,137 @@
+"""TensorBoard and W&B get what the log has; progress is readable on a terminal and in a file."""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.simulated import bytes_help, drive, make_inventory, make_study
+from tune.progress import Progress
+from tune.sinks import TensorBoard, Wandb, readable_parameters
+
+INVENTORY = make_inventory()
+
+
+def test_tensorboard_has_a_run_a_trial(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path / "tb", INVENTORY)
+    study = make_study(tmp_path, budget=5, listeners=(sink,))
+    drive(study)
+    sink.close()
+    for trial in study.state.trials.values():
+        run = EventAccumulator(str(tmp_path / "tb" / trial.id)).Reload()
+        points = [(event.step, event.value) for event in run.Scalars("loss")]
+        assert points == [(r.step, pytest.approx(r.loss)) for r in trial.reports]
+        assert "train_loss" in run.Tags()["scalars"]
+        if trial.role == "confirm":
+            assert run.Scalars("test_accuracy")
+        plugin = run.PluginTagToContent("hparams")
+        assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugin)
+        assert len(list((tmp_path / "tb" / trial.id).iterdir())) == 1
+
+
+def test_parameters_are_few_and_readable(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=2)
+    drive(study)
+    parameters = readable_parameters(study.state.trials["B-FP"], INVENTORY)
+
+    assert parameters["average_bits"] == 16
+    assert parameters["average_rank"] == 8
+    assert len(parameters) <= 6
+
+
+class FakeRun:
+    """Stands in for a W&B run and records what it is given."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.summary: dict[str, Any] = {}
+        self.finished = 0
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, dict(values)))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.mark.parametrize("key", [None, "0123456789"])
+def test_wandb_gets_a_run_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    runs: list[FakeRun] = []
+
+    def init(**options: Any) -> FakeRun:
+        runs.append(FakeRun(**options))
+        return runs[-1]
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setattr("tune.sinks.wandb_init", lambda: init)
+    sink = Wandb("project", "s", tmp_path, INVENTORY)
+    study = make_study(tmp_path, budget=5, listeners=(sink,))
+    drive(study, lambda t, s: float("nan") if t.id == "t002" else bytes_help(t, s))
+    sink.close()
+    by_name = {run.options["name"].removeprefix("s-"): run for run in runs}
+
+    assert set(by_name) == set(study.state.trials)
+    assert {run.options["mode"] for run in runs} == {"offline" if key is None else "online"}
+    assert {run.options["group"] for run in runs} == {"s"}
+    for name, run in by_name.items():
+        trial = study.state.trials[name]
+        assert [step for step, _ in run.logged] == [report.step for report in trial.reports]
+        assert run.summary["status"] == trial.status
+        assert run.finished == 1
+    assert "nan" in by_name["t002"].summary["reason"]
+
+
+def test_real_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    sink = Wandb("project", "s", tmp_path, INVENTORY)
+    study = make_study(tmp_path, space="B-FP", listeners=(sink,))
+    drive(study, reports=3)
+    sink.close()
+
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def follow(folder: Path, console: Console, loss_nan: str = "") -> None:
+    progress = Progress(console, 8, "accuracy")
+    study = make_study(folder, budget=8, listeners=(progress,))
+    with progress:
+        drive(study, lambda t, s: float("nan") if t.id == loss_nan else bytes_help(t, s))
+
+
+def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
+    output = io.StringIO()
+    follow(tmp_path, Console(file=output, width=120), loss_nan="t002")
+    text = output.getvalue()
+
+    assert "\x1b" not in text
+    assert re.search(r"t001  step     2  loss \d\.\d{4}  accuracy 0\.8000  \d\.\d\d MB", text)
+    assert "t002  failed: validation loss became nan at step 2" in text
+    assert re.search(r"8 of 8 trials: \d completed, \d stopped, 1 failed, 0 running", text)
+    assert "search ends in about" in text
+    assert "confirmation: " in text
+    assert max(len(line) for line in text.splitlines()) < 200
+
+
+def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
+    output = io.StringIO()
+    follow(tmp_path, Console(file=output, width=120, force_terminal=True))
+    text = output.getvalue()
+
+    assert "Best front so far (full fidelity)" in text
+    assert "running: " in text
+    assert json.dumps("\x1b")[1:-1] not in text
+    assert "\x1b" in text

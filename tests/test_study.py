@@ -1,0 +1,232 @@
+"""A whole study without Ray: phases, stops, failures, fronts, and going on from the log."""
+
+import json
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from alrq_core.records import Receipt
+from search_spaces.costs import memory_bytes
+from search_spaces.spaces import make_space
+from tests.simulated import RUNGS, bytes_help, drive, make_inventory, make_report, make_study
+from tune.events import Completed, Event, EventLog, Failed, Proposed, Started, Stopped
+from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS, finalists
+from tune.schedulers import SCHEDULERS
+from tune.searchers import SEARCHERS
+from tune.state import StudyState
+from tune.study import Outcome
+
+INVENTORY = make_inventory()
+
+
+def events(folder: Path) -> list[Event]:
+    return list(EventLog(folder / "events.jsonl").read())
+
+
+def ends(folder: Path) -> Counter[str]:
+    kinds = Completed | Stopped | Failed
+    return Counter(event.trial for event in events(folder) if isinstance(event, kinds))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_every_searcher_and_scheduler_ends_every_trial_once(
+    tmp_path: Path, searcher: str, scheduler: str
+) -> None:
+    study = make_study(tmp_path, budget=12, searcher=searcher, scheduler=scheduler)
+    drive(study)
+
+    assert study.finished
+    assert len(study.state.of_role("search")) == 12
+    assert set(ends(tmp_path).values()) == {1}
+    assert set(ends(tmp_path)) == set(study.state.trials)
+    assert not study.state.with_status("running")
+
+
+def test_phases_come_in_order(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=10)
+    drive(study)
+    roles = [event.role for event in events(tmp_path) if isinstance(event, Proposed)]
+    finals = finalists(study.state, 10)
+
+    assert roles[:2] == ["baseline", "baseline"]
+    assert roles[2:12] == ["search"] * 10
+    assert roles[12:] == ["confirm"] * (CONFIRM_SEEDS * len(finals))
+    assert {trial.id for trial in finals} >= {"B-FP", "B-Q4"}
+    assert len(finals) <= 2 + MAX_FINALISTS
+
+
+def test_confirmation_uses_fresh_seeds_at_full_fidelity(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    drive(study)
+    for trial in study.state.of_role("confirm"):
+        assert trial.seed != 0
+        assert [report.step for report in trial.reports] == [RUNGS[-1]]
+        assert trial.allocation == study.state.trials[trial.origin].allocation
+        assert trial.test is not None
+
+
+def test_a_front_holds_trials_of_full_fidelity_only(tmp_path: Path) -> None:
+    """The stopped trials have lower losses than any that completed."""
+    study = make_study(tmp_path, budget=20)
+    drive(study, lambda t, step: step / 100 + int(t.allocation.digest[:6], 16) / 16**6)
+    front = study.state.front()
+
+    assert study.state.with_status("stopped")
+    assert front
+    assert all(trial.last and trial.last.step == RUNGS[-1] for trial in front)
+
+
+def test_the_scheduler_never_stops_baselines_or_confirmation(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=15)
+    drive(study, lambda t, step: 99.0 if t.role != "search" else bytes_help(t, step))
+    stopped = {trial.role for trial in study.state.with_status("stopped")}
+
+    assert stopped == {"search"}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_fails_the_trial_at_once(tmp_path: Path, loss: float) -> None:
+    study = make_study(tmp_path)
+    drive(study, lambda t, step: loss if t.id == "t003" and step == 4 else bytes_help(t, step))
+    trial = study.state.trials["t003"]
+
+    assert trial.status == "failed"
+    assert trial.reason == f"validation loss became {loss} at step 4"
+    assert [report.step for report in trial.reports] == [2]
+    assert study.finished
+
+
+def test_an_error_fails_one_trial_and_the_study_goes_on(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    first = study.next_trial()
+    assert first is not None
+    assert study.take(first.id, Outcome(error="it broke")) == "stop"
+    assert study.take(first.id, Outcome(report=make_report(2, 0.1))) == "stop"
+    drive(study)
+
+    assert study.state.trials[first.id].reason == "it broke"
+    assert study.state.trials[first.id].reports == []
+    assert study.finished
+    assert "B-FP-s1" not in study.state.trials
+
+
+def test_a_repeated_report_is_logged_once(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    trial = study.next_trial()
+    assert trial is not None
+    with closing(study.log):
+        for _ in range(2):
+            assert study.take(trial.id, Outcome(report=make_report(2, 0.5))) == "continue"
+
+    assert len(trial.reports) == 1
+
+
+def test_a_receipt_is_kept_for_each_trial(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    trial = study.next_trial()
+    assert trial is not None
+    receipt = Receipt(
+        modules={},
+        memory_bytes=1,
+        target_bytes=1,
+        average_bits=4.0,
+        trainable_parameters=1,
+        lora_pairs=0,
+        lora_pairs_with_gradient=0,
+        compute_dtype="float32",
+    )
+    with closing(study.log):
+        study.take(trial.id, Outcome(receipt=receipt, error="late"))
+    content = json.loads((tmp_path / f"receipts/{trial.id}.json").read_text())
+
+    assert Receipt.from_json(content) == receipt
+
+
+@pytest.mark.parametrize("reports", [1, 7, 15, 30])
+def test_a_study_cut_anywhere_goes_on_from_its_log(tmp_path: Path, reports: int) -> None:
+    """Trials that were running go on; nothing is lost and nothing reported twice."""
+    drive(make_study(tmp_path, budget=9), reports=reports)
+    before = events(tmp_path)
+    study = make_study(tmp_path, budget=9)
+    drive(study)
+
+    assert events(tmp_path)[: len(before)] == before
+    assert len(study.state.of_role("search")) == 9
+    assert set(ends(tmp_path).values()) == {1}
+    assert set(ends(tmp_path)) == set(study.state.trials)
+    for trial in study.state.trials.values():
+        steps = [report.step for report in trial.reports]
+        assert steps == sorted(set(steps))
+
+
+def test_a_cut_study_ends_as_an_uncut_one(tmp_path: Path) -> None:
+    """With one worker the order is fixed, so the same trials are proposed."""
+    for name in ("cut", "whole"):
+        (tmp_path / name).mkdir()
+    whole = make_study(tmp_path / "whole", budget=12, searcher="tpe")
+    drive(whole, workers=1)
+    drive(make_study(tmp_path / "cut", budget=12, searcher="tpe"), workers=1, reports=23)
+    cut = make_study(tmp_path / "cut", budget=12, searcher="tpe")
+    drive(cut, workers=1)
+
+    assert cut.state.trials == whole.state.trials
+
+
+def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+    drive(make_study(tmp_path, budget=6))
+    study = make_study(tmp_path, budget=9)
+    drive(study)
+
+    assert len(study.state.of_role("search")) == 9
+    assert [e.budget for e in events(tmp_path) if isinstance(e, Started)] == [6, 9]
+
+
+def test_nothing_is_proposed_after_the_time_limit(tmp_path: Path) -> None:
+    study = make_study(tmp_path, deadline=time.monotonic() - 1)
+    drive(study)
+
+    assert study.finished
+    assert not study.state.of_role("search")
+    assert {trial.origin for trial in study.state.of_role("confirm")} == {"B-FP", "B-Q4"}
+
+
+def test_all_proposals_fit_into_memory(tmp_path: Path) -> None:
+    limit = round(1.2 * memory_bytes(make_space("joint", INVENTORY).smallest(), INVENTORY))
+    study = make_study(tmp_path, max_memory_bytes=limit)
+    drive(study)
+
+    assert all(trial.memory_bytes <= limit for trial in study.state.of_role("search"))
+
+
+@pytest.mark.parametrize("space", ["B-FP", "B-Q4", "Joint-3"])
+def test_a_fixed_space_runs_its_one_point_and_confirms_it(tmp_path: Path, space: str) -> None:
+    study = make_study(tmp_path, space=space, budget=50)
+    drive(study)
+
+    assert [trial.id for trial in study.state.of_role("search")] == ["t001"]
+    assert len(study.state.of_role("confirm")) == CONFIRM_SEEDS
+    assert not study.state.of_role("baseline")
+
+
+def test_state_is_made_from_the_log_alone(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    drive(study)
+
+    assert StudyState(INVENTORY.names).replay(events(tmp_path)) == study.state
+
+
+def test_listeners_hear_every_event_after_it_took_effect(tmp_path: Path) -> None:
+    heard: list[Event] = []
+
+    def listen(event: Event, state: StudyState) -> None:
+        if isinstance(event, Completed):
+            assert state.trials[event.trial].status == "completed"
+        heard.append(event)
+
+    drive(make_study(tmp_path, listeners=(listen,)))
+
+    assert heard == events(tmp_path)[1:]
