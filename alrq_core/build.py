@@ -49,7 +49,7 @@ def build_model(
         linear = base.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise ValueError(
-                f"`allocation` must name linear layers, got {name}, a {type(linear).__name__}. "
+                f"`allocation` must name linear layers, got {name} ({type(linear).__name__}). "
                 "Use an allocation made for this model."
             )
         source = linear if device.type == "cpu" else copy.deepcopy(linear).to(device)

@@ -141,8 +141,11 @@ def test_nothing_is_compared_without_a_confirmed_b_fp() -> None:
     assert recommend([row], 2.0) is None
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_interval_covers_the_truth_about_as_often_as_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two equal models, three runs each, answers drawn anew 60 times."""
+    monkeypatch.setattr("tune.confirmation.RESAMPLES", 500)
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(60):
