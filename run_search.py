@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -190,10 +190,7 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
 
     recipe_given = {key: given.pop(key) for key in RECIPE_FLAGS if key in given}
     if resume is not None:
-        config = resumed_config(resume, given)
-        for key, value in recipe_given.items():
-            resumed_config(resume, {"recipe": replace(config.recipe, **{key: value})})
-        return config
+        return resumed_config(resume, given, recipe_given)
     if given.get("task") == "wikitext2":
         recipe_given.setdefault("max_length", LM_MAX_LENGTH)
     assert set(given) <= {field.name for field in fields(StudyConfig)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     assert (study / "front.png").stat().st_size > 10_000
     assert not list((study / "checkpoints").iterdir())
     content = json.loads((study / "study.json").read_text())
-    assert content["versions"]["ray"] == ray.__version__
+    assert [run["versions"]["ray"] for run in content["runs"]] == [ray.__version__]
     assert content["splits"]["test"] == 40
 
 
@@ -140,9 +141,9 @@ def test_optuna_was_told_the_truth(finished: tuple[Path, Any]) -> None:
 
 
 def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(
-    finished: tuple[Path, Any], bert_folder: Path, reviews: Path
+    finished: tuple[Path, Any], bert_folder: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    output, _ = finished
+    output = shutil.copytree(finished[0], tmp_path / "copy")
     before = events(output)
     refused = run(command(bert_folder, reviews, output))
     assert refused.returncode == 2
@@ -158,6 +159,7 @@ def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(
     assert larger.returncode == 0, larger.stderr
     assert events(output)[: len(before)] == before
     assert len(searched(trials(output, "completed", "stopped", "failed"))) == BUDGET + 2
+    assert len(json.loads((output / "studies/s/study.json").read_text())["runs"]) == 2
 
 
 def wait_for(output: Path, count: int) -> None:

@@ -17,6 +17,8 @@ STUDY_FILE = "study.json"
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
+# Flags that are not spelled like their field.
+FLAGS = {"max_memory_bytes": "--max-memory"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,24 +177,30 @@ def load_study_file(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def resumed_config(folder: Path, given: Mapping[str, Any]) -> StudyConfig:
+def resumed_config(
+    folder: Path, given: Mapping[str, Any], recipe_given: Mapping[str, Any] | None = None
+) -> StudyConfig:
     """Return the configuration of a study to go on with.
 
     Args:
         folder: The study.
         given: The fields of `StudyConfig` that the user gave this time.
+        recipe_given: The fields of its `Recipe` that the user gave this time.
 
     Raises:
         ValueError: No study, or a flag that contradicts it.
     """
     config = StudyConfig.from_json(load_study_file(folder)["config"])
     config = replace(config, name=folder.resolve().name, output_dir=str(folder.parent.parent))
-    for key, value in given.items():
-        if key not in CHANGEABLE and getattr(config, key) != value:
-            raise ValueError(
-                f"`--{key.replace('_', '-')}` must stay {getattr(config, key)!r} in a resumed "
-                f"study, got {value!r}. Leave it out, or start a new study."
-            )
+    fixed = {key: value for key, value in given.items() if key not in CHANGEABLE}
+    for holder, values in ((config, fixed), (config.recipe, recipe_given or {})):
+        for key, value in values.items():
+            if getattr(holder, key) != value:
+                raise ValueError(
+                    f"`{FLAGS.get(key, '--' + key.replace('_', '-'))}` must stay "
+                    f"{getattr(holder, key)!r} in a resumed study, got {value!r}. "
+                    "Leave it out, or start a new study."
+                )
     if "budget" in given and given["budget"] < config.budget:
         raise ValueError(
             f"`--budget` must not shrink in a resumed study, got {given['budget']} after "

@@ -114,6 +114,12 @@ def study_content(prepared: Prepared) -> dict[str, Any]:
             "validation": len(task.validation),
             "test": len(task.test),
         },
+    }
+
+
+def run_content() -> dict[str, Any]:
+    """Return what `study.json` keeps of each run of the program on a study, resumed ones too."""
+    return {
         "versions": {name: _version(name) for name in PACKAGES},
         "machine": describe_machine(),
         "commit": _commit(),

@@ -16,11 +16,12 @@ from rich.console import Console
 
 from alrq_core.machine import usable_cores
 from tune.adapters import StudyScheduler, StudySearcher
+from tune.config import STUDY_FILE, load_study_file
 from tune.confirmation import Confirmed, confirmed, recommend
 from tune.events import LOG_NAME, Completed, Event, EventLog, Failed, Started, Stopped
 from tune.plan import Plan
 from tune.plots import draw_front
-from tune.prepare import Prepared, study_content
+from tune.prepare import Prepared, run_content, study_content
 from tune.progress import Progress
 from tune.results import write_json, write_results, write_study_tables
 from tune.schedulers import SCHEDULERS
@@ -79,7 +80,9 @@ def run_study(prepared: Prepared, console: Console) -> StudyResult:
     log = EventLog(folder / LOG_NAME)
     events = list(log.read())
     state = StudyState(prepared.inventory.names).replay(events)
-    write_json(folder / "study.json", study_content(prepared))
+    earlier = load_study_file(folder)["runs"] if (folder / STUDY_FILE).is_file() else []
+    content = study_content(prepared) | {"runs": [*earlier, run_content()]}
+    write_json(folder / STUDY_FILE, content)
     started = Started(time=round(time.time(), 3), budget=config.budget)
     log.append(started)
     state.apply(started)
