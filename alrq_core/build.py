@@ -118,10 +118,11 @@ def _fused_forward(layer: Any, x: Tensor) -> Tensor:
     """
     output: Tensor = layer.base_layer(x)
     narrow = nn.functional.linear(x, layer.lora_A[ADAPTER].weight)
-    fused = torch.addmm(
-        output.flatten(0, -2),
-        narrow.flatten(0, -2),
-        layer.lora_B[ADAPTER].weight.t(),
-        alpha=layer.scaling[ADAPTER],
-    )
+    flat, wide = output.flatten(0, -2), layer.lora_B[ADAPTER].weight.t()
+    if torch.is_grad_enabled():
+        fused = torch.addmm(flat, narrow.flatten(0, -2), wide, alpha=layer.scaling[ADAPTER])
+    else:
+        # Nothing else reads the output of the frozen layer, so it can be added to in place.
+        wide, narrow = wide.to(flat.dtype), narrow.to(flat.dtype)
+        fused = flat.addmm_(narrow.flatten(0, -2), wide, alpha=layer.scaling[ADAPTER])
     return fused.view_as(output)

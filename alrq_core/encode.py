@@ -39,6 +39,13 @@ class Tokens:
         """Return one sequence, without a copy."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def every(self, stride: int) -> "Tokens":
+        """Return the first of every `stride` sequences."""
+        rows = range(0, len(self), stride)
+        sequences = [self.sequence(row) for row in rows]
+        offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+        return Tokens(np.concatenate(sequences), offsets, self.labels[::stride])
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence."""

@@ -75,6 +75,7 @@ class TrialReport:
         train_loss: Mean loss of the steps since the rung before.
         loss: Mean validation loss, per sequence (classification) or token.
         loss_standard_error: Of `loss`, over validation sequences.
+        sequences: Validation sequences that were scored.
         accuracy, f1: Classification only; macro F1.
         perplexity: Language modelling only.
         train_seconds, eval_seconds: Wall time since the rung before.
@@ -85,6 +86,7 @@ class TrialReport:
     train_loss: float
     loss: float
     loss_standard_error: float
+    sequences: int
     accuracy: float | None = None
     f1: float | None = None
     perplexity: float | None = None

@@ -39,6 +39,8 @@ def test_the_fused_product_is_pefts_forward(bert_folder: Path, bits: int) -> Non
             results.append([output.detach(), source.grad, *halves])  # type: ignore[list-item]
         for fused, theirs in zip(*results, strict=True):
             torch.testing.assert_close(fused, theirs, rtol=1e-4, atol=1e-3)
+        with torch.inference_mode():
+            torch.testing.assert_close(layer.forward(x), results[1][0], rtol=1e-4, atol=1e-3)
 
 
 def test_ranks_and_scaling_are_exact(bert_folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from alrq_core.encode import collate, encode_task, eval_batches, train_batches
 from alrq_core.models import load_tokenizer
+from alrq_core.records import TaskKind
 from alrq_core.tasks import Task, TextSplit, load_task
 from tests.tiny import RECIPE, make_tokens
 
@@ -56,6 +57,17 @@ def test_evaluation_visits_every_row_once() -> None:
     rows = np.concatenate(list(eval_batches(make_tokens(37, 0, "classification"), RECIPE)))
 
     assert sorted(rows) == list(range(37))
+
+
+@pytest.mark.parametrize("kind", ["classification", "language-modelling"])
+def test_every_second_sequence_keeps_its_label(kind: TaskKind) -> None:
+    tokens = make_tokens(7, 0, kind)
+    half = tokens.every(2)
+
+    assert len(half) == 4
+    assert half.labels.tolist() == tokens.labels[::2].tolist()
+    for row in range(4):
+        assert half.sequence(row).tolist() == tokens.sequence(2 * row).tolist()
 
 
 def test_padding_is_masked_and_labels_stay_with_their_rows() -> None:

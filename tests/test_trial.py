@@ -34,6 +34,14 @@ def test_learns_at_every_bits(bert_folder: Path, bits: int) -> None:
     assert last.perplexity is None
 
 
+def test_half_the_split_is_scored_below_full_fidelity(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    run = TrialRun(context, uniform(context.inventory.names, 4, 4), seed=0)
+    reports = [run.advance(step) for step in (2, 8)]
+
+    assert [report.sequences for report in reports] == [12, 24]
+
+
 def test_language_model_reports_perplexity(llama_folder: Path) -> None:
     context = make_context(llama_folder, "language-modelling")
     run = TrialRun(context, uniform(context.inventory.names, 4, 4), seed=0)

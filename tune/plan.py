@@ -12,7 +12,7 @@ from tune.state import StudyState, TrialState
 
 CONFIRM_SEEDS = 3
 MAX_FINALISTS = 3
-ANCHOR_SHARE = 5
+ANCHOR_SHARE = 6
 
 
 @dataclass
