@@ -127,6 +127,9 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--name", help="of the study (default: space, task and time)")
     where.add_argument("--output-dir", metavar="DIR", help="default: results")
     where.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")
+    where.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
+    where.add_argument("--trial", metavar="ID", help="the trial that --export writes")
+    where.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
     where.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
     where.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
     where.add_argument(
@@ -145,6 +148,9 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path |
     dry_run = given.pop("dry_run", False)
     if "epochs" in given and "max_steps" in given:
         parser.error("`--epochs` and `--max-steps` exclude each other, got both. Leave one out.")
+    stray = {"trial", "to"} & set(given)
+    if stray and "export" not in given:
+        parser.error(f"`--{min(stray)}` goes with --export, got it alone. Leave it out.")
     if "text_column" in given:
         given.setdefault("task", "custom")
     return given, Path(resume) if resume is not None else None, dry_run
@@ -153,12 +159,15 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path |
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     given, resume, dry_run = parse_flags(arguments)
+    export = given.pop("export", None)
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
     try:
+        if export is not None:
+            return _export(export, given)
         # Imports follow the checks that need them, so that mistakes answer at once.
         config = _config(given, resume)
         from tune.config import prepare_folder
@@ -181,6 +190,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"run_search: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return _report(console, prepared.config, run_study(prepared, console))
+
+
+def _export(study: str, given: dict[str, Any]) -> int:
+    """Write one trial of a study; return the exit code."""
+    if set(given) != {"trial", "to"}:
+        raise ValueError(
+            "`--export` must come with --trial and --to alone, got "
+            f"{', '.join(sorted(given)) or 'neither'}. "
+            "Write for example --export results/studies/NAME --trial t007 --to my-model."
+        )
+    from tune.exporting import export_trial
+
+    trial = export_trial(Path(study), given["trial"], Path(given["to"]))
+    print(f"wrote {trial.id} to {given['to']}. Load it with: alrq_core.load({given['to']!r})")
+    return 0
 
 
 def _config(given: dict[str, Any], resume: Path | None) -> Any:

@@ -53,8 +53,8 @@ def build_model(
                 "Use an allocation made for this model."
             )
         source = linear if device.type == "cpu" else copy.deepcopy(linear).to(device)
-        _replace(model, name, pack_linear(source, choice.bits, compute_dtype))
-    _attach_adapters(model, allocation, alpha_over_rank)
+        replace_module(model, name, pack_linear(source, choice.bits, compute_dtype))
+    attach_adapters(model, allocation, alpha_over_rank)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return model
@@ -79,22 +79,33 @@ def _copy_without(base: nn.Module, names: tuple[str, ...]) -> nn.Module:
     return copy.deepcopy(base, {id(base.get_submodule(name)): nn.Identity() for name in names})
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of the named one."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: float) -> None:
+def attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: float) -> None:
     """Wrap every target module of rank above 0 in place."""
-    ranks = allocation.rank_pattern
-    if not ranks:
+    if not allocation.rank_pattern:
         return
     # PEFT picks the layer for quantised weights only when both marks are set.
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
     model.is_loaded_in_8bit = True  # type: ignore[assignment]
+    config = lora_config(allocation, alpha_over_rank)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(alpha_pattern|Conv1D).*")
+        get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
+    for layer in lora_layers(model).values():
+        layer.forward = partial(_fused_forward, layer)
+
+
+def lora_config(allocation: Allocation, alpha_over_rank: float) -> LoraConfig:
+    """Return PEFT's configuration of the adapters: exact names, one scaling for all ranks."""
+    ranks = allocation.rank_pattern
     # Keys are regular expressions over the end of a name: anchored and escaped full names.
     exact = {f"^{re.escape(name)}$": rank for name, rank in ranks.items()}
-    config = LoraConfig(
+    return LoraConfig(
         r=1,
         lora_alpha=1,
         lora_dropout=0.0,
@@ -103,11 +114,6 @@ def _attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: 
         rank_pattern=dict(exact),
         alpha_pattern={key: alpha_over_rank * rank for key, rank in exact.items()},
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(alpha_pattern|Conv1D).*")
-        get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
-    for layer in lora_layers(model).values():
-        layer.forward = partial(_fused_forward, layer)
 
 
 def _fused_forward(layer: Any, x: Tensor) -> Tensor:

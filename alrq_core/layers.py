@@ -74,7 +74,7 @@ def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:
         layer: The frozen base layer, without its adapter.
         rank: Rank read from the adapter around it.
     """
-    codes, others, bits = _stored_tensors(layer)
+    codes, others, bits = stored_tensors(layer)
     stored = codes.nbytes + sum(tensor.nbytes for tensor in others)
     data = codes.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return ModuleReceipt(
@@ -86,8 +86,11 @@ def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:
     )
 
 
-def _stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], int]:
-    """Return a layer's codes, its scales and zero points, and the bits of one code."""
+def stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], int]:
+    """Return a layer's codes, its scales and zero points, and the bits of one code.
+
+    The tensors are the layer's own: what is written into them is what it computes with.
+    """
     if isinstance(layer, HQQLinear):
         # HQQ keeps scales and zeros in a dictionary that no count over parameters sees.
         extra = [value for key, value in layer.meta.items() if key in {"scale", "zero"}]
@@ -174,6 +177,7 @@ def _pack_hqq(linear: nn.Linear, compute_dtype: torch.dtype, bits: int) -> nn.Mo
         device=str(linear.weight.device),
     )
     packed.linear_layer = None
+    _set_bias(packed, linear, compute_dtype)
     for key in ("scale", "zero"):
         packed.meta[key] = packed.meta[key].to(STORAGE_DTYPE)
     layer: nn.Module = packed
@@ -182,7 +186,8 @@ def _pack_hqq(linear: nn.Linear, compute_dtype: torch.dtype, bits: int) -> nn.Mo
 
 def _set_bias(packed: Any, linear: nn.Linear, compute_dtype: torch.dtype) -> None:
     if linear.bias is not None:
-        bias = linear.bias.detach().to(compute_dtype)
+        # In the 16 bits that a deployed model keeps of it.
+        bias = linear.bias.detach().to(STORAGE_DTYPE).to(compute_dtype)
         packed.bias = nn.Parameter(bias, requires_grad=False)
 
 

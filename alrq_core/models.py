@@ -120,7 +120,7 @@ def inspect_model(name: str, kind: TaskKind, labels: int) -> Inventory:
     """
     config = _config(resolve_model(name), labels)
     with torch.device("meta"):
-        model = _model_class(kind, config, name).from_config(config)
+        model = model_class(kind, config, name).from_config(config)
     targets = find_targets(model)
     if not targets:
         raise ValueError(
@@ -151,8 +151,7 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
     for key, value in config.to_dict().items():
         if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float | int):
             setattr(config, key, dropout)
-    model_class = _model_class(kind, config, name)
-    model = model_class.from_pretrained(
+    model = model_class(kind, config, name).from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
@@ -216,14 +215,17 @@ def _config(folder: Path, labels: int) -> PretrainedConfig:
     return config
 
 
-def _model_class(kind: TaskKind, config: PretrainedConfig, name: str) -> Any:
-    model_class = (
-        AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
-    )
+def model_class(kind: TaskKind, config: PretrainedConfig, name: str) -> Any:
+    """Return the Auto class of transformers that builds a model for a kind of task.
+
+    Raises:
+        ValueError: The type of model doesn't have that kind.
+    """
+    auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
     encoder = config.model_type in {"bert", "roberta", "distilbert", "deberta-v2", "modernbert"}
-    if type(config) not in model_class._model_mapping or (kind == "language-modelling" and encoder):
+    if type(config) not in auto._model_mapping or (kind == "language-modelling" and encoder):
         raise ValueError(
             f"`--model` must support {kind}, got {name!r} of type {config.model_type}. "
             "Choose another model or another `--task`."
         )
-    return model_class
+    return auto

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from alrq_core.build import build_model
-from alrq_core.encode import Batch, EncodedTask, Tokens, collate, train_batches
+from alrq_core.encode import Batch, EncodedTask, Tokens, collate, encode_task, train_batches
 from alrq_core.layers import STORAGE_DTYPE
 from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
-from alrq_core.models import head_names
+from alrq_core.models import head_names, inspect_model, load_model, resolve_model
 from alrq_core.randomness import Randomness
 from alrq_core.receipt import check_receipt, confirm_unchanged, probe_gradients, take_receipt
 from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
 from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
+from alrq_core.tasks import load_task
 from search_spaces.allocation import Allocation
 from search_spaces.inventory import Inventory
 
@@ -54,10 +55,44 @@ class TrialContext:
     recipe: Recipe
 
 
+def load_context(
+    model: str,
+    task: str,
+    recipe: Recipe,
+    data: Path | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> TrialContext:
+    """Return what trials on this model and task share, ready to train without any search.
+
+    Args:
+        model: As given to `--model`.
+        task: As given to `--task`.
+        recipe: How trials are trained.
+        data: File or folder of the task, where it needs one.
+        text_column: Of a custom file.
+        label_column: Of a custom file.
+
+    Raises:
+        ValueError: Model or data can't be used.
+    """
+    texts = load_task(task, data, text_column, label_column)
+    labels = len(texts.label_names)
+    return TrialContext(
+        base=load_model(model, texts.kind, labels, recipe.dropout),
+        inventory=inspect_model(model, texts.kind, labels),
+        task=encode_task(texts, resolve_model(model), recipe.max_length),
+        recipe=recipe,
+    )
+
+
 class TrialRun:
     """One allocation, built, and trained as far as it was told to.
 
     Attributes:
+        context: What all trials of the study share.
+        allocation: Bits and ranks.
+        model: As built, with packed weights and adapters.
         receipt: What was really built.
         step: Optimiser steps done.
     """
@@ -73,26 +108,27 @@ class TrialRun:
         Raises:
             ReceiptError: What was built contradicts the allocation.
         """
-        self._context = context
+        self.context = context
+        self.allocation = allocation
         self._device = pick_device()
-        self._compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
+        self.compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
         self._seed = seed
         reset_peak_memory(self._device)
         self._randomness = Randomness(seed, self._device)
         head = head_names(context.base, context.task.kind)
         with self._randomness:
-            self._model = build_model(
+            self.model = build_model(
                 context.base,
                 allocation,
                 head,
                 context.recipe.alpha_over_rank,
-                self._compute_dtype,
+                self.compute_dtype,
                 self._device,
             )
-            _reset_head(self._model, head)
-        self.receipt = take_receipt(self._model, context.inventory, self._compute_dtype)
+            _reset_head(self.model, head)
+        self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
-        self._trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
         recipe = context.recipe
         self._optimizer = torch.optim.AdamW(
             self._trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -112,14 +148,14 @@ class TrialRun:
             ReceiptError: An adapter got no gradients, or the base weights changed.
         """
         started = time.perf_counter()
-        self._model.train()
+        self.model.train()
         with self._randomness:
             losses = [self._train_step() for _ in range(step - self.step)]
         trained = time.perf_counter()
-        last = step == self._context.recipe.max_steps
-        result = self._evaluate(self._context.task.validation if last else self._screening)
+        last = step == self.context.recipe.max_steps
+        result = self._evaluate(self.context.task.validation if last else self._screening)
         if last:
-            self.receipt = confirm_unchanged(self._model, self.receipt, self._context.inventory)
+            self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
         return TrialReport(
             step=step,
             train_loss=_rounded(float(np.mean(losses))),
@@ -136,20 +172,28 @@ class TrialRun:
 
     def test(self) -> TestScore:
         """Score the test split once, with adapters and head in the 16 bits of deployment."""
+        self.round_to_storage()
+        return self._evaluate(self.context.task.test).test_score()
+
+    def round_to_storage(self) -> None:
+        """Round adapters and head to the 16 bits that a deployed model keeps of them."""
         for parameter in self._trained:
             parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
-        return self._evaluate(self._context.task.test).test_score()
 
     def save_checkpoint(self, path: Path, report: TrialReport) -> None:
-        """Write all that `load_checkpoint` needs to continue exactly, at once or not at all."""
+        """Write all that `load_checkpoint` needs to continue exactly, at once or not at all.
+
+        At full fidelity the optimiser's state is left out, since nothing is left to train.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
+        finished = self.step == self.context.recipe.max_steps
         state = {
             "step": self.step,
             "report": report.to_json(),
             "receipt": self.receipt.to_json(),
             "trained": [parameter.detach().cpu() for parameter in self._trained],
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": None if finished else self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "randomness": self._randomness.states,
         }
@@ -161,26 +205,27 @@ class TrialRun:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._device)
         for parameter, saved in zip(self._trained, state["trained"], strict=True):
             parameter.data.copy_(saved)
-        self._optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.step = state["step"]
         self.receipt = Receipt.from_json(state["receipt"])
         taken = self.step
         self._batches = islice(
-            train_batches(self._context.task.train, self._context.recipe, self._seed), taken, None
+            train_batches(self.context.task.train, self.context.recipe, self._seed), taken, None
         )
         self._randomness.states = [generator.cpu() for generator in state["randomness"]]
         return TrialReport(**state["report"])
 
     def _train_step(self) -> float:
         """Do one optimiser step; return its mean loss over sequences."""
-        task, recipe = self._context.task, self._context.recipe
+        task, recipe = self.context.task, self.context.recipe
         rows = next(self._batches)
         total = 0.0
         # A batch is at most as large as the train split, so a part of it can be empty.
         for part in filter(len, np.array_split(rows, recipe.accumulation_steps)):
             batch = collate(task.train, part, task.pad_id).to(self._device)
-            loss = self._loss(self._model, batch) * (len(part) / len(rows))
+            loss = self._loss(self.model, batch) * (len(part) / len(rows))
             loss.backward()
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -196,22 +241,22 @@ class TrialRun:
 
     def _probe(self) -> None:
         """Check that an evaluation in the middle leaves the gradients alive."""
-        task = self._context.task
+        task = self.context.task
         rows = np.arange(min(PROBE_SEQUENCES, len(task.train)))
         batch = collate(task.train, rows, task.pad_id).to(self._device)
         self.receipt = probe_gradients(
-            self._model, self.receipt, lambda model: self._loss(model, batch)
+            self.model, self.receipt, lambda model: self._loss(model, batch)
         )
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        with autocast(self._compute_dtype, self._device):
+        with autocast(self.compute_dtype, self._device):
             losses, _ = sequence_losses(model, batch)
         return losses.mean()
 
     def _evaluate(self, tokens: Tokens) -> Evaluation:
-        context = self._context
+        context = self.context
         return evaluate(
-            self._model, context.task, tokens, context.recipe, self._compute_dtype, self._device
+            self.model, context.task, tokens, context.recipe, self.compute_dtype, self._device
         )
 
 

@@ -19,6 +19,7 @@ import ray
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
+import alrq_core
 from tests.tiny import save_bert
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,8 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     names = {path.name for path in output.iterdir()}
     assert {"results_B-FP_custom.json", "all_results.json", "experiment_summary.csv"} <= names
     assert (study / "front.png").stat().st_size > 10_000
-    assert not list((study / "checkpoints").iterdir())
+    kept = {path.stem for path in (study / "checkpoints").iterdir()}
+    assert kept == {name for name in trials(output, "completed") if "-s" in name}
     content = json.loads((study / "study.json").read_text())
     assert [run["versions"]["ray"] for run in content["runs"]] == [ray.__version__]
     assert content["splits"]["test"] == 40
@@ -138,6 +140,24 @@ def test_optuna_was_told_the_truth(finished: tuple[Path, Any]) -> None:
     }
 
     assert states == expected
+
+
+def test_a_confirmed_trial_is_exported(finished: tuple[Path, Any], tmp_path: Path) -> None:
+    study, target = finished[0] / "studies/s", tmp_path / "model"
+    script = [sys.executable, str(ROOT / "run_search.py"), "--export", str(study)]
+    process = run([*script, "--trial", "B-Q4", "--to", str(target)])
+    assert process.returncode == 0, process.stderr
+    assert "wrote B-Q4-s1 to" in process.stdout
+    loaded = alrq_core.load(target)
+    receipt = json.loads((study / "receipts/B-Q4-s1.json").read_text())
+
+    assert loaded.receipt.to_json() == receipt
+    again = run([*script, "--trial", "B-Q4", "--to", str(target)])
+    assert (again.returncode, "`--to` must not exist yet" in again.stderr) == (2, True)
+    unknown = run([*script, "--trial", "t999", "--to", str(tmp_path / "other")])
+    assert unknown.returncode == 2
+    assert "`--trial` must be a confirmed trial with its checkpoint, got 't999'" in unknown.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(

@@ -81,7 +81,7 @@ def test_catches_the_inference_layout_that_loses_all_gradients(llama_folder: Pat
     allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(4, 2)))
     run = TrialRun(context, allocation, seed=0)
     for name in context.inventory.names:
-        frozen_layer(run._model, name).support_avx512bf16_for_cpu = True
+        frozen_layer(run.model, name).support_avx512bf16_for_cpu = True
     with pytest.raises(
         ReceiptError, match=r"of 14 LoRA pairs get (no|another) gradient after an evaluation"
     ):
@@ -95,7 +95,7 @@ def test_catches_gradients_that_end_with_an_evaluation(
     context = make_context(llama_folder, "language-modelling")
     allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(16, 2)))
     run = TrialRun(context, allocation, seed=0)
-    layer = lora_layers(run._model)[context.inventory.names[3]]
+    layer = lora_layers(run.model)[context.inventory.names[3]]
     evaluated = []
     forward = layer.forward
 
@@ -116,7 +116,7 @@ def test_catches_base_weights_that_train(bert_folder: Path) -> None:
     name = context.inventory.names[5]
     run.advance(4)
     with torch.no_grad():
-        frozen_layer(run._model, name).get_parameter("weight").mul_(1.5)
+        frozen_layer(run.model, name).get_parameter("weight").mul_(1.5)
     with pytest.raises(ReceiptError, match="changed in training"):
         run.advance(context.recipe.max_steps)
 

@@ -29,9 +29,14 @@ from tune.searchers import Proposer
 from tune.sinks import TensorBoard, Wandb
 from tune.state import StudyState
 from tune.study import Listener, Study
-from tune.workers import AllocationTrainable, WorkerContext, quiet_environment, remove_checkpoint
+from tune.workers import (
+    CHECKPOINTS,
+    AllocationTrainable,
+    WorkerContext,
+    quiet_environment,
+    remove_checkpoint,
+)
 
-CHECKPOINTS = "checkpoints"
 WORKER_RESTARTS = 2
 OBJECT_STORE_BYTES = 300 * 10**6
 # Ray's snapshots and loggers repeat what the event log keeps; waiting trials are proposed late,
@@ -234,7 +239,10 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _forget_checkpoints(folder: Path) -> Listener:
     def forget(event: Event, state: StudyState) -> None:
-        if isinstance(event, Completed | Stopped | Failed):
+        if not isinstance(event, Completed | Stopped | Failed):
+            return
+        # Confirmed trials can be exported.
+        if state.trials[event.trial].role != "confirm" or isinstance(event, Failed):
             remove_checkpoint(folder, event.trial)
 
     return forget

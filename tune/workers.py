@@ -18,6 +18,7 @@ from search_spaces.allocation import decode
 from search_spaces.inventory import Inventory
 from tune.study import Outcome
 
+CHECKPOINTS = "checkpoints"
 OUTCOME = "outcome"
 TRIAL = "trial"
 REASON_LENGTH = 300
@@ -148,12 +149,17 @@ class AllocationTrainable(ray_tune.Trainable):
 
     @property
     def _checkpoint(self) -> Path:
-        return self._context.checkpoints / f"{self._spec.trial}.pt"
+        return checkpoint_path(self._context.checkpoints, self._spec.trial)
+
+
+def checkpoint_path(folder: Path, trial_id: str) -> Path:
+    """Return where a trial's checkpoint lies."""
+    return folder / f"{trial_id}.pt"
 
 
 def remove_checkpoint(folder: Path, trial_id: str) -> None:
     """Delete the checkpoint of a trial that has ended, where there is one."""
-    (folder / f"{trial_id}.pt").unlink(missing_ok=True)
+    checkpoint_path(folder, trial_id).unlink(missing_ok=True)
 
 
 def quiet_environment() -> dict[str, str]:

@@ -1,0 +1,252 @@
+"""Writes a trained allocation as a folder that loads ready for use, and loads it again.
+
+The folder holds one file of packed weights, adapters and all else in 16 bits, one JSON manifest,
+the model's configuration and tokenizer, and the adapter alone in PEFT's own format.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from alrq_core.build import (
+    ADAPTER,
+    attach_adapters,
+    frozen_layer,
+    lora_config,
+    lora_layers,
+    replace_module,
+)
+from alrq_core.layers import STORAGE_DTYPE, pack_linear, stored_tensors
+from alrq_core.machine import pick_compute_dtype, pick_device
+from alrq_core.models import head_names, load_tokenizer, model_class, resolve_model
+from alrq_core.records import Receipt, TaskKind
+from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation, from_json
+
+VERSION = 1
+MANIFEST, WEIGHTS, PEFT_FOLDER = "alrq.json", "weights.safetensors", "adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A trained allocation, ready for use.
+
+    Attributes:
+        model: In eval mode, with packed weights and adapters.
+        tokenizer: Of the model.
+        allocation: Bits and ranks.
+        label_names: Names of the classes; empty for language modelling.
+        receipt: As read when it was built.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    allocation: Allocation
+    label_names: tuple[str, ...]
+    receipt: Receipt
+
+
+def save(run: TrialRun, folder: Path) -> Path:
+    """Write a trained allocation into a new folder, whole or not at all; return the folder.
+
+    Adapters and head are rounded to 16 bits, as `TrialRun.test` scores them.
+
+    Raises:
+        ValueError: The folder exists.
+    """
+    if folder.exists():
+        raise ValueError(
+            f"`folder` must not exist yet, got {str(folder)!r}. Remove it or choose another name."
+        )
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _write(run, partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load(folder: Path) -> LoadedModel:
+    """Return the model that `save` wrote, on the accelerator if there is one.
+
+    Raises:
+        ValueError: No such folder, another version, a file that is missing, cut or edited, or a
+            tokenizer that doesn't fit.
+    """
+    manifest = _read_manifest(folder)
+    allocation = from_json(manifest["allocation"])
+    kind: TaskKind = manifest["kind"]
+    device = pick_device()
+    compute_dtype = pick_compute_dtype(device, manifest["cpu_dtype"])
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model: nn.Module = model_class(kind, config, str(folder)).from_config(config)
+    tensors = load_file(folder / WEIGHTS)
+    _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype)
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"`folder` must hold the tokenizer of its model, got one of {len(tokenizer)} tokens "
+            f"for {config.vocab_size} in {str(folder)!r}. Restore the folder."
+        )
+    return LoadedModel(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        allocation=allocation,
+        label_names=tuple(manifest["label_names"]),
+        receipt=Receipt.from_json(manifest["receipt"]),
+    )
+
+
+def _write(run: TrialRun, folder: Path) -> None:
+    context, model = run.context, run.model
+    run.round_to_storage()
+    save_file(_collect(model, run.allocation), folder / WEIGHTS, metadata={"format": "pt"})
+    config: Any = model.config
+    config.save_pretrained(folder)
+    load_tokenizer(resolve_model(context.inventory.model)).save_pretrained(folder)
+    _write_peft(run, folder / PEFT_FOLDER)
+    manifest = {
+        "version": VERSION,
+        "model": context.inventory.model,
+        "kind": context.task.kind,
+        "label_names": context.task.label_names,
+        "allocation": run.allocation.to_json(),
+        "alpha_over_rank": context.recipe.alpha_over_rank,
+        "cpu_dtype": context.recipe.cpu_dtype,
+        "receipt": run.receipt.to_json(),
+        "files": {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _collect(model: nn.Module, allocation: Allocation) -> dict[str, Tensor]:
+    """Return all that the model stores: packed tensors as they are, the rest in 16 bits."""
+    found: dict[str, Tensor] = {}
+    packed: set[int] = set()
+    for name in allocation.choices:
+        layer = frozen_layer(model, name)
+        codes, others, _ = stored_tensors(layer)
+        for number, tensor in enumerate((codes, *others)):
+            found[f"{name}.packed.{number}"] = tensor.detach().cpu().contiguous().clone()
+        bias = layer.bias
+        if isinstance(bias, Tensor):
+            found[f"{name}.bias"] = bias.detach().to(STORAGE_DTYPE).cpu()
+        packed.update(id(parameter) for parameter in layer.parameters())
+    for name, tensor in _plain_tensors(model, packed).items():
+        found[name] = tensor.detach().to(STORAGE_DTYPE).cpu().contiguous().clone()
+    return found
+
+
+def _plain_tensors(model: nn.Module, packed: set[int]) -> dict[str, Tensor]:
+    """Return every parameter that belongs to no packed layer; tied ones once."""
+    return {name: p for name, p in model.named_parameters() if id(p) not in packed}
+
+
+def _restore(
+    model: nn.Module,
+    allocation: Allocation,
+    tensors: dict[str, Tensor],
+    alpha_over_rank: float,
+    compute_dtype: torch.dtype,
+) -> None:
+    """Give a fresh model the stored tensors, without quantising anything anew."""
+    packed: set[int] = set()
+    for name, choice in allocation.choices.items():
+        linear: Any = model.get_submodule(name)
+        with torch.no_grad():
+            # The layer's format is made from weights that do not matter, and filled after that.
+            linear.weight.normal_()
+            if linear.bias is not None:
+                linear.bias.copy_(_take(tensors, f"{name}.bias"))
+        layer = pack_linear(linear, choice.bits, compute_dtype)
+        codes, others, _ = stored_tensors(layer)
+        for number, target in enumerate((codes, *others)):
+            _fill(target, _take(tensors, f"{name}.packed.{number}"), name)
+        replace_module(model, name, layer)
+        packed.update(id(parameter) for parameter in layer.parameters())
+    attach_adapters(model, allocation, alpha_over_rank)
+    model.requires_grad_(False)
+    for name, target in _plain_tensors(model, packed).items():
+        _fill(target.data, _take(tensors, name).to(target.dtype), name)
+
+
+def _take(tensors: dict[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(
+            f"`{WEIGHTS}` must hold every tensor of the model, got none for {name}. "
+            "Restore the folder."
+        )
+    return tensors[name]
+
+
+def _fill(target: Tensor, source: Tensor, name: str) -> None:
+    if target.shape != source.shape or target.dtype != source.dtype:
+        raise ValueError(
+            f"`{WEIGHTS}` must fit the model, got {tuple(source.shape)} {source.dtype} for {name} "
+            f"instead of {tuple(target.shape)} {target.dtype}. Restore the folder."
+        )
+    with torch.no_grad():
+        target.copy_(source)
+
+
+def _write_peft(run: TrialRun, folder: Path) -> None:
+    """Write adapters and head as PEFT does, for `PeftModel.from_pretrained`."""
+    model, allocation = run.model, run.allocation
+    if not allocation.rank_pattern:
+        return
+    folder.mkdir()
+    head = head_names(run.context.base, run.context.task.kind)
+    config = lora_config(allocation, run.context.recipe.alpha_over_rank)
+    config.modules_to_save = list(head) or None
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, layer in lora_layers(model).items():
+        for half in ("lora_A", "lora_B"):
+            weight = getattr(layer, half)[ADAPTER].weight
+            tensors[f"base_model.model.{name}.{half}.weight"] = weight.detach().cpu().clone()
+    for name in head:
+        for key, parameter in model.get_submodule(name).named_parameters():
+            tensors[f"base_model.model.{name}.{key}"] = parameter.detach().cpu().clone()
+    tensors = {name: tensor.to(STORAGE_DTYPE) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`folder` must be one that `save` wrote, got {str(folder)!r} without a readable "
+            f"{MANIFEST}. Check the path."
+        ) from error
+    if version != VERSION:
+        raise ValueError(
+            f"`version` of {MANIFEST} must be {VERSION}, got {version!r}. "
+            "Load it with the release that wrote it."
+        )
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        state = "missing" if not path.is_file() else "cut or edited"
+        if state == "missing" or _digest(path) != digest:
+            raise ValueError(
+                f"`folder` must be as `save` wrote it, got {name} {state} in {str(folder)!r}. "
+                "Restore the folder."
+            )
+    return manifest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+"""A saved allocation loads as what it was, and a damaged one not at all."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import alrq_core
+from alrq_core.build import build_model
+from alrq_core.export import MANIFEST, PEFT_FOLDER, WEIGHTS, save
+from alrq_core.receipt import take_receipt
+from alrq_core.records import TaskKind
+from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation, Choice
+from tests.tiny import make_context
+
+IDS = torch.tensor([[2, 5, 7, 9, 4, 3], [2, 8, 8, 6, 10, 3]])
+BITS, RANKS = (16, 8, 4, 3, 2), (0, 2, 4, 8)
+
+
+def mixed(names: tuple[str, ...]) -> Allocation:
+    return Allocation({n: Choice(BITS[i % 5], RANKS[i % 4]) for i, n in enumerate(names)})
+
+
+def trained(folder: Path, kind: TaskKind, allocation: Allocation | None = None) -> TrialRun:
+    context = make_context(folder, kind)
+    run = TrialRun(context, allocation or mixed(context.inventory.names), seed=0)
+    run.advance(4)
+    return run
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.inference_mode():
+        result: Tensor = model.eval()(input_ids=IDS).logits
+    return result
+
+
+@pytest.fixture(params=["classification", "language-modelling"])
+def run(request: pytest.FixtureRequest, bert_folder: Path, llama_folder: Path) -> TrialRun:
+    folder = bert_folder if request.param == "classification" else llama_folder
+    return trained(folder, request.param)
+
+
+@pytest.fixture
+def saved(bert_folder: Path, tmp_path: Path) -> Path:
+    return save(trained(bert_folder, "classification"), tmp_path / "saved")
+
+
+def test_a_loaded_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> None:
+    loaded = alrq_core.load(save(run, tmp_path / "saved"))
+
+    assert torch.equal(logits(loaded.model), logits(run.model))
+    assert loaded.allocation == run.allocation
+    assert loaded.label_names == run.context.task.label_names
+    assert loaded.receipt == run.receipt
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_format_comes_back(bert_folder: Path, tmp_path: Path, bits: int) -> None:
+    names = make_context(bert_folder, "classification").inventory.names
+    run = trained(bert_folder, "classification", Allocation(dict.fromkeys(names, Choice(bits, 4))))
+    loaded = alrq_core.load(save(run, tmp_path / "saved"))
+
+    assert torch.equal(logits(loaded.model), logits(run.model))
+    again = take_receipt(loaded.model, run.context.inventory, torch.float32)
+    assert again.modules == run.receipt.modules
+    assert again.memory_bytes == run.receipt.memory_bytes
+
+
+def test_a_fresh_process_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> None:
+    folder = save(run, tmp_path / "saved")
+    torch.save(logits(run.model), tmp_path / "logits.pt")
+    code = (
+        "import torch, alrq_core\n"
+        f"model = alrq_core.load({str(folder)!r}).model\n"
+        f"with torch.inference_mode(): got = model(input_ids=torch.tensor({IDS.tolist()})).logits\n"
+        f"assert torch.equal(got, torch.load({str(tmp_path / 'logits.pt')!r}))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert process.returncode == 0, process.stderr
+
+
+def test_the_stored_tensors_are_as_large_as_the_receipt_says(run: TrialRun, tmp_path: Path) -> None:
+    tensors = load_file(save(run, tmp_path / "saved") / WEIGHTS)
+
+    assert sum(tensor.nbytes for tensor in tensors.values()) == run.receipt.memory_bytes
+
+
+def test_peft_reads_the_adapter_on_the_quantised_base(run: TrialRun, tmp_path: Path) -> None:
+    folder = save(run, tmp_path / "saved")
+    context = run.context
+    bare = {name: Choice(choice.bits, 0) for name, choice in run.allocation.choices.items()}
+    base = build_model(
+        context.base, Allocation(bare), (), 2.0, run.compute_dtype, torch.device("cpu")
+    )
+    base.is_loaded_in_4bit = base.is_loaded_in_8bit = True  # type: ignore[assignment]
+    model = PeftModel.from_pretrained(base, folder / PEFT_FOLDER)
+
+    torch.testing.assert_close(logits(model), logits(run.model), rtol=1e-3, atol=1e-3)
+
+
+def test_an_existing_folder_is_left_alone(saved: Path, bert_folder: Path) -> None:
+    before = (saved / MANIFEST).read_bytes()
+    with pytest.raises(ValueError, match="`folder` must not exist yet"):
+        save(trained(bert_folder, "classification"), saved)
+
+    assert (saved / MANIFEST).read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | changes))
+
+
+def test_another_version_is_refused(saved: Path) -> None:
+    edit_manifest(saved, version=9)
+    with pytest.raises(ValueError, match=r"`version` of alrq\.json must be 1, got 9"):
+        alrq_core.load(saved)
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited", "missing"])
+def test_damaged_weights_are_refused(saved: Path, damage: str) -> None:
+    path = saved / WEIGHTS
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "edited":
+        content[-1] ^= 1
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"got weights\.safetensors .*{damage}"):
+        alrq_core.load(saved)
+
+
+@pytest.mark.parametrize("part", [".packed.0", ".lora_A.", "word_embeddings", "classifier.weight"])
+def test_a_missing_tensor_is_named(saved: Path, part: str) -> None:
+    tensors = load_file(saved / WEIGHTS)
+    gone = next(name for name in tensors if part in name)
+    del tensors[gone]
+    save_file(tensors, saved / WEIGHTS)
+    edit_manifest(saved, files={})
+    with pytest.raises(ValueError, match=f"got none for {gone}"):
+        alrq_core.load(saved)
+
+
+def test_a_tensor_of_another_shape_is_named(saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS)
+    name = next(name for name in tensors if name.endswith(".packed.0"))
+    tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, saved / WEIGHTS)
+    edit_manifest(saved, files={})
+    with pytest.raises(ValueError, match=f"for {name.removesuffix('.packed.0')} instead of"):
+        alrq_core.load(saved)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(saved: Path) -> None:
+    content = json.loads((saved / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {f"word{number}": 100 + number for number in range(50)}
+    (saved / "tokenizer.json").write_text(json.dumps(content))
+    edit_manifest(saved, files={})
+    with pytest.raises(
+        ValueError, match=r"the tokenizer of its model, got one of 66 tokens for 32"
+    ):
+        alrq_core.load(saved)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_folder_that_is_none_of_ours_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(ValueError, match="`folder` must be one that `save` wrote"):
+        alrq_core.load(tmp_path)
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, alrq_core, search_spaces; assert 'torch' not in sys.modules"
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

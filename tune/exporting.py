@@ -1,0 +1,60 @@
+"""Writes a confirmed trial of a study as a folder that `alrq_core.load` reads."""
+
+from pathlib import Path
+
+from alrq_core.export import save
+from alrq_core.trial import TrialRun, load_context
+from tune.config import resumed_config
+from tune.events import LOG_NAME, EventLog
+from tune.prepare import check_same_study, prepare
+from tune.state import StudyState, TrialState
+from tune.workers import CHECKPOINTS, checkpoint_path
+
+
+def export_trial(study: Path, trial_id: str, target: Path) -> TrialState:
+    """Write a confirmed trial into a new folder; return the trial.
+
+    Args:
+        study: Folder of the study.
+        trial_id: A confirmed allocation, for its first completed seed, or one of its runs
+            (`t007-s2`).
+        target: The folder to make.
+
+    Raises:
+        ValueError: No study, no confirmed trial of that id, or the target exists.
+    """
+    if target.exists():
+        raise ValueError(
+            f"`--to` must not exist yet, got {str(target)!r}. Remove it or choose another folder."
+        )
+    config = resumed_config(study, {})
+    prepared = prepare(config)
+    check_same_study(prepared, study)
+    config = prepared.config
+    state = StudyState(prepared.inventory.names).replay(EventLog(study / LOG_NAME).read())
+    trial = _confirmed(state, study, trial_id)
+    data = Path(config.data) if config.data is not None else None
+    context = load_context(
+        config.model, config.task, config.recipe, data, config.text_column, config.label_column
+    )
+    run = TrialRun(context, trial.allocation, trial.seed)
+    run.load_checkpoint(checkpoint_path(study / CHECKPOINTS, trial.id))
+    save(run, target)
+    return trial
+
+
+def _confirmed(state: StudyState, study: Path, trial_id: str) -> TrialState:
+    runs = [
+        trial
+        for trial in state.of_role("confirm")
+        if trial.status == "completed"
+        and trial_id in (trial.id, trial.origin)
+        and checkpoint_path(study / CHECKPOINTS, trial.id).is_file()
+    ]
+    if not runs:
+        known = sorted({t.origin for t in state.of_role("confirm") if t.status == "completed"})
+        raise ValueError(
+            f"`--trial` must be a confirmed trial with its checkpoint, got {trial_id!r}. "
+            f"Confirmed in this study: {', '.join(known) or 'none yet; resume it first'}."
+        )
+    return runs[0]
