@@ -1,6 +1,5 @@
 """The typed records that a trial takes and gives back."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -164,10 +163,6 @@ class Receipt:
             )
         modules = {name: ModuleReceipt(**entry) for name, entry in data["modules"].items()}
         return Receipt(**{**data, "modules": modules})
-
-    def dumps(self) -> str:
-        """Return the JSON form as text."""
-        return json.dumps(self.to_json())
 
 
 @dataclass(frozen=True, kw_only=True)

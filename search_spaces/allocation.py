@@ -1,6 +1,5 @@
 """An allocation: bits and rank of every target module, and its two written forms."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,11 +45,6 @@ class Allocation:
     def average_rank(self) -> float:
         """Mean rank over the target modules, those without an adapter counted as 0."""
         return sum(choice.rank for choice in self.choices.values()) / len(self.choices)
-
-    @property
-    def digest(self) -> str:
-        """Twelve hexadecimal digits that tell allocations apart."""
-        return hashlib.sha256(self.encode().encode()).hexdigest()[:12]
 
     def encode(self) -> str:
         """Return the short form `bits:rank,bits:rank,...`, which leaves the names out."""

@@ -33,13 +33,6 @@ def test_rank_pattern_leaves_out_modules_without_an_adapter() -> None:
     assert MIXED.average_rank == 8
 
 
-def test_digest_tells_allocations_apart() -> None:
-    other = Allocation({**MIXED.choices, "a.output": Choice(3, 0)})
-
-    assert MIXED.digest != other.digest
-    assert len(MIXED.digest) == 12
-
-
 def test_choices_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         MIXED.choices["a.query"] = Choice(2, 2)  # type: ignore[index]

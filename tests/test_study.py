@@ -11,7 +11,15 @@ import pytest
 from alrq_core.records import Receipt
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import make_space
-from tests.simulated import RUNGS, bytes_help, drive, make_inventory, make_report, make_study
+from tests.simulated import (
+    RUNGS,
+    bytes_help,
+    drive,
+    luck,
+    make_inventory,
+    make_report,
+    make_study,
+)
 from tune.events import Completed, Event, EventLog, Failed, Proposed, Started, Stopped
 from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS, finalists
 from tune.schedulers import SCHEDULERS
@@ -72,7 +80,7 @@ def test_confirmation_uses_fresh_seeds_at_full_fidelity(tmp_path: Path) -> None:
 def test_a_front_holds_trials_of_full_fidelity_only(tmp_path: Path) -> None:
     """The stopped trials have lower losses than any that completed."""
     study = make_study(tmp_path, budget=20)
-    drive(study, lambda t, step: step / 100 + int(t.allocation.digest[:6], 16) / 16**6)
+    drive(study, lambda t, step: step / 100 + luck(t))
     front = study.state.front()
 
     assert study.state.with_status("stopped")
