@@ -43,7 +43,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--space", "joined"), "`--space` must be one of joint"),
         (("--space", "B-Ada"), "needs AdaLoRA"),
         (("--task", "sst3"), "`--task` must be one of rotten_tomatoes"),
-        (("--model", "/nowhere/at/all"), "`--model` must be minilm, smollm2, a local folder or a hub id"),
+        (("--model", "/nowhere/at/all"), "`--model` must be minilm, smollm2, a local folder"),
         (("--searcher", "best"), "`--searcher` must be one of tpe"),
         (("--scheduler", "best"), "`--scheduler` must be one of front-asha"),
         (("--budget", "0"), "`--budget` must be a whole number of at least 1, got 0"),
