@@ -77,13 +77,16 @@ def load_context(
         ValueError: Model or data can't be used.
     """
     texts = load_task(task, data, text_column, label_column)
-    labels = len(texts.label_names)
-    return TrialContext(
-        base=load_model(model, texts.kind, labels, recipe.dropout),
-        inventory=inspect_model(model, texts.kind, labels),
-        task=encode_task(texts, resolve_model(model), recipe.max_length),
-        recipe=recipe,
+    inventory = inspect_model(model, texts.kind, len(texts.label_names))
+    return make_context(
+        inventory, encode_task(texts, resolve_model(model), recipe.max_length), recipe
     )
+
+
+def make_context(inventory: Inventory, task: EncodedTask, recipe: Recipe) -> TrialContext:
+    """Return what trials share, with the base model loaded."""
+    base = load_model(inventory.model, task.kind, len(task.label_names), recipe.dropout)
+    return TrialContext(base=base, inventory=inventory, task=task, recipe=recipe)
 
 
 class TrialRun:

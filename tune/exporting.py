@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from alrq_core.export import save
-from alrq_core.trial import TrialRun, load_context
+from alrq_core.trial import TrialRun, make_context
 from tune.config import resumed_config
 from tune.events import LOG_NAME, EventLog
 from tune.prepare import check_same_study, prepare
@@ -27,16 +27,11 @@ def export_trial(study: Path, trial_id: str, target: Path) -> TrialState:
         raise ValueError(
             f"`--to` must not exist yet, got {str(target)!r}. Remove it or choose another folder."
         )
-    config = resumed_config(study, {})
-    prepared = prepare(config)
+    prepared = prepare(resumed_config(study, {}))
     check_same_study(prepared, study)
-    config = prepared.config
     state = StudyState(prepared.inventory.names).replay(EventLog(study / LOG_NAME).read())
     trial = _confirmed(state, study, trial_id)
-    data = Path(config.data) if config.data is not None else None
-    context = load_context(
-        config.model, config.task, config.recipe, data, config.text_column, config.label_column
-    )
+    context = make_context(prepared.inventory, prepared.task, prepared.config.recipe)
     run = TrialRun(context, trial.allocation, trial.seed)
     run.load_checkpoint(checkpoint_path(study / CHECKPOINTS, trial.id))
     save(run, target)

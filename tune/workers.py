@@ -10,10 +10,9 @@ import torch
 from ray import tune as ray_tune
 
 from alrq_core.encode import EncodedTask
-from alrq_core.models import load_model
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
-from alrq_core.trial import TrainingDivergedError, TrialContext, TrialRun
+from alrq_core.trial import TrainingDivergedError, TrialContext, TrialRun, make_context
 from search_spaces.allocation import decode
 from search_spaces.inventory import Inventory
 from tune.study import Outcome
@@ -130,18 +129,8 @@ class AllocationTrainable(ray_tune.Trainable):
 
     def _loaded(self) -> TrialContext:
         if self._shared is None:
-            context, task = self._context, self._context.task
-            self._shared = TrialContext(
-                base=load_model(
-                    context.inventory.model,
-                    task.kind,
-                    len(task.label_names),
-                    context.recipe.dropout,
-                ),
-                inventory=context.inventory,
-                task=task,
-                recipe=context.recipe,
-            )
+            context = self._context
+            self._shared = make_context(context.inventory, context.task, context.recipe)
         return self._shared
 
     def _allocation(self) -> Any:
