@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from search_spaces.costs import parse_bytes
+from search_spaces.formats import BACKENDS, FOUR_BIT, GROUP_SIZE, GROUP_SIZES
 from search_spaces.spaces import SPACES
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -21,8 +22,11 @@ RECIPE_FLAGS = (
     "accumulation_steps",
     "max_length",
     "dropout",
+    "device",
+    "execution",
+    "lora_init",
 )
-LM_MAX_LENGTH = 256
+LM_MAX_LENGTH, LM_BATCH_SIZE = 256, 4
 PLAIN_WIDTH = 120
 
 
@@ -62,6 +66,20 @@ def _memory(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _group_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"`--group-size` must be whole numbers with commas between, got {text!r}. "
+            "Write for example --group-size 64 or --group-size 32,128."
+        ) from None
+
+
+def _device(text: str) -> str | None:
+    return None if text == "auto" else text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags. Flags that were not given are absent from its result."""
     parser = _Parser(
@@ -69,75 +87,134 @@ def build_parser() -> argparse.ArgumentParser:
         "measurably worse than 16-bit LoRA on your task.",
         argument_default=argparse.SUPPRESS,
     )
-    what = parser.add_argument_group("what is searched")
-    what.add_argument("--space", help=f"one of {', '.join(SPACES)} (default: joint)")
-    what.add_argument("--model", help="minilm, a hub id, or a local folder (default: minilm)")
-    what.add_argument(
+    _add_what(parser.add_argument_group("what is searched"))
+    _add_storage(parser.add_argument_group("how weights are stored"))
+    _add_search(parser.add_argument_group("how it is searched"))
+    _add_recipe(parser.add_argument_group("how every trial is trained"))
+    _add_places(parser.add_argument_group("where it runs and writes"))
+    return parser
+
+
+def _add_what(group: Any) -> None:
+    group.add_argument("--space", help=f"one of {', '.join(SPACES)} (default: joint)")
+    group.add_argument(
+        "--model", help="minilm, smollm2, a hub id, or a local folder (default: minilm)"
+    )
+    group.add_argument(
         "--task",
         help="rotten_tomatoes, imdb, sst2, wikitext2, or custom with your own file "
         "(default: rotten_tomatoes, or custom where --text-column is given)",
     )
-    what.add_argument("--data", metavar="PATH", help="folder of sst2 or wikitext2, or your file")
-    what.add_argument("--text-column", metavar="NAME", help="column of the texts in your file")
-    what.add_argument("--label-column", metavar="NAME", help="column of the labels in your file")
-    what.add_argument(
+    group.add_argument("--data", metavar="PATH", help="folder of sst2 or wikitext2, or your file")
+    group.add_argument("--text-column", metavar="NAME", help="column of the texts in your file")
+    group.add_argument("--label-column", metavar="NAME", help="column of the labels in your file")
+    group.add_argument(
         "--max-memory",
         dest="max_memory_bytes",
         type=_memory,
         metavar="30MB",
         help="limit on the deployed model; only allocations that fit are proposed",
     )
-    how = parser.add_argument_group("how it is searched")
-    how.add_argument("--budget", type=_whole("--budget"), help="trials of the search (default: 50)")
-    how.add_argument("--searcher", help="tpe, nsga2 or random (default: tpe)")
-    how.add_argument("--scheduler", help="front-asha, asha or none (default: front-asha)")
-    how.add_argument(
+
+
+def _add_storage(group: Any) -> None:
+    group.add_argument(
+        "--quant-backend",
+        help=f"{', '.join(BACKENDS)}: what the device doesn't have is refused (default: auto)",
+    )
+    group.add_argument(
+        "--four-bit",
+        help=f"{', '.join(FOUR_BIT)}: how a searched module keeps 4 bits (default: nf4-double)",
+    )
+    group.add_argument(
+        "--group-size",
+        dest="group_sizes",
+        type=_group_sizes,
+        metavar="SIZES",
+        help=f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}, or several with "
+        f"commas, to be chosen module by module (default: {GROUP_SIZE})",
+    )
+
+
+def _add_search(group: Any) -> None:
+    group.add_argument(
+        "--budget", type=_whole("--budget"), help="trials of the search (default: 50)"
+    )
+    group.add_argument("--searcher", help="tpe, nsga2 or random (default: tpe)")
+    group.add_argument("--scheduler", help="front-asha, asha or none (default: front-asha)")
+    group.add_argument(
         "--time-limit",
         dest="time_limit_seconds",
         type=_number("--time-limit"),
         metavar="SECONDS",
         help="propose nothing after this time; what runs ends, confirmation follows",
     )
-    how.add_argument(
+    group.add_argument(
         "--margin",
         type=_number("--margin"),
         help="loss against B-FP that counts as none: points of accuracy or per cent of "
         "perplexity (default: 2)",
     )
-    how.add_argument("--seed", type=_whole("--seed"), help="of proposals and training (default: 0)")
-    recipe = parser.add_argument_group("how every trial is trained")
-    recipe.add_argument("--learning-rate", type=_number("--learning-rate"), help="default: 1e-3")
-    recipe.add_argument("--max-steps", type=_whole("--max-steps"), help="default: 200")
-    recipe.add_argument("--epochs", type=_number("--epochs"), help="instead of --max-steps")
-    recipe.add_argument("--batch-size", type=_whole("--batch-size"), help="default: 32")
-    recipe.add_argument(
+    group.add_argument("--seed", type=_whole("--seed"), help="of proposals and training")
+
+
+def _add_recipe(group: Any) -> None:
+    group.add_argument("--learning-rate", type=_number("--learning-rate"), help="default: 1e-3")
+    group.add_argument("--max-steps", type=_whole("--max-steps"), help="default: 200")
+    group.add_argument("--epochs", type=_number("--epochs"), help="instead of --max-steps")
+    group.add_argument(
+        "--batch-size",
+        type=_whole("--batch-size"),
+        help=f"default: 32, language modelling {LM_BATCH_SIZE}",
+    )
+    group.add_argument(
         "--accumulation-steps",
         type=_whole("--accumulation-steps"),
-        help="micro-batches a step; the batch size stays (default: 1)",
+        help="micro-batches a step; the batch size stays (default: as few as fit in memory)",
     )
-    recipe.add_argument(
+    group.add_argument(
         "--max-length",
         type=_whole("--max-length"),
-        help="tokens a sequence (default: 128, language modelling 256)",
+        help=f"tokens a sequence (default: 128, language modelling {LM_MAX_LENGTH})",
     )
-    recipe.add_argument(
+    group.add_argument(
         "--dropout", type=_number("--dropout"), help="of every layer that has one (default: 0)"
     )
-    where = parser.add_argument_group("where it runs and writes")
-    where.add_argument("--name", help="of the study (default: space, task and time)")
-    where.add_argument("--output-dir", metavar="DIR", help="default: results")
-    where.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")
-    where.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
-    where.add_argument("--trial", metavar="ID", help="the trial that --export writes")
-    where.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
-    where.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
-    where.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
-    where.add_argument(
+    group.add_argument(
+        "--lora-init",
+        help="default, residual (the best correction of the quantisation error) or eva",
+    )
+    group.add_argument(
+        "--execution",
+        help="packed, or dequantized: trials of the search compute with a dequantised copy, "
+        "which is faster and takes more memory (default: packed)",
+    )
+
+
+def _add_places(group: Any) -> None:
+    group.add_argument(
+        "--device",
+        type=_device,
+        help="auto, cpu, cuda or mps (default: auto, the fastest of this machine)",
+    )
+    group.add_argument(
+        "--mps-safe",
+        action="store_true",
+        help="keep every tensor below the 2**32 bytes that MPS can take, as is always done there",
+    )
+    group.add_argument("--name", help="of the study (default: space, task and time)")
+    group.add_argument("--output-dir", metavar="DIR", help="default: results")
+    group.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")
+    group.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
+    group.add_argument("--trial", metavar="ID", help="the trial that --export writes")
+    group.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
+    group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
+    group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan and the corners of the space, and end",
     )
-    return parser
 
 
 def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path | None, bool]:
@@ -216,7 +293,11 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
     if resume is not None:
         return resumed_config(resume, given, recipe_given)
     if given.get("task") == "wikitext2":
-        recipe_given.setdefault("max_length", LM_MAX_LENGTH)
+        recipe_given = {
+            "max_length": LM_MAX_LENGTH,
+            "batch_size": LM_BATCH_SIZE,
+            **recipe_given,
+        }
     assert set(given) <= {field.name for field in fields(StudyConfig)}
     config = StudyConfig(**given, recipe=Recipe(**recipe_given))
     check_writable(config)
@@ -225,12 +306,13 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
 
 def _report(console: Console, config: Any, result: Any) -> int:
     """Print how a study ended; return the exit code."""
-    from tune.table import closing_table, recommendation_line
+    from tune.table import closing_table, cost_table, recommendation_line
 
     for path in result.files:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     if result.confirmed:
         console.print(closing_table(result.confirmed, result.recommendation))
+        console.print(cost_table(result.confirmed))
     if not result.finished:
         budget = f" --budget {config.budget}"
         print(f"Interrupted. Go on with: python run_search.py --resume {config.folder}{budget}")

@@ -44,8 +44,11 @@ def main(results: Path, name: str, budget: int) -> None:
     for entry in overview:
         low, high = entry["interval"]
         check(low <= entry["value"] <= high, f"{entry['experiment']}: value inside its interval")
+        low, high = entry["f1_interval"]
+        check(low <= entry["f1"] <= high, f"{entry['experiment']}: F1 inside its interval")
         check(len(entry["seeds"]) == 3, f"{entry['experiment']}: three seeds")
-    for file in ("front.json", "front.png", "study.json", "optuna.journal", "confirmation.json"):
+    files = ("front.json", "front.png", "study.json", "optuna.journal", "confirmation.json")
+    for file in (*files, "mcnemar.csv"):
         check((study / file).stat().st_size > 0, f"{file} was written")
     check(any((study / "tensorboard").rglob("events.out.tfevents.*")), "TensorBoard logs")
 

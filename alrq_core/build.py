@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from alrq_core.layers import STORAGE_DTYPE, pack_linear
+from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding
+from alrq_core.packing import pack
 from search_spaces.allocation import Allocation
 
 ADAPTER = "default"
@@ -32,37 +34,72 @@ def build_model(
 
     Args:
         base: The pretrained model in float32.
-        allocation: Bits and rank of each target module of `base`.
+        allocation: Format and rank of each target module and embedding of `base`. With AdaLoRA
+            no adapter is attached.
         head: Children that are trained in full.
         alpha_over_rank: LoRA's scaling, alpha / rank, the same for every module.
         compute_dtype: Type of the matrix products.
         device: Where the model is trained.
 
     Raises:
-        ValueError: A module of the allocation is not a linear layer of `base`.
+        ValueError: A module of the allocation is neither a linear layer nor an embedding.
     """
-    model = _copy_without(base, tuple(allocation.choices)).to(device)
+    tied = tied_head(base, allocation)
+    left_out = (*allocation.choices, *((tied,) if tied is not None else ()))
+    model = _copy_without(base, left_out).to(device)
     model.requires_grad_(False)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
     for name, choice in allocation.choices.items():
-        linear = base.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
+        source = base.get_submodule(name)
+        if not isinstance(source, nn.Linear | nn.Embedding):
             raise ValueError(
-                f"`allocation` must name linear layers, got {name} ({type(linear).__name__}). "
-                "Use an allocation made for this model."
+                f"`allocation` must name linear layers and embeddings, got {name} "
+                f"({type(source).__name__}). Use an allocation made for this model."
             )
-        source = linear if device.type == "cpu" else copy.deepcopy(linear).to(device)
-        replace_module(model, name, pack_linear(source, choice.bits, compute_dtype))
-    attach_adapters(model, allocation, alpha_over_rank)
+        if isinstance(source, nn.Embedding) and choice.rank:
+            raise ValueError(
+                f"`rank` must be 0 for an embedding, got {choice.rank} for {name}. "
+                "Use `Space.nearest_uniform`, or set it to 0."
+            )
+        moved = source if device.type == "cpu" else copy.deepcopy(source).to(device)
+        place(model, name, pack(moved, choice.format, compute_dtype), tied)
+    if allocation.final_rank is None:
+        attach_adapters(model, allocation, alpha_over_rank)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return model
 
 
+def tied_head(model: nn.Module, allocation: Allocation) -> str | None:
+    """Return the name of the output head that shares the weight of an embedding to be packed."""
+    transformers_model: Any = model
+    head = transformers_model.get_output_embeddings()
+    embedding = transformers_model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    return names[id(head)] if names[id(embedding)] in allocation.choices else None
+
+
+def place(model: nn.Module, name: str, packed: nn.Module, tied: str | None) -> None:
+    """Put a packed layer in its place; an embedding's also in that of the tied output head."""
+    replace_module(model, name, packed)
+    if isinstance(packed, PackedEmbedding) and tied is not None:
+        replace_module(model, tied, packed.packed)
+
+
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Return the layers that carry an adapter, by the name of their target module."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def adapter_tensors(layer: LoraLayer) -> list[nn.Parameter]:
+    """Return the trained tensors of an adapter: A, B, or with AdaLoRA A, the values, B."""
+    halves: list[Any] = [layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]]
+    if isinstance(layer, AdaLoraLayer):
+        return [halves[0], layer.lora_E[ADAPTER], halves[1]]
+    return [half.weight for half in halves]
 
 
 def frozen_layer(model: nn.Module, name: str) -> nn.Module:
@@ -110,7 +147,8 @@ def lora_config(allocation: Allocation, alpha_over_rank: float) -> LoraConfig:
         lora_alpha=1,
         lora_dropout=0.0,
         bias="none",
-        target_modules=list(ranks),
+        # A string must match the full name; names in a list also match at the end of longer ones.
+        target_modules="|".join(map(re.escape, ranks)),
         rank_pattern=dict(exact),
         alpha_pattern={key: alpha_over_rank * rank for key, rank in exact.items()},
     )

@@ -70,6 +70,16 @@ class EncodedTask:
         """Name of the metric that people read."""
         return "accuracy" if self.kind == "classification" else "perplexity"
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens of a scored window; None for classification."""
+        return int(self.test.lengths[0]) if self.kind == "language-modelling" else None
+
+    @property
+    def stride_tokens(self) -> int | None:
+        """Tokens from the start of a window to that of the next; windows do not overlap."""
+        return self.context_tokens
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -23,12 +23,16 @@ from alrq_core.build import (
     frozen_layer,
     lora_config,
     lora_layers,
-    replace_module,
+    place,
+    tied_head,
 )
-from alrq_core.layers import STORAGE_DTYPE, pack_linear, stored_tensors
+from alrq_core.heads import head_names
+from alrq_core.layers import STORAGE_DTYPE
 from alrq_core.machine import pick_compute_dtype, pick_device
-from alrq_core.models import head_names, load_tokenizer, model_class, resolve_model
+from alrq_core.models import load_tokenizer, model_class, resolve_model
+from alrq_core.packing import pack, stored_tensors
 from alrq_core.records import Receipt, TaskKind
+from alrq_core.structure import as_linear
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, from_json
 
@@ -91,6 +95,7 @@ def load(folder: Path) -> LoadedModel:
     compute_dtype = pick_compute_dtype(device, manifest["cpu_dtype"])
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model: nn.Module = model_class(kind, config, str(folder)).from_config(config)
+    as_linear(model)
     tensors = load_file(folder / WEIGHTS)
     _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype)
     tokenizer = load_tokenizer(folder)
@@ -139,7 +144,7 @@ def _collect(model: nn.Module, allocation: Allocation) -> dict[str, Tensor]:
         codes, others, _ = stored_tensors(layer)
         for number, tensor in enumerate((codes, *others)):
             found[f"{name}.packed.{number}"] = tensor.detach().cpu().contiguous().clone()
-        bias = layer.bias
+        bias = getattr(layer, "bias", None)
         if isinstance(bias, Tensor):
             found[f"{name}.bias"] = bias.detach().to(STORAGE_DTYPE).cpu()
         packed.update(id(parameter) for parameter in layer.parameters())
@@ -162,18 +167,19 @@ def _restore(
 ) -> None:
     """Give a fresh model the stored tensors, without quantising anything anew."""
     packed: set[int] = set()
+    tied = tied_head(model, allocation)
     for name, choice in allocation.choices.items():
-        linear: Any = model.get_submodule(name)
+        plain: Any = model.get_submodule(name)
         with torch.no_grad():
             # The layer's format is made from weights that do not matter, and filled after that.
-            linear.weight.normal_()
-            if linear.bias is not None:
-                linear.bias.copy_(_take(tensors, f"{name}.bias"))
-        layer = pack_linear(linear, choice.bits, compute_dtype)
+            plain.weight.normal_()
+            if getattr(plain, "bias", None) is not None:
+                plain.bias.copy_(_take(tensors, f"{name}.bias"))
+        layer = pack(plain, choice.format, compute_dtype)
         codes, others, _ = stored_tensors(layer)
         for number, target in enumerate((codes, *others)):
             _fill(target, _take(tensors, f"{name}.packed.{number}"), name)
-        replace_module(model, name, layer)
+        place(model, name, layer, tied)
         packed.update(id(parameter) for parameter in layer.parameters())
     attach_adapters(model, allocation, alpha_over_rank)
     model.requires_grad_(False)

@@ -1,200 +1,177 @@
-"""Packed linear layers for every number of bits, and the exact reading of what they store."""
+"""Packed layers: weights stay in their codes, forward and backward dequantise them anew."""
 
-import zlib
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import bitsandbytes
 import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from hqq.core.quantize import HQQLinear
+from hqq.core import quantize
 from torch import Tensor, nn
-
-from alrq_core.records import ModuleReceipt
-from search_spaces.costs import GROUP_SIZE
 
 STORAGE_DTYPE = torch.bfloat16
 
 
-class Linear16(nn.Linear):
-    """A frozen linear layer that keeps 16-bit weights and computes in its input's type."""
+class _PackedProduct(torch.autograd.Function):
+    """A matrix product that keeps neither its input nor the dequantised weight for backward."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the layer's output, in the type of `input` or of autocast."""
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return nn.functional.linear(input, self.weight.to(input.dtype), bias)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: "Packed", bias: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(x, layer.weight_in(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradients[0]
+        return gradient @ ctx.layer.weight_in(gradient.dtype), None, None
 
 
-class Linear8(Linear8bitLt):  # type: ignore[misc]
-    """An int8 layer that evaluates on a CPU as it trains: codes times unquantised activations.
+class Packed:
+    """What all packed linear layers share. Each says how to dequantise all of it or some rows.
 
-    bitsandbytes also quantises the activations once the layer is in eval mode, which scores
-    another function than the trained one and takes 3 to 10 times as long on a CPU.
+    The same function runs in training and evaluation, whatever a library would do in eval mode:
+    bitsandbytes rewrites 4-bit codes for inference, after which gradients are lost, and quantises
+    the activations of int8 layers.
+
+    Attributes:
+        compute_dtype: Type of the product.
+        kept: The dequantised weight, where a trial runs on such a copy; else None.
     """
 
-    compute_dtype = torch.float32
+    compute_dtype: torch.dtype = torch.float32
+    kept: Tensor | None = None
+
+    def dequantised(self) -> Tensor:
+        """Return the stored weight, out x in, in float32 or the compute type."""
+        raise NotImplementedError
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows of these numbers, len(ids) x in, in float32 or the compute type."""
+        raise NotImplementedError
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight that is computed with, out x in."""
+        return self.dequantised().to(dtype) if self.kept is None else self.kept.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output, in the compute type."""
-        if x.device.type != "cpu":
-            return Linear8bitLt.forward(self, x)  # type: ignore[no-any-return]
-        if self.weight.CB is not None:
-            self.init_8bit_state()
-        self.state.is_training = True
+        bias: Any = self.bias  # type: ignore[attr-defined]
         x = x.to(self.compute_dtype)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        output: Tensor = bitsandbytes.matmul(x, self.weight, bias=bias, state=self.state)
+        output: Tensor = _PackedProduct.apply(x, self, None if bias is None else bias.to(x.dtype))
         return output
 
 
-def pack_linear(linear: nn.Linear, bits: int, compute_dtype: torch.dtype) -> nn.Module:
-    """Return a frozen layer that stores the weights of `linear` in `bits`.
+class Linear16(Packed, nn.Linear):
+    """A frozen linear layer that keeps 16-bit weights."""
 
-    The input layer is left as it was.
+    def dequantised(self) -> Tensor:
+        """Return the weight as it is stored."""
+        weight: Tensor = self.weight
+        return weight
 
-    Raises:
-        ValueError: The bits have no storage format.
-    """
-    if bits not in PACKERS:
-        raise ValueError(
-            f"`bits` must be one of {', '.join(map(str, PACKERS))}, got {bits}. Choose one of them."
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return stored rows."""
+        rows: Tensor = self.weight[ids]
+        return rows
+
+
+class Linear8(Packed, Linear8bitLt):  # type: ignore[misc]
+    """int8 codes with a scale a row: LLM.int8() (arXiv:2208.07339, section 2.1), weights only."""
+
+    def dequantised(self) -> Tensor:
+        """Return codes times scales, in float32."""
+        codes: Tensor = self.weight.data
+        return codes.float().mul_(self._scales()[:, None])
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows' codes times their scales, in float32."""
+        codes: Tensor = self.weight.data[ids]
+        return codes.float().mul_(self._scales()[ids][:, None])
+
+    def _scales(self) -> Tensor:
+        scales: Tensor = self.weight.SCB / 127
+        return scales
+
+
+class Linear4(Packed, Linear4bit):  # type: ignore[misc]
+    """NF4 or FP4 codes (QLoRA, arXiv:2305.14314, section 3)."""
+
+    def dequantised(self) -> Tensor:
+        """Return the weight in the type that it was quantised from."""
+        weight: Tensor = dequantize_4bit(self.weight.data, self.weight.quant_state)
+        return weight
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return single rows. The group size must divide a row."""
+        state = self.weight.quant_state
+        width = state.shape[1]
+        largest = state.absmax
+        if state.nested:
+            largest = dequantize_blockwise(state.absmax, state.state2) + state.offset
+        wanted = QuantState(
+            absmax=largest.view(-1, width // state.blocksize)[ids].reshape(-1),
+            shape=torch.Size((len(ids), width)),
+            code=state.code,
+            blocksize=state.blocksize,
+            quant_type=state.quant_type,
+            dtype=state.dtype,
         )
-    with torch.no_grad():
-        packed = PACKERS[bits](linear, compute_dtype)
-    return packed.requires_grad_(False)
+        codes = self.weight.data.view(-1, width // 2)[ids].reshape(-1, 1)
+        rows: Tensor = dequantize_4bit(codes, wanted)
+        return rows
 
 
-def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:
-    """Return what a frozen layer really stores, from its tensors alone.
+class HQQLinear(Packed, quantize.HQQLinear):  # type: ignore[misc]
+    """Half-quadratic quantisation (Badri and Shaji 2023): a scale and zero point a group.
 
-    A layer of an unknown class is read as plain weights, so that a quantiser that did nothing
-    shows as 16 or 32 bits.
-
-    Args:
-        layer: The frozen base layer, without its adapter.
-        rank: Rank read from the adapter around it.
+    PEFT knows such layers by the name of their class.
     """
-    codes, others, bits = stored_tensors(layer)
-    stored = codes.nbytes + sum(tensor.nbytes for tensor in others)
-    data = codes.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return ModuleReceipt(
-        module_class=f"{type(layer).__module__}.{type(layer).__qualname__}",
-        bits=bits,
-        stored_bytes=stored,
-        rank=rank,
-        checksum=zlib.crc32(data),
-    )
+
+    @classmethod
+    def set_backend(cls, backend: Any) -> None:
+        """Do nothing: HQQ would put a forward pass of its own into this class."""
+
+    def dequantised(self) -> Tensor:
+        """Return the weight in the compute type."""
+        weight: Tensor = self.dequantize()
+        return weight
 
 
-def stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], int]:
-    """Return a layer's codes, its scales and zero points, and the bits of one code.
+class PackedEmbedding(nn.Module):
+    """Looks up rows of a packed matrix, which a tied output head may share.
 
-    The tensors are the layer's own: what is written into them is what it computes with.
+    Attributes:
+        packed: The matrix, vocabulary x width.
+        scale: Factor on every row (Gemma).
     """
-    if isinstance(layer, HQQLinear):
-        # HQQ keeps scales and zeros in a dictionary that no count over parameters sees.
-        extra = [value for key, value in layer.meta.items() if key in {"scale", "zero"}]
-        per_code = 8 * layer.W_q.nbytes / layer.meta["shape"].numel()
-        return layer.W_q.data, extra, int(per_code)
-    weight: Any = layer.get_parameter("weight")
-    if isinstance(layer, Linear4bit) and weight.quant_state is not None:
-        state = weight.quant_state
-        nested = [state.state2.absmax, state.offset] if state.nested else []
-        per_code = 8 * weight.nbytes / state.shape.numel()
-        return weight.data, [state.absmax, *nested], int(per_code)
-    if isinstance(layer, Linear8bitLt) and weight.dtype == torch.int8:
-        # The first forward pass moves the row scales from the weight to the layer's state.
-        scales = layer.state.SCB if layer.state.SCB is not None else weight.SCB
-        return weight.data, [scales], 8
-    return weight.data, [], 8 * weight.element_size()
+
+    def __init__(self, packed: Any, scale: float) -> None:
+        """Look up rows of `packed`."""
+        super().__init__()
+        self.packed = packed
+        self.scale = scale
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored codes: models ask it for type and device."""
+        weight: Tensor = self.packed.weight
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the embeddings of token numbers, batch x length x width, in float32."""
+        kept = self.packed.kept
+        ids = input.reshape(-1)
+        rows = self.packed.rows(ids) if kept is None else kept[ids]
+        found: Tensor = rows.float() * self.scale
+        return found.view(*input.shape, -1)
 
 
-def _pack_16(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    packed = Linear16(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        device="meta",
-        dtype=STORAGE_DTYPE,
-    )
-    packed.weight = nn.Parameter(linear.weight.to(STORAGE_DTYPE), requires_grad=False)
-    _set_bias(packed, linear, compute_dtype)
-    return packed
+def packed_layers(model: nn.Module) -> list[Packed]:
+    """Return every packed layer of a model once."""
+    return [module for module in model.modules() if isinstance(module, Packed)]
 
 
-def _pack_8(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    packed: Any = Linear8(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        has_fp16_weights=False,
-    )
-    packed.compute_dtype = compute_dtype
-    packed.weight.data = linear.weight.detach().clone()
-    _set_bias(packed, linear, compute_dtype)
-    moved: nn.Module = packed.to(linear.weight.device)
-    return moved
-
-
-def _pack_4(linear: nn.Linear, compute_dtype: torch.dtype) -> nn.Module:
-    packed: Any = Linear4bit(
-        linear.in_features,
-        linear.out_features,
-        bias=linear.bias is not None,
-        compute_dtype=compute_dtype,
-        compress_statistics=True,
-        quant_type="nf4",
-    )
-    packed.weight.data = linear.weight.detach().clone()
-    _set_bias(packed, linear, compute_dtype)
-    # One forward pass in eval mode would repack the codes for inference on processors with
-    # AVX512-BF16, and every gradient after it would be lost without an error.
-    packed.support_avx512bf16_for_cpu = False
-    moved: nn.Module = packed.to(linear.weight.device)
-    return moved
-
-
-def _pack_hqq(linear: nn.Linear, compute_dtype: torch.dtype, bits: int) -> nn.Module:
-    config: dict[str, Any] = {
-        "weight_quant_params": {
-            "nbits": bits,
-            "channel_wise": True,
-            "group_size": GROUP_SIZE,
-            "optimize": True,
-            "round_zero": False,
-            "axis": 1,
-            "view_as_float": False,
-        },
-        "scale_quant_params": None,
-        "zero_quant_params": None,
-        "offload_meta": False,
-    }
-    packed: Any = HQQLinear(
-        linear,
-        config,
-        del_orig=False,
-        compute_dtype=compute_dtype,
-        device=str(linear.weight.device),
-    )
-    packed.linear_layer = None
-    _set_bias(packed, linear, compute_dtype)
-    for key in ("scale", "zero"):
-        packed.meta[key] = packed.meta[key].to(STORAGE_DTYPE)
-    layer: nn.Module = packed
-    return layer
-
-
-def _set_bias(packed: Any, linear: nn.Linear, compute_dtype: torch.dtype) -> None:
-    if linear.bias is not None:
-        # In the 16 bits that a deployed model keeps of it.
-        bias = linear.bias.detach().to(STORAGE_DTYPE).to(compute_dtype)
-        packed.bias = nn.Parameter(bias, requires_grad=False)
-
-
-PACKERS: Mapping[int, Callable[[nn.Linear, torch.dtype], nn.Module]] = {
-    16: _pack_16,
-    8: _pack_8,
-    4: _pack_4,
-    3: lambda linear, dtype: _pack_hqq(linear, dtype, 3),
-    2: lambda linear, dtype: _pack_hqq(linear, dtype, 2),
-}
+def keep_dequantised(model: nn.Module) -> None:
+    """Make a model compute with a dequantised copy of its weights: faster, and not smaller."""
+    for layer in packed_layers(model):
+        with torch.no_grad():
+            layer.kept = layer.dequantised().to(layer.compute_dtype)

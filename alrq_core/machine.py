@@ -32,20 +32,38 @@ def usable_cores() -> int:
     return cores
 
 
-def pick_device() -> torch.device:
-    """Return the accelerator that torch sees, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def found_devices() -> tuple[str, ...]:
+    """Return the types of device that torch sees on this machine, the fastest first."""
+    accelerators = (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available()))
+    return (*(name for name, found in accelerators if found), "cpu")
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """Return the named device, or the fastest that torch sees.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    found = found_devices()
+    if name is not None and name not in found:
+        raise ValueError(
+            f"`--device` must be one that this machine has ({', '.join(found)}), got {name!r}. "
+            "Use auto, or a machine with one."
+        )
+    return torch.device(name or found[0])
 
 
 def pick_compute_dtype(device: torch.device, cpu_dtype: str | None = None) -> torch.dtype:
     """Return the type of the matrix products on a device.
 
     Args:
-        device: A GPU computes in bfloat16 where it has it, else in float32.
+        device: A CUDA GPU computes in bfloat16 where it has it, else in float32; MPS in float32.
         cpu_dtype: Name of the type to use on a CPU; None for `fastest_cpu_dtype`.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+    if device.type == "mps":
+        return torch.float32
     dtype: torch.dtype = getattr(torch, cpu_dtype or fastest_cpu_dtype())
     return dtype
 
@@ -90,6 +108,9 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    if device.type == "mps":
+        torch.mps.empty_cache()
+        return
     gc.collect()
     with suppress(OSError, AttributeError):
         # What earlier trials freed would else count for this one (glibc only).
@@ -102,9 +123,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the highest memory since the last reset: the device's, or the process's resident."""
+    """Return the highest memory since the last reset: the device's, or the process's resident.
+
+    MPS keeps no highest value: there it is what the driver holds now.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
@@ -120,7 +146,7 @@ def describe_machine() -> dict[str, object]:
     return {
         "processor": _processor_name(),
         "cores": usable_cores(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "compute_dtype": str(pick_compute_dtype(device)).removeprefix("torch."),
         "system": platform.platform(),
         "python": platform.python_version(),

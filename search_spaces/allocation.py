@@ -2,19 +2,48 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from search_spaces.formats import DEFAULT_METHODS, GROUP_SIZE, GROUPED, Format
+
 VERSION = 1
+ADAPTIVE = "adalora="
 
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """Bits of one stored code and LoRA rank of one target module (rank 0: no adapter)."""
+    """How one module is stored, and the rank of its adapter.
+
+    Attributes:
+        bits: Bits of one stored code.
+        rank: LoRA rank; 0 for no adapter.
+        method: See `Format`; empty for the usual one of these bits.
+        group_size: See `Format`; 0 for the usual one of this method.
+    """
 
     bits: int
     rank: int
+    method: str = ""
+    group_size: int = 0
+
+    def __post_init__(self) -> None:
+        method = self.method or DEFAULT_METHODS.get(self.bits, "")
+        group_size = (self.group_size or GROUP_SIZE) if method in GROUPED else 0
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "group_size", group_size)
+
+    @property
+    def format(self) -> Format:
+        """How the module is stored."""
+        return Format(self.bits, self.method, self.group_size)
+
+    def values(self) -> tuple[int | str, ...]:
+        """Return bits and rank, and the format where it is not the usual one of these bits."""
+        usual = self == Choice(self.bits, self.rank)
+        short = (self.bits, self.rank)
+        return short if usual else (*short, self.method, self.group_size)
 
 
 @dataclass(frozen=True)
@@ -23,37 +52,46 @@ class Allocation:
 
     Attributes:
         choices: Module name to bits and rank, in the order of the inventory.
+        final_rank: With AdaLoRA, the average rank in the end, over the modules that begin with
+            an adapter; None for LoRA, whose ranks stay.
     """
 
     choices: Mapping[str, Choice]
+    final_rank: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
 
-    def __reduce__(self) -> tuple[type["Allocation"], tuple[dict[str, Choice]]]:
-        return Allocation, (dict(self.choices),)
+    def __reduce__(self) -> tuple[type["Allocation"], tuple[dict[str, Choice], int | None]]:
+        return Allocation, (dict(self.choices), self.final_rank)
 
     def __hash__(self) -> int:
-        return hash(tuple(self.choices.items()))
+        return hash((tuple(self.choices.items()), self.final_rank))
 
     @property
     def rank_pattern(self) -> dict[str, int]:
         """Module name to rank, modules without an adapter left out."""
         return {name: choice.rank for name, choice in self.choices.items() if choice.rank}
 
-    @property
-    def average_rank(self) -> float:
-        """Mean rank over the target modules, those without an adapter counted as 0."""
-        return sum(choice.rank for choice in self.choices.values()) / len(self.choices)
+    def with_ranks(self, ranks: Mapping[str, int]) -> "Allocation":
+        """Return the same formats under LoRA of these ranks; modules left out get none."""
+        choices = self.choices.items()
+        return Allocation({name: replace(c, rank=ranks.get(name, 0)) for name, c in choices})
 
     def encode(self) -> str:
-        """Return the short form `bits:rank,bits:rank,...`, which leaves the names out."""
-        return ",".join(f"{choice.bits}:{choice.rank}" for choice in self.choices.values())
+        """Return the short form `bits:rank,bits:rank,...`, which leaves the names out.
+
+        A format that is not the usual one of its bits follows as `bits:rank:method:group`.
+        """
+        pairs = [":".join(map(str, choice.values())) for choice in self.choices.values()]
+        adaptive = [] if self.final_rank is None else [f"{ADAPTIVE}{self.final_rank}"]
+        return ",".join([*adaptive, *pairs])
 
     def to_json(self) -> dict[str, Any]:
         """Return the versioned JSON form, names included."""
-        modules = {name: [choice.bits, choice.rank] for name, choice in self.choices.items()}
-        return {"version": VERSION, "modules": modules}
+        modules = {name: list(choice.values()) for name, choice in self.choices.items()}
+        adaptive = {} if self.final_rank is None else {"final_rank": self.final_rank}
+        return {"version": VERSION, **adaptive, "modules": modules}
 
 
 def decode(text: str, names: Sequence[str]) -> Allocation:
@@ -63,21 +101,21 @@ def decode(text: str, names: Sequence[str]) -> Allocation:
         ValueError: The text is malformed or has another number of modules.
     """
     pairs = text.split(",")
+    final_rank = int(pairs.pop(0).removeprefix(ADAPTIVE)) if text.startswith(ADAPTIVE) else None
     if len(pairs) != len(names):
         raise ValueError(
             f"`allocation` must have {len(names)} modules, got {len(pairs)}. "
             "Use it with the model that it was made for."
         )
-    return Allocation(
-        {name: _choice(pair.split(":"), name) for name, pair in zip(names, pairs, strict=True)}
-    )
+    named = zip(names, pairs, strict=True)
+    return Allocation({name: _choice(pair.split(":"), name) for name, pair in named}, final_rank)
 
 
 def from_json(data: Mapping[str, Any] | str) -> Allocation:
     """Return the allocation that `Allocation.to_json` wrote.
 
     Raises:
-        ValueError: Another version, or an entry that is not a pair of whole numbers.
+        ValueError: Another version, or an entry that is no choice.
     """
     content = json.loads(data) if isinstance(data, str) else data
     version = content.get("version")
@@ -86,15 +124,17 @@ def from_json(data: Mapping[str, Any] | str) -> Allocation:
             f"`version` of an allocation must be {VERSION}, got {version!r}. "
             "Read it with the release that wrote it."
         )
-    return Allocation({name: _choice(pair, name) for name, pair in content["modules"].items()})
+    choices = {name: _choice(pair, name) for name, pair in content["modules"].items()}
+    return Allocation(choices, content.get("final_rank"))
 
 
-def _choice(pair: Sequence[Any], name: str) -> Choice:
+def _choice(values: Sequence[Any], name: str) -> Choice:
     try:
-        bits, rank = (int(value) for value in pair)
+        bits, rank, *rest = values
+        method, group_size = rest or ("", 0)
+        return Choice(int(bits), int(rank), str(method), int(group_size))
     except (TypeError, ValueError):
         raise ValueError(
-            f"`allocation` must give bits and rank as two whole numbers, got {pair!r} for {name}. "
-            "Write for example [4, 8]."
+            "`allocation` must give bits and rank as two whole numbers, and may give method and "
+            f"group size after them, got {values!r} for {name}. Write for example [4, 8]."
         ) from None
-    return Choice(bits, rank)

@@ -1,54 +1,61 @@
 """Exact bytes of stored weights and adapters, by arithmetic on the storage formats.
 
-16 bits: bfloat16. 8 bits: int8 codes with one float32 scale a row (LLM.int8(),
-arXiv:2208.07339, section 2.1). 4 bits: NF4 in blocks of 64 with double quantisation of the
-block maxima (QLoRA, arXiv:2305.14314, section 3). 3 and 2 bits: HQQ groups of 64 along the
-input with a 16-bit scale and zero point each; ten 3-bit codes share an int32, so 3 bits are
-stored in 3.2. Tables that are constants of a format are not counted.
+16 bits: bfloat16. int8: codes with one float32 scale a row (LLM.int8(), arXiv:2208.07339,
+section 2.1). NF4 and FP4: a float32 maximum a group, with double quantisation a byte a group
+instead, in blocks of 256 with a float32 each and one offset (QLoRA, arXiv:2305.14314, section 3).
+HQQ: a 16-bit scale and zero point a group along the input; ten 3-bit codes share an int32, so
+3 bits are stored in 3.2. Tables that are constants of a format are not counted.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil
 
-from search_spaces.allocation import Allocation
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.formats import ROWS, Format
 from search_spaces.inventory import Inventory, TargetModule
 
-GROUP_SIZE = 64
 NESTED_BLOCK_SIZE = 256
 CODES_PER_INT32 = 10
 BYTES_16_BIT = 2
 BYTES_FLOAT32 = 4
 
 
-def stored_bytes(bits: int, out_features: int, in_features: int) -> int:
+def stored_bytes(stored: Format, out_features: int, in_features: int) -> int:
     """Return the bytes of one packed weight matrix, scales and zero points included.
 
     Raises:
-        ValueError: The bits have no storage format.
+        ValueError: There is no such format.
     """
     weights = out_features * in_features
-    groups = ceil(weights / GROUP_SIZE)
-    if bits == 16:
+    if stored.method == "plain":
         return BYTES_16_BIT * weights
-    if bits == 8:
+    if stored.method == "int8":
         return weights + BYTES_FLOAT32 * out_features
-    if bits == 4:
+    if not stored.group_size:
+        raise ValueError(f"`format` must be one that is known, got {stored}. Use `default_format`.")
+    groups = ceil(weights / stored.group_size)
+    if stored.method == "nf4-double":
         nested_blocks = ceil(groups / NESTED_BLOCK_SIZE)
-        return ceil(weights / 2) + groups + BYTES_FLOAT32 * nested_blocks + BYTES_FLOAT32
+        return ceil(weights / 2) + groups + BYTES_FLOAT32 * (nested_blocks + 1)
+    if stored.method in ("nf4", "fp4"):
+        return ceil(weights / 2) + BYTES_FLOAT32 * groups
     scales_and_zeros = 2 * BYTES_16_BIT * groups
-    if bits == 3:
-        return BYTES_FLOAT32 * GROUP_SIZE * ceil(groups / CODES_PER_INT32) + scales_and_zeros
-    if bits == 2:
-        return weights // 4 + scales_and_zeros
-    raise ValueError(f"`bits` must be one of 2, 3, 4, 8, 16, got {bits}. Choose one of them.")
+    if stored.bits == 3:
+        packed_rows = ceil(groups / CODES_PER_INT32)
+        return BYTES_FLOAT32 * stored.group_size * packed_rows + scales_and_zeros
+    return weights * stored.bits // 8 + scales_and_zeros
 
 
-def packable(bits: int, target: TargetModule) -> bool:
-    """Tell whether the shape of the target module fits the storage format."""
-    if bits == 3:
-        return target.weights % GROUP_SIZE == 0
-    if bits == 2:
-        return target.weights % (4 * GROUP_SIZE) == 0
+def packable(stored: Format, target: TargetModule) -> bool:
+    """Tell whether the shape of the module fits the storage format."""
+    if target.part == "embedding":
+        rows_fit = not stored.group_size or target.in_features % stored.group_size == 0
+        return stored.method in ROWS and rows_fit
+    if stored.method == "hqq":
+        # Codes of several groups share a byte; at 3 bits the last int32 is padded.
+        shared = 1 if stored.bits == 3 else 8 // stored.bits
+        return target.weights % (shared * stored.group_size) == 0
     return True
 
 
@@ -66,33 +73,55 @@ def average_bits(allocation: Allocation, inventory: Inventory) -> float:
         KeyError: A target module is missing from the allocation.
     """
     stored = sum(
-        stored_bytes(allocation.choices[target.name].bits, target.out_features, target.in_features)
+        stored_bytes(
+            allocation.choices[target.name].format, target.out_features, target.in_features
+        )
         for target in inventory.targets
     )
     return 8 * stored / sum(target.weights for target in inventory.targets)
 
 
+def average_rank(allocation: Allocation, inventory: Inventory) -> float:
+    """Return the mean rank over the target modules, those without an adapter counted as 0.
+
+    With AdaLoRA, the mean in the end.
+    """
+    ranks = [_final_choice(allocation, target).rank for target in inventory.targets]
+    return sum(ranks) / len(ranks)
+
+
 def target_bytes(allocation: Allocation, inventory: Inventory) -> int:
-    """Return the bytes of all target modules with their adapters."""
-    return sum(
-        module_bytes(
-            target, allocation.choices[target.name].bits, allocation.choices[target.name].rank
-        )
-        for target in inventory.targets
-    )
+    """Return the bytes of all target modules with their adapters.
+
+    With AdaLoRA, at the final average rank everywhere: which modules keep more is only known
+    after training.
+    """
+    return sum(_deployed_bytes(allocation, target) for target in inventory.targets)
 
 
-def module_bytes(target: TargetModule, bits: int, rank: int) -> int:
-    """Return the bytes of one target module with its adapter."""
+def module_bytes(target: TargetModule, choice: Choice) -> int:
+    """Return the bytes of one module with its adapter."""
     shape = (target.out_features, target.in_features)
-    return stored_bytes(bits, *shape) + adapter_bytes(rank, *shape)
+    return stored_bytes(choice.format, *shape) + adapter_bytes(choice.rank, *shape)
 
 
 def memory_bytes(allocation: Allocation, inventory: Inventory) -> int:
     """Return the bytes that the deployed model keeps: packed codes, scales, zero points,
-    adapters, and everything unquantised in 16 bits.
+    adapters, and everything unquantised in 16 bits. For AdaLoRA see `target_bytes`.
     """
-    return target_bytes(allocation, inventory) + BYTES_16_BIT * inventory.other_parameters
+    modules = sum(_deployed_bytes(allocation, target) for target in inventory.modules)
+    return modules + BYTES_16_BIT * inventory.other_parameters
+
+
+def _deployed_bytes(allocation: Allocation, target: TargetModule) -> int:
+    return module_bytes(target, _final_choice(allocation, target))
+
+
+def _final_choice(allocation: Allocation, target: TargetModule) -> Choice:
+    choice = allocation.choices[target.name]
+    if allocation.final_rank is None or not choice.rank:
+        return choice
+    return replace(choice, rank=allocation.final_rank)
 
 
 def format_bytes(value: float) -> str:

@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["attention", "feed-forward"]
+Part = Literal["attention", "feed-forward", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetModule:
-    """One linear layer of the base whose bits and rank may vary.
+    """One linear layer of the base whose bits and rank may vary, or an embedding's bits.
 
     Attributes:
         name: Full dotted name in the model with its task head.
-        out_features: Rows of the weight.
+        out_features: Rows of the weight; of an embedding the size of the vocabulary.
         in_features: Columns of the weight.
-        part: The half of a transformer block that it belongs to.
-        block: Index of its block, counted from the input.
+        part: The half of a transformer block that it belongs to, or `embedding`.
+        block: Index of its block, counted from the input; -1 outside of the blocks.
     """
 
     name: str
@@ -37,15 +37,23 @@ class Inventory:
     Attributes:
         model: What the user asked for: `minilm`, a hub id or a folder.
         targets: The target modules in the order of the forward pass.
-        other_parameters: Parameters outside the target modules' weights (embeddings, norms,
-            biases, head). A deployed model keeps them in 16 bits.
+        other_parameters: Parameters outside the weights of target modules and embeddings (norms,
+            biases, positions, head). A deployed model keeps them in 16 bits.
+        embeddings: Token embeddings, with the output head where it is tied, and the head of a
+            language model where it is not. Their bits may vary; they get no adapter.
     """
 
     model: str
     targets: tuple[TargetModule, ...]
     other_parameters: int
+    embeddings: tuple[TargetModule, ...] = ()
+
+    @property
+    def modules(self) -> tuple[TargetModule, ...]:
+        """Target modules and embeddings, in the order of an allocation."""
+        return (*self.targets, *self.embeddings)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all target modules, in order."""
-        return tuple(target.name for target in self.targets)
+        """The names of all modules of an allocation, in order."""
+        return tuple(target.name for target in self.modules)

@@ -1,80 +1,95 @@
-"""The spaces: which bits and ranks each target module may take. Fixed ones have one point."""
+"""The spaces: which bits, group sizes and ranks each module may take. Fixed ones have points."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from math import log10
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes, module_bytes, packable
+from search_spaces.fixed import FIXED, fixed_allocation
+from search_spaces.formats import GROUP_SIZE, Formats
 from search_spaces.inventory import Inventory, TargetModule
 
 ALL_BITS = (2, 3, 4, 8, 16)
 ALL_RANKS = (0, 2, 4, 8, 16, 32)
 DEFAULT_BITS = 4
 DEFAULT_RANK = 8
-BASELINES = ("B-FP", "B-Q4")
-NEEDS_ADALORA = ("B-Ada", "Joint-1", "Joint-2", "matrix")
+MATRIX = "matrix"
 # Uniform allocations (bits, rank) that start a search, the most telling ones first.
 ANCHORS = ((3, 8), (2, 8), (3, 2), (2, 2), (4, 2), (2, 16), (3, 0), (3, 16), (8, 4), (2, 4))
 
+PerModule = Mapping[str, tuple[int, ...]]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Space:
-    """The bits and ranks that each target module may take.
+    """The bits, group sizes and ranks that each module may take, or a list of allocations.
 
     Attributes:
         name: As given to `--space`.
-        inventory: The model's target modules.
+        inventory: The model's modules.
+        formats: What the backend has.
         bits: Module name to its bits, ascending.
-        ranks: Module name to its ranks, ascending.
+        ranks: Module name to its ranks, ascending; an embedding has rank 0 only.
+        group_sizes: Module name to its group sizes, ascending.
+        points: Of a fixed space: configuration to its allocation. The rest is empty then.
     """
 
     name: str
     inventory: Inventory
-    bits: Mapping[str, tuple[int, ...]]
-    ranks: Mapping[str, tuple[int, ...]]
+    formats: Formats = Formats()
+    bits: PerModule = field(default_factory=dict)
+    ranks: PerModule = field(default_factory=dict)
+    group_sizes: PerModule = field(default_factory=dict)
+    points: Mapping[str, Allocation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for names, rule in ((self.bits, "bits"), (self.ranks, "ranks")):
-            for name in self.inventory.names:
-                if not names.get(name):
-                    raise ValueError(
-                        f"`{rule}` must leave at least one choice, got none for {name}. "
-                        "Its shape fits no storage format; use another model."
-                    )
+        for name in () if self.points else self.inventory.names:
+            if not self.bits[name]:
+                raise ValueError(
+                    f"`bits` must leave at least one choice in --space {self.name}, got none for "
+                    f"{name} with --quant-backend {self.formats.backend}. "
+                    "Its shape or the backend has none; use another backend or space."
+                )
 
     @property
     def fixed(self) -> bool:
-        """Whether the space has one point."""
-        return all(
-            len(self.bits[name]) == len(self.ranks[name]) == 1 for name in self.inventory.names
-        )
+        """Whether nothing is searched."""
+        return bool(self.points)
 
     @property
     def log10_size(self) -> float:
-        """Decimal logarithm of the number of allocations."""
-        return sum(
-            log10(len(self.bits[name]) * len(self.ranks[name])) for name in self.inventory.names
-        )
+        """Decimal logarithm of the number of allocations, group sizes counted where they matter."""
+        if self.points:
+            return log10(len(self.points))
+        return sum(log10(len(self._choices(module))) for module in self.inventory.modules)
+
+    def choice(self, name: str, bits: int, rank: int, group_size: int) -> Choice:
+        """Return a module's choice in the format that the backend has for these bits."""
+        chosen = self.formats.of(bits, group_size)
+        return Choice(bits, rank, chosen.method, chosen.group_size)
 
     def smallest(self) -> Allocation:
         """Return the allocation with the fewest bytes."""
-        return Allocation({t.name: self._extreme(t, smallest=True) for t in self.inventory.targets})
+        if self.points:
+            return min(self.points.values(), key=lambda a: memory_bytes(a, self.inventory))
+        return self._extreme(min)
 
     def largest(self) -> Allocation:
         """Return the allocation with the most bytes."""
-        return Allocation(
-            {t.name: self._extreme(t, smallest=False) for t in self.inventory.targets}
-        )
+        if self.points:
+            return max(self.points.values(), key=lambda a: memory_bytes(a, self.inventory))
+        return self._extreme(max)
 
     def nearest_uniform(self, bits: int, rank: int) -> Allocation:
         """Return the allocation nearest to these bits and this rank everywhere."""
         return Allocation(
             {
-                name: Choice(
+                name: self.choice(
+                    name,
                     min(self.bits[name], key=lambda value: abs(value - bits)),
                     min(self.ranks[name], key=lambda value: abs(value - rank)),
+                    min(self.group_sizes[name], key=lambda value: abs(value - GROUP_SIZE)),
                 )
                 for name in self.inventory.names
             }
@@ -85,83 +100,105 @@ class Space:
         found: dict[Allocation, None] = {}
         for bits, rank in ANCHORS:
             allocation = self.nearest_uniform(bits, rank)
-            if (
-                max_memory_bytes is None
-                or memory_bytes(allocation, self.inventory) <= max_memory_bytes
-            ):
+            size = memory_bytes(allocation, self.inventory)
+            if max_memory_bytes is None or size <= max_memory_bytes:
                 found[allocation] = None
         return list(found)[:limit]
 
-    def _extreme(self, target: TargetModule, *, smallest: bool) -> Choice:
-        pick = min if smallest else max
-        bits = pick(self.bits[target.name], key=lambda value: module_bytes(target, value, 0))
-        return Choice(bits, pick(self.ranks[target.name]))
+    def _choices(self, module: TargetModule) -> set[Choice]:
+        name = module.name
+        return {
+            self.choice(name, bits, rank, group_size)
+            for bits in self.bits[name]
+            for rank in self.ranks[name]
+            for group_size in self.group_sizes[name]
+        }
+
+    def _extreme(self, pick: Callable[..., Choice]) -> Allocation:
+        return Allocation(
+            {
+                module.name: pick(
+                    self._choices(module),
+                    key=lambda choice, module=module: module_bytes(module, choice),
+                )
+                for module in self.inventory.modules
+            }
+        )
 
 
-def _searched(
-    inventory: Inventory, name: str, bits: tuple[int, ...], ranks: tuple[int, ...]
-) -> Space:
-    return Space(
-        name,
-        inventory,
-        {t.name: tuple(b for b in bits if packable(b, t)) for t in inventory.targets},
-        {
-            t.name: tuple(r for r in ranks if r <= min(t.out_features, t.in_features))
-            for t in inventory.targets
-        },
-    )
-
-
-def _fixed(inventory: Inventory, name: str, choose: Callable[[TargetModule], Choice]) -> Space:
-    choices = {target.name: choose(target) for target in inventory.targets}
-    return Space(
-        name,
-        inventory,
-        {module: (choice.bits,) for module, choice in choices.items()},
-        {module: (choice.rank,) for module, choice in choices.items()},
-    )
-
-
-def _joint_3(target: TargetModule) -> Choice:
-    return Choice(8, 6) if target.part == "attention" else Choice(4, 10)
-
-
-SPACES: Mapping[str, Callable[[Inventory], Space]] = {
-    "joint": partial(_searched, name="joint", bits=ALL_BITS, ranks=ALL_RANKS),
-    "bits": partial(_searched, name="bits", bits=ALL_BITS, ranks=(DEFAULT_RANK,)),
-    "rank": partial(_searched, name="rank", bits=(DEFAULT_BITS,), ranks=ALL_RANKS),
-    "B-FP": partial(_fixed, name="B-FP", choose=lambda _: Choice(16, DEFAULT_RANK)),
-    "B-Q4": partial(_fixed, name="B-Q4", choose=lambda _: Choice(4, DEFAULT_RANK)),
-    "Joint-3": partial(_fixed, name="Joint-3", choose=_joint_3),
+SEARCHED: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "joint": (ALL_BITS, ALL_RANKS),
+    "bits": (ALL_BITS, (DEFAULT_RANK,)),
+    "rank": ((DEFAULT_BITS,), ALL_RANKS),
 }
+SPACES = (*SEARCHED, *FIXED, MATRIX)
 
 
-def make_space(name: str, inventory: Inventory) -> Space:
-    """Return the named space over the model's target modules.
+def make_space(name: str, inventory: Inventory, formats: Formats | None = None) -> Space:
+    """Return the named space over the model's modules.
+
+    Args:
+        name: As given to `--space`.
+        inventory: The model's modules.
+        formats: What the backend has; None for the usual formats on a CPU.
 
     Raises:
-        ValueError: The name is unknown, or its configuration needs AdaLoRA.
+        ValueError: The name is unknown, or the backend or a module's shape has no such bits.
     """
     check_space_name(name)
-    return SPACES[name](inventory)
+    known = formats or Formats()
+    if name in SEARCHED:
+        return _searched(name, inventory, known)
+    names = FIXED if name == MATRIX else (name,)
+    points = {point: fixed_allocation(point, inventory, known) for point in names}
+    return Space(name=name, inventory=inventory, formats=known, points=points)
 
 
 def check_space_name(name: str) -> None:
     """Check that the space exists, without a model.
 
     Raises:
-        ValueError: The name is unknown, or its configuration needs AdaLoRA.
+        ValueError: It doesn't.
     """
-    known = ", ".join(SPACES)
-    if name in NEEDS_ADALORA:
-        raise ValueError(
-            f"`--space` must be one of {known}, got {name!r}, which needs AdaLoRA and is not "
-            "available yet. Use one of those."
-        )
     if name not in SPACES:
-        raise ValueError(f"`--space` must be one of {known}, got {name!r}. Use one of those.")
+        raise ValueError(
+            f"`--space` must be one of {', '.join(SPACES)}, got {name!r}. Use one of those."
+        )
 
 
-def fixed_allocation(name: str, inventory: Inventory) -> Allocation:
-    """Return the one allocation of a fixed space."""
-    return make_space(name, inventory).smallest()
+def _searched(name: str, inventory: Inventory, formats: Formats) -> Space:
+    all_bits, all_ranks = SEARCHED[name]
+    sizes = formats.group_sizes
+    bits: dict[str, tuple[int, ...]] = {}
+    ranks: dict[str, tuple[int, ...]] = {}
+    for module in inventory.modules:
+        embedding = module.part == "embedding"
+        wanted = (16,) if embedding and name == "rank" else all_bits
+        _check_group_sizes(formats, module)
+        bits[module.name] = tuple(
+            value
+            for value in wanted
+            if value in formats.methods
+            and all(packable(formats.of(value, size), module) for size in sizes)
+        )
+        limit = 0 if embedding else min(module.out_features, module.in_features)
+        ranks[module.name] = tuple(rank for rank in all_ranks if rank <= limit) or (0,)
+    return Space(
+        name=name,
+        inventory=inventory,
+        formats=formats,
+        bits=bits,
+        ranks=ranks,
+        group_sizes=dict.fromkeys(bits, sizes),
+    )
+
+
+def _check_group_sizes(formats: Formats, module: TargetModule) -> None:
+    """Check sizes that were asked for; with the usual one a shape may just have fewer bits."""
+    for size in formats.group_sizes:
+        whole = module.in_features if module.part == "embedding" else module.weights
+        if whole % size and formats.group_sizes != (GROUP_SIZE,):
+            raise ValueError(
+                f"`--group-size` must divide {whole}, the weights of {module.name}, got {size}. "
+                "Use a smaller one."
+            )

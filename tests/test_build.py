@@ -8,22 +8,22 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from alrq_core.build import ADAPTER, build_model, frozen_layer, lora_layers
-from alrq_core.layers import PACKERS
 from alrq_core.models import load_model
 from search_spaces.allocation import Allocation, Choice
-from tests.tiny import make_context
+from search_spaces.formats import DEFAULT_METHODS
+from tests.tiny import make_context, uniform
 
 CPU = torch.device("cpu")
 
 
 def built(folder: Path, allocation: Allocation | None = None, bits: int = 16) -> nn.Module:
     context = make_context(folder, "classification")
-    chosen = allocation or Allocation(dict.fromkeys(context.inventory.names, Choice(bits, 4)))
+    chosen = allocation or uniform(context.inventory, bits, 4)
     torch.manual_seed(0)
     return build_model(context.base, chosen, ("classifier",), 2.0, torch.float32, CPU)
 
 
-@pytest.mark.parametrize("bits", sorted(PACKERS))
+@pytest.mark.parametrize("bits", sorted(DEFAULT_METHODS))
 def test_the_fused_product_is_pefts_forward(bert_folder: Path, bits: int) -> None:
     model = built(bert_folder, bits=bits)
     for layer in lora_layers(model).values():
@@ -45,7 +45,7 @@ def test_the_fused_product_is_pefts_forward(bert_folder: Path, bits: int) -> Non
 
 def test_ranks_and_scaling_are_exact(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    names = context.inventory.names
+    names = [target.name for target in context.inventory.targets]
     ranks = (0, 2, 4, 8, 16, 32)
     allocation = Allocation({n: Choice(4, ranks[i % 6]) for i, n in enumerate(names)})
     layers = lora_layers(built(bert_folder, allocation))
@@ -82,16 +82,16 @@ def test_quantised_layers_get_pefts_quantised_classes(bert_folder: Path, bits: i
         assert type(layer).__name__ != "Linear", name
 
 
-def test_a_name_that_is_no_linear_layer_is_refused(bert_folder: Path) -> None:
-    wrong = Allocation({"bert.embeddings.word_embeddings": Choice(4, 2)})
-    with pytest.raises(ValueError, match=r"`allocation` must name linear layers.*\(Embedding\)"):
+def test_a_name_that_is_neither_layer_nor_embedding_is_refused(bert_folder: Path) -> None:
+    wrong = Allocation({"bert.embeddings.LayerNorm": Choice(4, 2)})
+    with pytest.raises(ValueError, match=r"`allocation` must name linear layers.*\(LayerNorm\)"):
         built(bert_folder, wrong)
 
 
 def test_frozen_layer_is_found_with_and_without_an_adapter(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
     first, second = context.inventory.names[:2]
-    choices = dict.fromkeys(context.inventory.names, Choice(4, 0))
+    choices = uniform(context.inventory, 4, 0).choices
     model = built(bert_folder, Allocation({**choices, first: Choice(4, 2)}))
 
     assert type(frozen_layer(model, first)) is type(frozen_layer(model, second))

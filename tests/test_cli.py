@@ -30,9 +30,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
 
     assert process.returncode == 0, process.stderr
     assert "36 target modules of minilm" in process.stdout
-    assert "27.51 MB" in process.stdout
+    assert "10.12 MB" in process.stdout
     assert "48.08 MB" in process.stdout
-    assert "10^53.2 allocations" in process.stdout
+    assert "10^53.7 allocations" in process.stdout
     assert process.stderr == ""
     assert not list(tmp_path.iterdir())
 
@@ -41,7 +41,17 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--space", "joined"), "`--space` must be one of joint"),
-        (("--space", "B-Ada"), "needs AdaLoRA"),
+        (("--space", "matrix", "--max-steps", "4"), "must be at least 5 with AdaLoRA, got 4 for B"),
+        (("--space", "B-Ada", "--lora-init", "eva"), "`--lora-init` must be default with AdaLoRA"),
+        (("--lora-init", "random"), "`--lora-init` must be one of default, residual, eva"),
+        (("--execution", "fast"), "`--execution` must be one of packed, dequantized, got 'fast'"),
+        (("--quant-backend", "gptq"), "`--quant-backend` must be one of auto, cuda-4bit"),
+        (("--quant-backend", "cuda-4bit", "--device", "cpu"), "cuda-4bit needs cuda, got a"),
+        (("--device", "tpu"), "`--device` must be one that this machine has"),
+        (("--space", "B-Q4", "--quant-backend", "none"), "got 4 for bert.encoder.layer.0"),
+        (("--group-size", "48"), "`--group-size` must be one of 32, 64, 128, 256, got 48"),
+        (("--group-size", "some"), "`--group-size` must be whole numbers with commas between"),
+        (("--four-bit", "int4"), "`--four-bit` must be one of nf4-double, nf4, fp4"),
         (("--task", "sst3"), "`--task` must be one of rotten_tomatoes"),
         (("--model", "/nowhere/at/all"), "`--model` must be minilm, smollm2, a local folder"),
         (("--searcher", "best"), "`--searcher` must be one of tpe"),
@@ -49,7 +59,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--budget", "0"), "`--budget` must be a whole number of at least 1, got 0"),
         (("--budget", "-4"), "`--budget` must be a whole number of at least 1, got -4"),
         (("--budget", "many"), "`--budget` must be a whole number, got 'many'"),
-        (("--max-memory", "1MB"), "must be at least 27.52 MB"),
+        (("--max-memory", "1MB"), "must be at least 10.12 MB"),
         (("--max-memory", "big"), "`--max-memory` must be a positive number with a unit"),
         (("--data", "absent.csv", "--text-column", "a", "--label-column", "b"), "must exist"),
         (("--resume", "."), "`--resume` must be the folder of a study"),

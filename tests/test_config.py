@@ -39,6 +39,13 @@ FLAGS = {
     "--accumulation-steps",
     "--max-length",
     "--dropout",
+    "--lora-init",
+    "--execution",
+    "--quant-backend",
+    "--four-bit",
+    "--group-size",
+    "--device",
+    "--mps-safe",
     "--name",
     "--output-dir",
     "--resume",
@@ -69,7 +76,12 @@ def test_the_command_line_has_these_flags() -> None:
 
 def test_json_round_trip() -> None:
     config = StudyConfig(
-        budget=7, name="n", recipe=Recipe(max_steps=9, dropout=0.1), max_memory_bytes=5
+        budget=7,
+        name="n",
+        recipe=Recipe(max_steps=9, dropout=0.1, lora_init="eva"),
+        max_memory_bytes=5,
+        group_sizes=(32, 128),
+        four_bit="fp4",
     )
 
     assert StudyConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from alrq_core.records import TestScore
 from search_spaces.allocation import Allocation, Choice
@@ -14,6 +15,7 @@ from tune.confirmation import Confirmed, confirmed, recommend
 from tune.state import StudyState, TrialState
 
 INVENTORY = make_inventory()
+UNKNOWN = np.empty(0, dtype=np.int64)
 SMALL = Allocation(dict.fromkeys(INVENTORY.names, Choice(3, 4)))
 
 
@@ -37,10 +39,22 @@ def accuracy(scores: np.ndarray) -> TestScore:
     )
 
 
+def classes(predictions: np.ndarray, labels: np.ndarray) -> TestScore:
+    f1 = float(f1_score(labels, predictions, average="macro"))
+    known = tuple(predictions.tolist())
+    return replace(accuracy(predictions == labels), f1=f1, predictions=known)
+
+
 def perplexity(losses: np.ndarray) -> TestScore:
     mean = float(losses.mean())
     return TestScore(
-        metric="perplexity", value=float(np.exp(mean)), loss=mean, f1=None, scores=tuple(losses)
+        metric="perplexity",
+        value=float(np.exp(mean)),
+        loss=mean,
+        f1=None,
+        scores=tuple(losses),
+        context_tokens=128,
+        stride_tokens=128,
     )
 
 
@@ -58,13 +72,15 @@ def make_state(scores: dict[str, list[TestScore]]) -> StudyState:
     return state
 
 
-def rows(scores: dict[str, list[TestScore]]) -> dict[str, Confirmed]:
-    return {row.trial: row for row in confirmed(make_state(scores), INVENTORY)}
+def rows(scores: dict[str, list[TestScore]], labels: np.ndarray = UNKNOWN) -> dict[str, Confirmed]:
+    return {row.trial: row for row in confirmed(make_state(scores), INVENTORY, labels)}
 
 
 def test_rows_are_sorted_by_size_and_hold_what_was_measured() -> None:
     answers = [accuracy(np.arange(100) < right) for right in (80, 82, 84)]
-    found = confirmed(make_state({"B-FP": answers, "t001": answers, "B-Q4": answers}), INVENTORY)
+    found = confirmed(
+        make_state({"B-FP": answers, "t001": answers, "B-Q4": answers}), INVENTORY, UNKNOWN
+    )
 
     assert [row.trial for row in found] == ["t001", "B-Q4", "B-FP"]
     assert found[0].value == pytest.approx(0.82)
@@ -118,17 +134,52 @@ def test_perplexity_is_compared_in_per_cent_of_its_own() -> None:
 
     assert row.metric == "perplexity"
     assert row.f1 is None
+    assert row.f1_interval is None
+    assert (row.context_tokens, row.stride_tokens) == (128, 128)
     assert row.value == pytest.approx(np.exp(worse.mean()))
     assert row.interval[0] < row.value < row.interval[1]
     assert row.difference == pytest.approx(-5)
     assert row.difference_interval == pytest.approx((-5, -5), abs=1e-6)
 
 
+def test_f1_is_the_mean_of_the_runs_and_lies_inside_its_interval() -> None:
+    labels = np.arange(120) % 3
+    runs = [np.where(np.arange(120) < wrong, 0, labels) for wrong in (20, 30, 40)]
+    row = rows({"t001": [classes(run, labels) for run in runs]}, labels)["t001"]
+    standard_error = np.sqrt(0.2 * 0.8 / 120)
+
+    assert row.f1 == pytest.approx(
+        np.mean([f1_score(labels, run, average="macro") for run in runs])
+    )
+    assert row.f1_interval is not None
+    low, high = row.f1_interval
+    assert low < row.f1 < high
+    assert 2 * standard_error < high - low < 6 * standard_error
+    assert row.context_tokens is None
+    assert row.stride_tokens is None
+
+
+def test_perfect_predictions_have_an_f1_of_one() -> None:
+    labels = np.arange(60) % 2
+    row = rows({"t001": [classes(labels, labels)] * 3}, labels)["t001"]
+
+    assert (row.f1, row.f1_interval) == (1.0, (1.0, 1.0))
+
+
+def test_runs_without_logged_predictions_have_no_interval_of_f1() -> None:
+    labels = np.arange(60) % 2
+    known = classes(labels, labels)
+    row = rows({"t001": [known, known, replace(known, predictions=())]}, labels)["t001"]
+
+    assert row.f1 == 1.0
+    assert row.f1_interval is None
+
+
 def test_only_seeds_that_both_completed_are_paired() -> None:
     good, bad = accuracy(np.ones(50)), accuracy(np.zeros(50))
     state = make_state({"B-FP": [good, bad], "t001": [good, good, good]})
     state.trials["B-FP-s2"].status = "failed"
-    row = next(row for row in confirmed(state, INVENTORY) if row.trial == "t001")
+    row = next(row for row in confirmed(state, INVENTORY, UNKNOWN) if row.trial == "t001")
 
     assert row.difference == 0
 
@@ -145,7 +196,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two equal models, three runs each, answers drawn anew 60 times."""
-    monkeypatch.setattr("tune.confirmation.RESAMPLES", 500)
+    monkeypatch.setattr("tune.intervals.RESAMPLES", 500)
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(60):

@@ -1,11 +1,14 @@
 """Bytes, against values computed by hand from the formats."""
 
+from dataclasses import replace
+
 import pytest
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import (
     adapter_bytes,
     average_bits,
+    average_rank,
     format_bytes,
     memory_bytes,
     packable,
@@ -13,6 +16,7 @@ from search_spaces.costs import (
     stored_bytes,
     target_bytes,
 )
+from search_spaces.formats import Format, default_format
 from search_spaces.inventory import TargetModule
 from tests.simulated import make_inventory
 
@@ -32,12 +36,32 @@ from tests.simulated import make_inventory
     ],
 )
 def test_bytes_of_a_384_by_384_matrix(bits: int, expected: int) -> None:
-    assert stored_bytes(bits, 384, 384) == expected
+    assert stored_bytes(default_format(bits), 384, 384) == expected
 
 
-def test_unknown_bits_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        # 2,304 blocks with a float32 each.
+        (Format(4, "nf4", 64), 73_728 + 4 * 2_304),
+        (Format(4, "fp4", 128), 73_728 + 4 * 1_152),
+        # 4,608 blocks of 32, in 18 nested blocks.
+        (Format(4, "nf4-double", 32), 73_728 + 4_608 + 4 * 18 + 4),
+        (Format(8, "hqq", 64), 147_456 + 2_304 * 4),
+        (Format(4, "hqq", 128), 73_728 + 1_152 * 4),
+        # 1,152 groups of 128 in 116 rows of int32.
+        (Format(3, "hqq", 128), 4 * 128 * 116 + 1_152 * 4),
+    ],
+)
+def test_bytes_of_other_formats(stored: Format, expected: int) -> None:
+    assert stored_bytes(stored, 384, 384) == expected
+
+
+def test_unknown_formats_are_refused() -> None:
     with pytest.raises(ValueError, match="`bits` must be one of 2, 3, 4, 8, 16, got 5"):
-        stored_bytes(5, 64, 64)
+        default_format(5)
+    with pytest.raises(ValueError, match="`format` must be one that is known"):
+        stored_bytes(Format(4, "gptq", 0), 64, 64)
 
 
 def test_an_adapter_keeps_two_narrow_matrices_in_16_bits() -> None:
@@ -68,11 +92,49 @@ def test_shapes_that_fit_no_group_are_not_packable() -> None:
             name="m", out_features=out_features, in_features=10, part="attention", block=0
         )
 
-    assert packable(2, target(256))
-    assert not packable(2, target(32))
-    assert packable(3, target(32))
-    assert not packable(3, target(7))
-    assert packable(4, target(7))
+    assert packable(default_format(2), target(128))
+    assert not packable(default_format(2), target(32))
+    assert packable(default_format(3), target(32))
+    assert not packable(default_format(3), target(7))
+    assert packable(default_format(4), target(7))
+    assert packable(Format(4, "hqq", 64), target(64))
+    assert not packable(Format(4, "hqq", 64), target(32))
+
+
+def test_an_embedding_needs_rows_that_can_be_read_alone() -> None:
+    def embedding(width: int) -> TargetModule:
+        return TargetModule(
+            name="e", out_features=100, in_features=width, part="embedding", block=-1
+        )
+
+    assert packable(default_format(4), embedding(128))
+    assert not packable(default_format(4), embedding(96))
+    assert packable(Format(4, "nf4", 32), embedding(96))
+    assert packable(default_format(8), embedding(7))
+    assert not packable(default_format(2), embedding(128))
+
+
+def test_an_embedding_counts_in_memory_and_not_as_a_target() -> None:
+    inventory = make_inventory(blocks=1)
+    embedding = TargetModule(name="e", out_features=100, in_features=64, part="embedding", block=-1)
+    larger = replace(inventory, embeddings=(embedding,))
+    choices = dict.fromkeys(inventory.names, Choice(4, 2))
+    small, large = Allocation(choices), Allocation({**choices, "e": Choice(8, 0)})
+
+    assert memory_bytes(large, larger) - memory_bytes(small, inventory) == 6400 + 4 * 100
+    assert target_bytes(large, larger) == target_bytes(small, inventory)
+    assert average_bits(large, larger) == average_bits(small, inventory)
+    assert average_rank(large, larger) == average_rank(small, inventory) == 2
+
+
+def test_adalora_counts_at_its_final_average_rank() -> None:
+    inventory = make_inventory(blocks=1)
+    first, second = inventory.names
+    adaptive = Allocation({first: Choice(16, 12), second: Choice(16, 0)}, final_rank=4)
+    plain = Allocation({first: Choice(16, 4), second: Choice(16, 0)})
+
+    assert memory_bytes(adaptive, inventory) == memory_bytes(plain, inventory)
+    assert average_rank(adaptive, inventory) == average_rank(plain, inventory) == 2
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,8 @@ def test_texts_become_the_tokenizers_tokens(bert_folder: Path, reviews: Path) ->
     assert encoded.test.lengths.max() == 6
     assert encoded.test.labels.tolist() == list(task.test.labels)
     assert encoded.metric == "accuracy"
+    assert encoded.context_tokens is None
+    assert encoded.stride_tokens is None
 
 
 def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
@@ -119,6 +121,7 @@ def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
     ids = load_tokenizer(llama_folder)(text, add_special_tokens=False)["input_ids"]
 
     assert set(encoded.train.lengths) == {16}
+    assert encoded.context_tokens == encoded.stride_tokens == 16
     assert encoded.train.ids.tolist() == ids[: len(ids) // 16 * 16]
     with pytest.raises(ValueError, match=r"`--max-length` must leave at least 2 windows"):
         encode_task(task, llama_folder, max_length=150)

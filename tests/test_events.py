@@ -8,6 +8,7 @@ import pytest
 import tune.events as recorded
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory, make_report
+from tune.answers import pack_answers, pack_classes
 from tune.events import (
     Completed,
     Event,
@@ -19,8 +20,6 @@ from tune.events import (
     Stopped,
     decode_event,
     encode_event,
-    pack_answers,
-    unpack_answers,
 )
 
 PROPOSED = Proposed(
@@ -34,7 +33,23 @@ EVENTS: list[Event] = [
     Failed(trial="t002", reason='it said "no"\nand ended'),
     recorded.Tested(trial="t3", metric="accuracy", value=0.5, loss=0.7, f1=0.4, scores="1b"),
     recorded.Tested(
-        trial="t4", metric="perplexity", value=9.5, loss=2.2, f1=None, scores=(2.1, 2.3)
+        trial="t5",
+        metric="accuracy",
+        value=0.5,
+        loss=0.7,
+        f1=0.4,
+        scores="1b",
+        predictions="3:1f",
+    ),
+    recorded.Tested(
+        trial="t4",
+        metric="perplexity",
+        value=9.5,
+        loss=2.2,
+        f1=None,
+        scores=(2.1, 2.3),
+        context_tokens=128,
+        stride_tokens=128,
     ),
     Completed(trial="t003"),
 ]
@@ -91,16 +106,19 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> Non
         list(EventLog(path).read())
 
 
-@pytest.mark.parametrize("scores", [(0.0, 0.0, 1.0), (1.0,), (0.0,) * 9, (1.0, 0.0) * 850])
-def test_answers_pack_four_a_digit(scores: tuple[float, ...]) -> None:
-    packed = pack_answers(scores)
+def test_a_tested_line_without_predictions_is_read() -> None:
+    line = (
+        '{"event":"tested","trial":"t1","metric":"accuracy","value":0.5,"loss":0.7,"f1":0.4,'
+        '"scores":"6"}'
+    )
 
-    assert unpack_answers(packed) == scores
-    assert len(packed) <= len(scores) / 4 + 1
+    assert decode_event(line) == recorded.Tested(
+        trial="t1", metric="accuracy", value=0.5, loss=0.7, f1=0.4, scores="6", predictions=""
+    )
 
 
 def test_a_trial_takes_less_than_2000_bytes_and_a_report_less_than_300() -> None:
-    """At the size of MiniLM, with a test split of 5,000 sentences."""
+    """At the size of MiniLM, with the 1,706 test sentences of Rotten Tomatoes."""
     allocation = make_space("joint", make_inventory(blocks=18)).largest()
     trial = [
         Proposed(
@@ -117,7 +135,8 @@ def test_a_trial_takes_less_than_2000_bytes_and_a_report_less_than_300() -> None
             value=0.8123456789,
             loss=0.4123456789,
             f1=0.8123456789,
-            scores=pack_answers((1.0,) * 5000),
+            scores=pack_answers((1.0,) * 1706),
+            predictions=pack_classes((1,) * 1706),
         ),
         Completed(trial="t050-s3"),
     ]

@@ -18,20 +18,16 @@ from alrq_core.export import MANIFEST, PEFT_FOLDER, WEIGHTS, save
 from alrq_core.receipt import take_receipt
 from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
-from search_spaces.allocation import Allocation, Choice
-from tests.tiny import make_context
+from search_spaces.allocation import Allocation
+from tests.tiny import make_context, mixed, uniform
 
 IDS = torch.tensor([[2, 5, 7, 9, 4, 3], [2, 8, 8, 6, 10, 3]])
-BITS, RANKS = (16, 8, 4, 3, 2), (0, 2, 4, 8)
-
-
-def mixed(names: tuple[str, ...]) -> Allocation:
-    return Allocation({n: Choice(BITS[i % 5], RANKS[i % 4]) for i, n in enumerate(names)})
+BITS = (16, 8, 4, 3, 2)
 
 
 def trained(folder: Path, kind: TaskKind, allocation: Allocation | None = None) -> TrialRun:
     context = make_context(folder, kind)
-    run = TrialRun(context, allocation or mixed(context.inventory.names), seed=0)
+    run = TrialRun(context, allocation or mixed(context.inventory), seed=0)
     run.advance(4)
     return run
 
@@ -64,8 +60,8 @@ def test_a_loaded_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_every_format_comes_back(bert_folder: Path, tmp_path: Path, bits: int) -> None:
-    names = make_context(bert_folder, "classification").inventory.names
-    run = trained(bert_folder, "classification", Allocation(dict.fromkeys(names, Choice(bits, 4))))
+    inventory = make_context(bert_folder, "classification").inventory
+    run = trained(bert_folder, "classification", uniform(inventory, bits, 4))
     loaded = alrq_core.load(save(run, tmp_path / "saved"))
 
     assert torch.equal(logits(loaded.model), logits(run.model))
@@ -97,10 +93,8 @@ def test_the_stored_tensors_are_as_large_as_the_receipt_says(run: TrialRun, tmp_
 def test_peft_reads_the_adapter_on_the_quantised_base(run: TrialRun, tmp_path: Path) -> None:
     folder = save(run, tmp_path / "saved")
     context = run.context
-    bare = {name: Choice(choice.bits, 0) for name, choice in run.allocation.choices.items()}
-    base = build_model(
-        context.base, Allocation(bare), (), 2.0, run.compute_dtype, torch.device("cpu")
-    )
+    bare = run.allocation.with_ranks({})
+    base = build_model(context.base, bare, (), 2.0, run.compute_dtype, torch.device("cpu"))
     base.is_loaded_in_4bit = base.is_loaded_in_8bit = True  # type: ignore[assignment]
     model = PeftModel.from_pretrained(base, folder / PEFT_FOLDER)
 

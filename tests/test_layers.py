@@ -4,13 +4,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from alrq_core.layers import PACKERS, STORAGE_DTYPE, pack_linear, read_layer
+from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding, keep_dequantised, packed_layers
+from alrq_core.packing import pack, read_layer
 from search_spaces.costs import stored_bytes
+from search_spaces.formats import DEFAULT_METHODS, ROWS, Format, default_format
 
-BITS = sorted(PACKERS)
+BITS = sorted(DEFAULT_METHODS)
+FORMATS = [default_format(bits) for bits in BITS] + [
+    Format(4, "nf4", 64),
+    Format(4, "fp4", 64),
+    Format(4, "nf4-double", 32),
+    Format(4, "nf4", 128),
+    Format(8, "hqq", 64),
+    Format(4, "hqq", 64),
+    Format(3, "hqq", 32),
+    Format(2, "hqq", 128),
+]
 SHAPES = [(64, 64), (128, 64), (384, 1536)]
 # Relative error of the output for normally distributed weights: the step of each format.
-LARGEST_ERROR = {16: 0.005, 8: 0.02, 4: 0.12, 3: 0.2, 2: 0.5}
+LARGEST_ERROR = {16: 0.005, 8: 0.02, 4: 0.15, 3: 0.2, 2: 0.55}
+any_format = pytest.mark.parametrize("stored", FORMATS, ids=str)
 
 
 def make_linear(out_features: int, in_features: int, bias: bool = True) -> nn.Linear:
@@ -24,39 +37,39 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", BITS)
-def test_stores_the_predicted_bytes_and_bits(bits: int, shape: tuple[int, int]) -> None:
-    read = read_layer(pack_linear(make_linear(*shape), bits, torch.float32), rank=0)
+@any_format
+def test_stores_the_predicted_bytes_in_the_format(stored: Format, shape: tuple[int, int]) -> None:
+    read = read_layer(pack(make_linear(*shape), stored, torch.float32), rank=0)
 
-    assert read.bits == bits
-    assert read.stored_bytes == stored_bytes(bits, *shape)
+    assert Format(read.bits, read.method, read.group_size) == stored
+    assert read.stored_bytes == stored_bytes(stored, *shape)
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bits", BITS)
-def test_computes_what_the_plain_layer_does(bits: int, compute_dtype: torch.dtype) -> None:
+@any_format
+def test_computes_what_the_plain_layer_does(stored: Format, compute_dtype: torch.dtype) -> None:
     linear = make_linear(128, 64)
-    packed = pack_linear(linear, bits, compute_dtype)
+    packed = pack(linear, stored, compute_dtype)
     x = torch.randn(4, 7, 64)
     result = packed(x.to(compute_dtype))
 
-    assert relative_error(result, linear(x)) < LARGEST_ERROR[bits]
+    assert relative_error(result, linear(x)) < LARGEST_ERROR[stored.bits]
 
 
 def test_fewer_bits_lose_more() -> None:
     linear = make_linear(384, 1536, bias=False)
     x = torch.randn(16, 1536)
     errors = [
-        relative_error(pack_linear(linear, bits, torch.float32)(x), linear(x)) for bits in BITS
+        relative_error(pack(linear, default_format(b), torch.float32)(x), linear(x)) for b in BITS
     ]
 
     assert errors == sorted(errors, reverse=True)
     assert min(errors) > 0
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_input_gets_the_gradient_of_the_stored_weights(bits: int) -> None:
-    packed = pack_linear(make_linear(128, 64, bias=False), bits, torch.float32)
+@any_format
+def test_input_gets_the_gradient_of_the_stored_weights(stored: Format) -> None:
+    packed = pack(make_linear(128, 64, bias=False), stored, torch.float32)
     x = torch.randn(5, 64, requires_grad=True)
     packed(x).sum().backward()
     weights = packed(torch.eye(64)).detach()
@@ -65,9 +78,9 @@ def test_input_gets_the_gradient_of_the_stored_weights(bits: int) -> None:
     torch.testing.assert_close(x.grad, weights.sum(dim=1).expand(5, 64), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_evaluation_scores_the_function_that_is_trained(bits: int) -> None:
-    packed = pack_linear(make_linear(128, 64), bits, torch.float32)
+@any_format
+def test_evaluation_scores_the_function_that_is_trained(stored: Format) -> None:
+    packed = pack(make_linear(128, 64), stored, torch.float32)
     x = torch.randn(5, 64)
     trained = packed.train()(x)
     evaluated = packed.eval()(x)
@@ -75,9 +88,9 @@ def test_evaluation_scores_the_function_that_is_trained(bits: int) -> None:
     torch.testing.assert_close(trained, evaluated, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_train_evaluate_train_changes_nothing_stored(bits: int) -> None:
-    packed = pack_linear(make_linear(128, 64), bits, torch.bfloat16)
+@any_format
+def test_train_evaluate_train_changes_nothing_stored(stored: Format) -> None:
+    packed = pack(make_linear(128, 64), stored, torch.bfloat16)
     before = read_layer(packed, rank=0)
     x = torch.randn(5, 64, dtype=torch.bfloat16, requires_grad=True)
     packed.train()(x).sum().backward()
@@ -94,8 +107,8 @@ def test_train_evaluate_train_changes_nothing_stored(bits: int) -> None:
 def test_leaves_its_source_alone_and_trains_nothing() -> None:
     linear = make_linear(64, 64)
     weight, bias = linear.weight.clone(), linear.bias.clone()
-    for bits in BITS:
-        packed = pack_linear(linear, bits, torch.bfloat16)
+    for stored in FORMATS:
+        packed = pack(linear, stored, torch.bfloat16)
         packed(torch.randn(2, 64, dtype=torch.bfloat16))
         assert not any(parameter.requires_grad for parameter in packed.parameters())
     assert torch.equal(linear.weight, weight)
@@ -110,14 +123,59 @@ def test_a_plain_layer_reads_as_what_it_is() -> None:
 
 def test_checksum_tells_codes_apart() -> None:
     linear = make_linear(64, 64)
-    first = read_layer(pack_linear(linear, 4, torch.float32), rank=0)
+    first = read_layer(pack(linear, default_format(4), torch.float32), rank=0)
     with torch.no_grad():
         linear.weight.neg_()
-    second = read_layer(pack_linear(linear, 4, torch.float32), rank=0)
+    second = read_layer(pack(linear, default_format(4), torch.float32), rank=0)
 
     assert first.checksum != second.checksum
 
 
-def test_unknown_bits_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`bits` must be one of 16, 8, 4, 3, 2, got 5"):
-        pack_linear(make_linear(64, 64), 5, torch.float32)
+def test_unknown_formats_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`format` must be one that is known, got 'gptq' for 4"):
+        pack(make_linear(64, 64), Format(4, "gptq", 64), torch.float32)
+
+
+@any_format
+def test_forward_keeps_neither_the_input_nor_the_dequantised_weight(stored: Format) -> None:
+    packed = pack(make_linear(384, 1536), stored, torch.float32)
+    saved: list[int] = []
+    x = torch.randn(4, 1536, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes), lambda t: t):
+        packed(x)
+
+    assert saved == []
+
+
+@any_format
+def test_a_dequantised_copy_computes_the_very_same(stored: Format) -> None:
+    packed = pack(make_linear(128, 64), stored, torch.float32)
+    before = read_layer(packed, rank=0)
+    x = torch.randn(5, 64)
+    expected = packed(x)
+    keep_dequantised(packed)
+
+    assert all(layer.kept is not None for layer in packed_layers(packed))
+    assert torch.equal(packed(x), expected)
+    assert read_layer(packed, rank=0) == before
+
+
+@pytest.mark.parametrize("stored", [f for f in FORMATS if f.method in ROWS], ids=str)
+def test_an_embedding_looks_up_what_its_matrix_holds(stored: Format) -> None:
+    torch.manual_seed(0)
+    embedding = nn.Embedding(50, 128)
+    packed = pack(embedding, stored, torch.float32)
+    assert isinstance(packed, PackedEmbedding)
+    ids = torch.tensor([[3, 7, 3], [49, 0, 1]])
+    rows = packed(ids)
+
+    assert read_layer(packed, rank=0).stored_bytes == stored_bytes(stored, 50, 128)
+    torch.testing.assert_close(rows, packed.packed.dequantised().float()[ids], rtol=0, atol=0)
+    assert relative_error(rows, embedding(ids)) < LARGEST_ERROR[stored.bits]
+    keep_dequantised(packed)
+    torch.testing.assert_close(packed(ids), rows, rtol=0, atol=0)
+
+
+def test_an_embedding_refuses_formats_without_rows() -> None:
+    with pytest.raises(ValueError, match="`format` of an embedding must be one of plain, int8"):
+        pack(nn.Embedding(64, 64), default_format(2), torch.float32)

@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from transformers import Gemma3Config
 
-from alrq_core.models import find_targets, head_names, inspect_model, load_model, resolve_model
-from tests.tiny import save_bert
+from alrq_core.models import inspect_model, load_model, load_tokenizer, resolve_model
+from tests.tiny import save_bert, save_llama
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_minilm_has_its_published_shape() -> None:
@@ -28,37 +33,7 @@ def test_inventory_counts_every_parameter_once(bert_folder: Path) -> None:
     model = load_model(str(bert_folder), "classification", 2)
     total = sum(parameter.numel() for parameter in model.parameters())
 
-    assert inventory.other_parameters + sum(t.weights for t in inventory.targets) == total
-
-
-def test_targets_are_the_linear_layers_inside_blocks(llama_folder: Path) -> None:
-    model = load_model(str(llama_folder), "language-modelling", 0)
-    names = [target.name for target in find_targets(model)]
-
-    assert len(names) == 14
-    assert "lm_head" not in names
-    assert [t.part for t in find_targets(model)].count("attention") == 8
-
-
-def test_a_list_within_a_list_counts_for_its_outer_block() -> None:
-    class Experts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-
-    model = nn.Module()
-    model.layers = nn.ModuleList(Experts() for _ in range(2))
-    blocks = [target.block for target in find_targets(model)]
-
-    assert blocks == [0, 0, 0, 1, 1, 1]
-
-
-def test_the_head_is_what_the_task_added(bert_folder: Path, llama_folder: Path) -> None:
-    classifier = load_model(str(bert_folder), "classification", 3)
-    language_model = load_model(str(llama_folder), "language-modelling", 0)
-
-    assert head_names(classifier, "classification") == ("classifier",)
-    assert head_names(language_model, "language-modelling") == ()
+    assert inventory.other_parameters + sum(t.weights for t in inventory.modules) == total
 
 
 def test_weights_are_those_in_the_file(bert_folder: Path) -> None:
@@ -101,10 +76,32 @@ def test_an_encoder_models_no_language() -> None:
 
 def test_code_in_a_folder_is_never_run(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "m")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "evil.Config"}
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_json(folder / "config.json", auto_map={"AutoConfig": "evil.Config"})
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     inspect_model(str(folder), "classification", 2)
 
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_that_can_not_pad_is_refused(tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "m")
+    edit_json(folder / "tokenizer_config.json", pad_token=None)
+    with pytest.raises(ValueError, match="must come with a tokenizer that can pad"):
+        load_tokenizer(folder)
+
+
+def test_a_padding_token_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "m")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["[FAR]"] = 40
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    edit_json(folder / "tokenizer_config.json", pad_token="[FAR]")
+    with pytest.raises(ValueError, match="got padding token 40 for 32 embeddings"):
+        inspect_model(str(folder), "classification", 2)
+
+
+def test_a_model_with_eyes_is_refused(tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "m")
+    Gemma3Config().save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"decoder of text, got .* of type gemma3, which has sev"):
+        inspect_model(str(folder), "language-modelling", 0)

@@ -121,6 +121,11 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     names = {path.name for path in output.iterdir()}
     assert {"results_B-FP_custom.json", "all_results.json", "experiment_summary.csv"} <= names
     assert (study / "front.png").stat().st_size > 10_000
+    runs = sum(e["event"] == "tested" for e in events(output))
+    compared = (study / "mcnemar.csv").read_text(encoding="utf-8").splitlines()
+    assert len(compared) == 1 + runs * (runs - 1) // 2
+    for row in json.loads((study / "confirmation.json").read_text())["confirmed"]:
+        assert row["f1_interval"][0] <= row["f1"] <= row["f1_interval"][1]
     kept = {path.stem for path in (study / "checkpoints").iterdir()}
     assert kept == {name for name in trials(output, "completed") if "-s" in name}
     content = json.loads((study / "study.json").read_text())

@@ -1,11 +1,14 @@
 """The receipt catches what earlier studies did not see."""
 
+import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn.modules import has_avx512bf16
+from bitsandbytes.nn.modules import Linear4bit, has_avx512bf16
 from torch import Tensor, nn
 
 import alrq_core.build
@@ -13,33 +16,29 @@ from alrq_core.build import frozen_layer, lora_layers
 from alrq_core.receipt import ReceiptError, check_receipt
 from alrq_core.records import Receipt
 from alrq_core.trial import TrialRun
-from search_spaces.allocation import Allocation, Choice
+from search_spaces.allocation import Choice
 from search_spaces.costs import average_bits, memory_bytes, target_bytes
-from tests.tiny import make_context
-
-
-def mixed(names: tuple[str, ...]) -> Allocation:
-    bits, ranks = (16, 8, 4, 3, 2), (0, 2, 4, 8)
-    return Allocation(
-        {n: Choice(bits[i % len(bits)], ranks[i % len(ranks)]) for i, n in enumerate(names)}
-    )
+from search_spaces.formats import Format
+from tests.tiny import make_context, mixed, uniform
 
 
 def test_agrees_with_the_prediction_byte_for_byte(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = mixed(context.inventory.names)
+    allocation = mixed(context.inventory)
     receipt = TrialRun(context, allocation, seed=0).receipt
 
     assert receipt.memory_bytes == memory_bytes(allocation, context.inventory)
     assert receipt.target_bytes == target_bytes(allocation, context.inventory)
     assert receipt.average_bits == pytest.approx(average_bits(allocation, context.inventory))
-    realised = {n: Choice(m.bits, m.rank) for n, m in receipt.modules.items()}
+    realised = {
+        n: Choice(m.bits, m.rank, m.method, m.group_size) for n, m in receipt.modules.items()
+    }
     assert realised == dict(allocation.choices)
 
 
 def test_is_complete_after_training(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = mixed(context.inventory.names)
+    allocation = mixed(context.inventory)
     run = TrialRun(context, allocation, seed=0)
     assert run.receipt.lora_pairs_with_gradient == 0
     assert run.receipt.unchanged_after_training is None
@@ -54,19 +53,19 @@ def test_is_complete_after_training(bert_folder: Path) -> None:
 def test_catches_a_quantiser_that_did_nothing(
     bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def do_nothing(linear: nn.Linear, bits: int, compute_dtype: torch.dtype) -> nn.Module:
-        return nn.Linear(linear.in_features, linear.out_features).requires_grad_(False)
+    def do_nothing(module: nn.Module, stored: Format, compute_dtype: torch.dtype) -> nn.Module:
+        return copy.deepcopy(module).requires_grad_(False)
 
-    monkeypatch.setattr(alrq_core.build, "pack_linear", do_nothing)
+    monkeypatch.setattr(alrq_core.build, "pack", do_nothing)
     context = make_context(bert_folder, "classification")
-    allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(4, 2)))
+    allocation = uniform(context.inventory, 4, 2)
     with pytest.raises(ReceiptError, match=r"query was built with 32 bits instead of 4"):
         TrialRun(context, allocation, seed=0)
 
 
 def test_catches_an_adapter_of_another_rank(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(4, 2)))
+    allocation = uniform(context.inventory, 4, 2)
     receipt = TrialRun(context, allocation, seed=0).receipt
     name = context.inventory.names[0]
     wrong = {**receipt.modules, name: replace(receipt.modules[name], rank=4)}
@@ -78,10 +77,11 @@ def test_catches_an_adapter_of_another_rank(bert_folder: Path) -> None:
 @pytest.mark.skipif(not has_avx512bf16(), reason="the trap needs a processor with AVX512-BF16")
 def test_catches_the_inference_layout_that_loses_all_gradients(llama_folder: Path) -> None:
     context = make_context(llama_folder, "language-modelling")
-    allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(4, 2)))
+    allocation = uniform(context.inventory, 4, 2)
     run = TrialRun(context, allocation, seed=0)
-    for name in context.inventory.names:
-        frozen_layer(run.model, name).support_avx512bf16_for_cpu = True
+    for target in context.inventory.targets:
+        layer: Any = frozen_layer(run.model, target.name)
+        layer.forward = partial(Linear4bit.forward, layer)
     with pytest.raises(
         ReceiptError, match=r"of 14 LoRA pairs get (no|another) gradient after an evaluation"
     ):
@@ -93,7 +93,7 @@ def test_catches_gradients_that_end_with_an_evaluation(
 ) -> None:
     """As on processors with AVX512-BF16, for those that lack it."""
     context = make_context(llama_folder, "language-modelling")
-    allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(16, 2)))
+    allocation = uniform(context.inventory, 16, 2)
     run = TrialRun(context, allocation, seed=0)
     layer = lora_layers(run.model)[context.inventory.names[3]]
     evaluated = []
@@ -111,7 +111,7 @@ def test_catches_gradients_that_end_with_an_evaluation(
 
 def test_catches_base_weights_that_train(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(16, 2)))
+    allocation = uniform(context.inventory, 16, 2)
     run = TrialRun(context, allocation, seed=0)
     name = context.inventory.names[5]
     run.advance(4)
@@ -123,7 +123,7 @@ def test_catches_base_weights_that_train(bert_folder: Path) -> None:
 
 def test_another_version_is_refused(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = Allocation(dict.fromkeys(context.inventory.names, Choice(16, 0)))
+    allocation = uniform(context.inventory, 16, 0)
     content = TrialRun(context, allocation, seed=0).receipt.to_json()
-    with pytest.raises(ValueError, match="`version` of a receipt must be 1, got 7"):
+    with pytest.raises(ValueError, match="`version` of a receipt must be 2, got 7"):
         Receipt.from_json({**content, "version": 7})

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from alrq_core.records import Recipe
 from search_spaces.allocation import from_json
-from tests.simulated import drive, make_inventory, make_study
+from tests.simulated import LABELS, drive, make_inventory, make_study
 from tune.config import StudyConfig
-from tune.confirmation import confirmed, recommend
+from tune.confirmation import Confirmed, confirmed, recommend
 from tune.plots import draw_front
 from tune.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
 from tune.state import StudyState
@@ -62,7 +62,7 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
     tmp_path: Path, state: StudyState
 ) -> None:
     study = config(tmp_path)
-    rows = confirmed(state, INVENTORY)
+    rows = confirmed(state, INVENTORY, LABELS)
     chosen = recommend(rows, 100.0)
     assert chosen is not None
     write_results(study, "made up", state, rows, chosen)
@@ -84,16 +84,50 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
     assert len(everything) == len(lines) == 3
     assert tuple(lines[0]) == SUMMARY_COLUMNS
     assert {line["experiment"] for line in lines} == {"B-FP", "B-Q4", "joint"}
+    for line in lines:
+        assert float(line["f1_low"]) <= float(line["f1"]) <= float(line["f1_high"])
+        assert line["context_tokens"] == line["stride_tokens"] == ""
     kept = json.loads((study.folder / "confirmation.json").read_text())
     assert kept["recommendation"] == chosen.trial
     assert len(kept["confirmed"]) == len(rows)
+
+
+def test_the_protocol_of_language_modelling_stands_in_every_result(
+    tmp_path: Path, state: StudyState
+) -> None:
+    rows = [language_modelling(row) for row in confirmed(state, INVENTORY, LABELS)]
+    write_results(config(tmp_path, task="wikitext2"), "made up", state, rows, None)
+    result = json.loads((tmp_path / "results_B-FP_wikitext2.json").read_text())
+    with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+
+    assert (result["context_tokens"], result["stride_tokens"]) == (128, 128)
+    assert {(line["context_tokens"], line["stride_tokens"]) for line in lines} == {("128", "128")}
+    assert {line["f1_low"] for line in lines} == {""}
+
+
+def test_a_result_file_without_an_interval_of_f1_is_summarised(
+    tmp_path: Path, state: StudyState
+) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    write_results(config(tmp_path), "made up", state, rows, None)
+    path = tmp_path / "results_B-Q4_rotten_tomatoes.json"
+    content = json.loads(path.read_text())
+    for name in ("f1_interval", "context_tokens", "stride_tokens"):
+        del content[name]
+    path.rename(tmp_path / "results_B-Q4_other.json").write_text(json.dumps(content))
+    write_results(config(tmp_path), "made up", state, rows, None)
+    with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+
+    assert [line["f1_low"] == "" for line in lines].count(True) == 1
 
 
 def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     study = make_study(tmp_path / "study", space="Joint-3")
     drive(study)
-    rows = confirmed(study.state, INVENTORY)
+    rows = confirmed(study.state, INVENTORY, LABELS)
     write_results(config(tmp_path, space="Joint-3"), "made up", study.state, rows, None)
 
     assert (tmp_path / "results_Joint-3_rotten_tomatoes.json").is_file()
@@ -117,18 +151,30 @@ def test_files_are_written_whole(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a/b.json").read_text()) == {"x": 1}
 
 
-def text_of(state: StudyState, margin: float) -> str:
-    rows = confirmed(state, INVENTORY)
+def language_modelling(row: Confirmed) -> Confirmed:
+    return replace(
+        row,
+        metric="perplexity",
+        value=9.5,
+        interval=(9.25, 9.75),
+        f1=None,
+        f1_interval=None,
+        context_tokens=128,
+        stride_tokens=128,
+    )
+
+
+def text_of(rows: list[Confirmed], margin: float) -> str:
     output = io.StringIO()
     Console(width=120, file=output).print(closing_table(rows, recommend(rows, margin)))
     return output.getvalue()
 
 
 def test_the_table_marks_the_recommendation(state: StudyState) -> None:
-    rows = confirmed(state, INVENTORY)
+    rows = confirmed(state, INVENTORY, LABELS)
     chosen = recommend(rows, 100.0)
     assert chosen is not None
-    text = text_of(state, 100.0)
+    text = text_of(rows, 100.0)
 
     assert f"{chosen.trial} *" in text
     for row in rows:
@@ -137,8 +183,38 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
     assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0)
 
 
+def test_the_table_shows_accuracy_and_f1_with_intervals_in_one_line(state: StudyState) -> None:
+    row = replace(
+        confirmed(state, INVENTORY, LABELS)[0],
+        trial="t001",
+        value=0.8154,
+        interval=(0.797, 0.831),
+        f1=0.8123,
+        f1_interval=(0.795, 0.829),
+        difference=-1.71,
+        difference_interval=(-3.02, -0.41),
+        memory_bytes=46_090_000,
+        target_bytes=21_900_000,
+    )
+    text = text_of([row], 2.0)
+
+    assert "macro F1" in text
+    assert "81.5 [79.7, 83.1] │ 81.2 [79.5, 82.9] │ -1.7 [-3.0, -0.4]" in text
+    assert "context" not in text
+    assert " 81.2 │" in text_of([replace(row, f1_interval=None)], 2.0)
+
+
+def test_the_table_of_language_modelling_says_context_and_stride(state: StudyState) -> None:
+    rows = [language_modelling(row) for row in confirmed(state, INVENTORY, LABELS)]
+    text = text_of(rows, 2.0)
+
+    assert "Confirmed on the test split, context 128, stride 128, fresh seeds" in text
+    assert "9.50 [9.25, 9.75]" in text
+    assert "macro F1" not in text
+
+
 def test_no_recommendation_is_said_with_its_reason(state: StudyState) -> None:
-    rows = confirmed(state, INVENTORY)
+    rows = confirmed(state, INVENTORY, LABELS)
 
     assert "no interval against B-FP stays above -2" in recommendation_line(rows, None, 2.0)
     assert "nothing was confirmed" in recommendation_line([], None, 2.0)
@@ -146,7 +222,7 @@ def test_no_recommendation_is_said_with_its_reason(state: StudyState) -> None:
 
 @pytest.mark.parametrize("confirmed_too", [True, False])
 def test_the_picture_is_drawn(tmp_path: Path, state: StudyState, confirmed_too: bool) -> None:
-    rows = confirmed(state, INVENTORY) if confirmed_too else []
+    rows = confirmed(state, INVENTORY, LABELS) if confirmed_too else []
     draw_front(tmp_path / "front.png", state, rows, recommend(rows, 100.0), "a caption")
 
     assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"

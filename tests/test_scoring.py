@@ -27,7 +27,10 @@ def test_metrics_of_known_answers() -> None:
     assert result.loss == pytest.approx(0.25)
     assert result.standard_error == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 10 / 2)
     assert result.perplexity is None
-    assert result.test_score().scores == (1.0, 1.0, 0.0, 1.0)
+    score = result.test_score()
+    assert score.scores == (1.0, 1.0, 0.0, 1.0)
+    assert score.predictions == (0, 1, 1, 1)
+    assert {"context_tokens", "stride_tokens"}.isdisjoint(score.to_json())
 
 
 def test_perplexity_is_the_exponential_of_the_loss() -> None:
@@ -36,6 +39,22 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
     assert result.perplexity == pytest.approx(math.exp(2.0))
     assert result.accuracy is None
     assert Evaluation(np.array([1000.0, 1000.0]), np.empty(0), np.empty(0)).perplexity == math.inf
+
+
+def test_only_language_modelling_has_a_context(bert_folder: Path, llama_folder: Path) -> None:
+    scores = {}
+    for kind, folder in (("classification", bert_folder), ("language-modelling", llama_folder)):
+        context = make_context(folder, kind)  # type: ignore[arg-type]
+        task = context.task
+        scores[kind] = evaluate(
+            context.base, task, task.test, RECIPE, torch.float32, CPU
+        ).test_score()
+
+    assert scores["classification"].context_tokens is None
+    assert len(scores["classification"].predictions) == 24
+    assert scores["language-modelling"].context_tokens == 12
+    assert scores["language-modelling"].stride_tokens == 12
+    assert scores["language-modelling"].predictions == ()
 
 
 def test_losses_do_not_depend_on_the_batch(bert_folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from search_spaces.spaces import make_space
 from tests.simulated import bytes_help, drive, make_inventory, make_study
 from tune.progress import Progress
 from tune.sinks import TensorBoard, Wandb, readable_parameters
@@ -106,7 +107,7 @@ def test_real_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def follow(folder: Path, console: Console, loss_nan: str = "") -> None:
-    progress = Progress(console, 8, "accuracy")
+    progress = Progress(console, make_space("joint", make_inventory()), 8, "accuracy")
     study = make_study(folder, budget=8, listeners=(progress,))
     with progress:
         drive(study, lambda t, s: float("nan") if t.id == loss_nan else bytes_help(t, s))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alrq_core.records import Receipt
+from alrq_core.records import ModuleReceipt, Receipt, TestScore
 from search_spaces.costs import memory_bytes
+from search_spaces.fixed import FIXED
 from search_spaces.spaces import make_space
 from tests.simulated import (
     RUNGS,
@@ -20,12 +21,23 @@ from tests.simulated import (
     make_report,
     make_study,
 )
-from tune.events import Completed, Event, EventLog, Failed, Proposed, Started, Stopped
+from tune.events import (
+    LOG_NAME,
+    Completed,
+    Event,
+    EventLog,
+    Failed,
+    Proposed,
+    Started,
+    Stopped,
+    decode_event,
+    encode_event,
+)
 from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS, finalists
 from tune.schedulers import SCHEDULERS
 from tune.searchers import SEARCHERS
 from tune.state import StudyState
-from tune.study import Outcome
+from tune.study import Outcome, _tested
 
 INVENTORY = make_inventory()
 
@@ -210,14 +222,97 @@ def test_all_proposals_fit_into_memory(tmp_path: Path) -> None:
     assert all(trial.memory_bytes <= limit for trial in study.state.of_role("search"))
 
 
-@pytest.mark.parametrize("space", ["B-FP", "B-Q4", "Joint-3"])
+@pytest.mark.parametrize("space", FIXED)
 def test_a_fixed_space_runs_its_one_point_and_confirms_it(tmp_path: Path, space: str) -> None:
     study = make_study(tmp_path, space=space, budget=50)
     drive(study)
 
-    assert [trial.id for trial in study.state.of_role("search")] == ["t001"]
+    assert [trial.id for trial in study.state.of_role("baseline")] == [space]
     assert len(study.state.of_role("confirm")) == CONFIRM_SEEDS
-    assert not study.state.of_role("baseline")
+    assert not study.state.of_role("search")
+
+
+def test_the_matrix_runs_all_six_to_the_end_and_confirms_them(tmp_path: Path) -> None:
+    study = make_study(tmp_path, space="matrix", budget=50)
+    drive(study)
+    ended = study.state.of_role("baseline")
+
+    assert [trial.id for trial in ended] == list(FIXED)
+    assert {trial.status for trial in ended} == {"completed"}
+    assert len(study.state.of_role("confirm")) == CONFIRM_SEEDS * len(FIXED)
+    assert not study.state.of_role("search")
+
+
+def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
+    """AdaLoRA's ranks and bytes are only known then, and a resumed study knows them too."""
+    study = make_study(tmp_path, space="Joint-1")
+    trial = study.next_trial()
+    assert trial is not None
+    ranks = {name: number for number, name in enumerate(INVENTORY.names)}
+    modules = {
+        name: ModuleReceipt(
+            module_class="c",
+            bits=4,
+            method="nf4-double",
+            group_size=64,
+            stored_bytes=1,
+            rank=rank,
+            checksum=1,
+        )
+        for name, rank in ranks.items()
+    }
+    receipt = Receipt(
+        modules=modules,
+        memory_bytes=777,
+        target_bytes=700,
+        average_bits=4.1,
+        trainable_parameters=99,
+        lora_pairs=5,
+        lora_pairs_with_gradient=5,
+        compute_dtype="float32",
+    )
+    study.take(trial.id, Outcome(report=make_report(RUNGS[-1], 0.5), receipt=receipt))
+    study.log.close()
+    again = StudyState(INVENTORY.names).replay(EventLog(tmp_path / LOG_NAME).read())
+
+    for known in (trial, again.trials["Joint-1"]):
+        assert (known.memory_bytes, known.trainable_parameters) == (777, 99)
+        assert known.final == trial.allocation.with_ranks(ranks)
+        assert known.allocation.final_rank == 4
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        TestScore(
+            metric="accuracy",
+            value=0.5,
+            loss=0.7,
+            f1=1 / 3,
+            scores=(0.0, 1.0),
+            predictions=(0, 39),
+        ),
+        TestScore(
+            metric="perplexity",
+            value=9.5,
+            loss=2.25,
+            f1=None,
+            scores=(2.0, 2.5),
+            context_tokens=128,
+            stride_tokens=128,
+        ),
+    ],
+    ids=lambda test: test.metric,
+)
+def test_a_score_on_the_test_split_comes_back_from_its_line(test: TestScore) -> None:
+    allocation = make_space("joint", INVENTORY).smallest().encode()
+    proposed = Proposed(
+        trial="t1-s1", role="confirm", origin="t1", seed=1, allocation=allocation, memory_bytes=1
+    )
+    state = StudyState(INVENTORY.names)
+    state.replay([proposed, decode_event(encode_event(_tested("t1-s1", test)))])
+
+    assert state.trials["t1-s1"].test == test
 
 
 def test_state_is_made_from_the_log_alone(tmp_path: Path) -> None:

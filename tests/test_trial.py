@@ -8,12 +8,7 @@ import torch
 
 from alrq_core.records import TrialReport
 from alrq_core.trial import TrainingDivergedError, TrialRun, learning_rate_factor
-from search_spaces.allocation import Allocation, Choice
-from tests.tiny import RECIPE, make_context
-
-
-def uniform(names: tuple[str, ...], bits: int, rank: int) -> Allocation:
-    return Allocation(dict.fromkeys(names, Choice(bits, rank)))
+from tests.tiny import RECIPE, make_context, uniform
 
 
 def numbers(report: TrialReport) -> tuple[float, ...]:
@@ -24,7 +19,7 @@ def numbers(report: TrialReport) -> tuple[float, ...]:
 def test_learns_at_every_bits(bert_folder: Path, bits: int) -> None:
     recipe = replace(RECIPE, max_steps=60)
     context = make_context(bert_folder, "classification", recipe)
-    run = TrialRun(context, uniform(context.inventory.names, bits, 4), seed=0)
+    run = TrialRun(context, uniform(context.inventory, bits, 4), seed=0)
     first, last = run.advance(2), run.advance(60)
 
     assert last.loss < 0.6 < first.loss
@@ -32,11 +27,13 @@ def test_learns_at_every_bits(bert_folder: Path, bits: int) -> None:
     assert last.accuracy > 0.75
     assert last.f1 is not None
     assert last.perplexity is None
+    assert last.context_tokens is None
+    assert {"context_tokens", "stride_tokens"}.isdisjoint(last.to_json())
 
 
 def test_half_the_split_is_scored_below_full_fidelity(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    run = TrialRun(context, uniform(context.inventory.names, 4, 4), seed=0)
+    run = TrialRun(context, uniform(context.inventory, 4, 4), seed=0)
     reports = [run.advance(step) for step in (2, 8)]
 
     assert [report.sequences for report in reports] == [12, 24]
@@ -44,19 +41,21 @@ def test_half_the_split_is_scored_below_full_fidelity(bert_folder: Path) -> None
 
 def test_language_model_reports_perplexity(llama_folder: Path) -> None:
     context = make_context(llama_folder, "language-modelling")
-    run = TrialRun(context, uniform(context.inventory.names, 4, 4), seed=0)
+    run = TrialRun(context, uniform(context.inventory, 4, 4), seed=0)
     report = run.advance(8)
     score = run.test()
 
     assert report.accuracy is None
     assert report.perplexity == pytest.approx(2.718281828**report.loss, rel=1e-4)
+    assert (report.context_tokens, report.stride_tokens) == (12, 12)
     assert score.metric == "perplexity"
+    assert (score.context_tokens, score.stride_tokens) == (12, 12)
     assert len(score.scores) == len(context.task.test)
 
 
 def test_same_seed_same_numbers_in_the_same_process(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = uniform(context.inventory.names, 3, 4)
+    allocation = uniform(context.inventory, 3, 4)
     runs = [TrialRun(context, allocation, seed=5) for _ in range(2)]
     first, second = ([numbers(run.advance(step)) for step in (2, 4, 8)] for run in runs)
 
@@ -65,7 +64,7 @@ def test_same_seed_same_numbers_in_the_same_process(bert_folder: Path) -> None:
 
 def test_seeds_differ(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = uniform(context.inventory.names, 3, 4)
+    allocation = uniform(context.inventory, 3, 4)
     first, second = (TrialRun(context, allocation, seed).advance(4) for seed in (1, 2))
 
     assert first.loss != second.loss
@@ -73,7 +72,7 @@ def test_seeds_differ(bert_folder: Path) -> None:
 
 def test_where_it_reports_does_not_change_training(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = uniform(context.inventory.names, 4, 4)
+    allocation = uniform(context.inventory, 4, 4)
     often = TrialRun(context, allocation, seed=0)
     for step in (1, 2, 5):
         often.advance(step)
@@ -84,7 +83,7 @@ def test_where_it_reports_does_not_change_training(bert_folder: Path) -> None:
 
 def test_a_checkpoint_continues_exactly(bert_folder: Path, tmp_path: Path) -> None:
     context = make_context(bert_folder, "classification")
-    allocation = uniform(context.inventory.names, 2, 4)
+    allocation = uniform(context.inventory, 2, 4)
     whole = TrialRun(context, allocation, seed=3)
     report = whole.advance(4)
     whole.save_checkpoint(tmp_path / "t.pt", report)
@@ -108,7 +107,7 @@ def test_accumulation_keeps_the_effective_batch(bert_folder: Path) -> None:
         for module in context.base.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        run = TrialRun(context, uniform(context.inventory.names, 16, 4), seed=0)
+        run = TrialRun(context, uniform(context.inventory, 16, 4), seed=0)
         losses.append(run.advance(4).train_loss)
 
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
@@ -116,7 +115,7 @@ def test_accumulation_keeps_the_effective_batch(bert_folder: Path) -> None:
 
 def test_rank_zero_trains_the_head_alone(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    run = TrialRun(context, uniform(context.inventory.names, 4, 0), seed=0)
+    run = TrialRun(context, uniform(context.inventory, 4, 0), seed=0)
     run.advance(2)
 
     assert run.receipt.lora_pairs == 0
@@ -126,7 +125,7 @@ def test_rank_zero_trains_the_head_alone(bert_folder: Path) -> None:
 def test_the_base_model_is_never_changed(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
     before = {name: p.clone() for name, p in context.base.named_parameters()}
-    TrialRun(context, uniform(context.inventory.names, 8, 4), seed=0).advance(2)
+    TrialRun(context, uniform(context.inventory, 8, 4), seed=0).advance(2)
 
     for name, parameter in context.base.named_parameters():
         assert torch.equal(parameter, before[name]), name
@@ -134,7 +133,7 @@ def test_the_base_model_is_never_changed(bert_folder: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
-    run = TrialRun(context, uniform(context.inventory.names, 16, 4), seed=0)
+    run = TrialRun(context, uniform(context.inventory, 16, 4), seed=0)
     with torch.no_grad():
         run._trained[0].fill_(float("nan"))
     with pytest.raises(TrainingDivergedError, match="training loss became nan at step 1"):
@@ -158,5 +157,5 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
 def test_trains_on_a_gpu(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
     for bits in (16, 8, 4, 3, 2):
-        run = TrialRun(context, uniform(context.inventory.names, bits, 4), seed=0)
+        run = TrialRun(context, uniform(context.inventory, bits, 4), seed=0)
         assert run.advance(8).loss > 0

@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from alrq_core.context import TrialContext
 from alrq_core.encode import EncodedTask, Tokens
 from alrq_core.models import inspect_model, load_model
 from alrq_core.records import Recipe, TaskKind
-from alrq_core.trial import TrialContext
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.inventory import Inventory
 
 WORDS = ("good", "fine", "great", "bad", "poor", "awful", "the", "film", "was", "a", "plot", "and")
 POSITIVE, NEGATIVE, FILLERS = WORDS[:3], WORDS[3:6], WORDS[6:]
@@ -119,6 +121,26 @@ def make_task(kind: TaskKind) -> EncodedTask:
         validation=make_tokens(24, 1, kind),
         test=make_tokens(24, 2, kind),
     )
+
+
+def uniform(inventory: Inventory, bits: int, rank: int) -> Allocation:
+    """The same bits and rank everywhere; embeddings in the nearest bits that they can have."""
+    embedding = bits if bits in (4, 8, 16) else 4
+    return Allocation(
+        {
+            module.name: Choice(embedding, 0) if module.part == "embedding" else Choice(bits, rank)
+            for module in inventory.modules
+        }
+    )
+
+
+def mixed(inventory: Inventory) -> Allocation:
+    """All bits and several ranks in turn; embeddings in 8 bits."""
+    bits, ranks = (16, 8, 4, 3, 2), (0, 2, 4, 8)
+    choices = {m.name: Choice(8, 0) for m in inventory.embeddings}
+    for number, target in enumerate(inventory.targets):
+        choices[target.name] = Choice(bits[number % 5], ranks[number % 4])
+    return Allocation({name: choices[name] for name in inventory.names})
 
 
 def make_context(folder: Path, kind: TaskKind, recipe: Recipe = RECIPE) -> TrialContext:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alrq_core.records import Recipe
+from search_spaces.formats import GROUP_SIZE, check_backend_name, check_storage
 from search_spaces.spaces import check_space_name
 from tune.schedulers import SCHEDULERS
 from tune.searchers import SEARCHERS
@@ -18,7 +19,7 @@ STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
 # Flags that are not spelled like their field.
-FLAGS = {"max_memory_bytes": "--max-memory"}
+FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class StudyConfig:
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
         seed: Of the proposals and of every trial's training.
+        quant_backend: Which library stores the weights: see `search_spaces.formats`.
+        four_bit: Method of 4 bits in searched spaces; None for the backend's own.
+        group_sizes: Group sizes that a searched module may take.
+        mps_safe: Keep every tensor below MPS's limit of 2**32 bytes on other devices too.
         max_memory_bytes: Limit on the deployed model of every proposed allocation.
         time_limit_seconds: After it nothing is proposed; what runs ends, confirmation follows.
         margin: Loss against B-FP that still counts as none: points of accuracy or per cent of
@@ -54,6 +59,10 @@ class StudyConfig:
     epochs: float | None = None
     recipe: Recipe = Recipe()
     seed: int = 0
+    quant_backend: str = "auto"
+    four_bit: str | None = None
+    group_sizes: tuple[int, ...] = (GROUP_SIZE,)
+    mps_safe: bool = False
     max_memory_bytes: int | None = None
     time_limit_seconds: float | None = None
     margin: float = 2.0
@@ -64,6 +73,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_space_name(self.space)
+        check_backend_name(self.quant_backend)
+        check_storage(self.four_bit, self.group_sizes)
         for flag, value, known in (
             ("--searcher", self.searcher, SEARCHERS),
             ("--scheduler", self.scheduler, SCHEDULERS),
@@ -118,7 +129,10 @@ class StudyConfig:
                 f"`{STUDY_FILE}` must hold known flags only, got {', '.join(unknown)}. "
                 "Resume with the release that began the study."
             )
-        return StudyConfig(**{**data, "recipe": Recipe(**data["recipe"])})
+        typed: dict[str, Any] = {"recipe": Recipe(**data["recipe"])}
+        if "group_sizes" in data:
+            typed["group_sizes"] = tuple(data["group_sizes"])
+        return StudyConfig(**{**data, **typed})
 
 
 def prepare_folder(config: StudyConfig) -> Path:

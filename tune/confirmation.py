@@ -1,17 +1,17 @@
 """Compares confirmed allocations on the test split, and names the one to use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from search_spaces.costs import average_bits, target_bytes
+from alrq_core.records import TestScore
+from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.inventory import Inventory
+from tune.intervals import interval, resampled_f1, resampled_means
 from tune.state import StudyState, TrialState
 
-RESAMPLES = 10_000
-LEVEL = 0.95
 REFERENCE = "B-FP"
 SMALLER_THAN = "B-Q4"
 
@@ -23,8 +23,16 @@ class Confirmed:
     Attributes:
         trial: Id of the trial that it confirms.
         allocation: `Allocation.to_json`.
+        final_ranks: With AdaLoRA, the ranks that each seed ended with, by module; else empty.
+        memory_bytes, target_bytes, average_rank: Means over the seeds, which AdaLoRA makes differ.
+        trainable_parameters: Of the adapter and the head, from the receipts; mean over the seeds.
+        train_seconds: Mean over the seeds.
+        peak_memory_bytes: The highest of the seeds: see `TrialReport`.
         validation_loss: Mean over the fresh seeds.
         value, interval: The test metric and its 95 % interval.
+        f1, f1_interval: Mean macro F1 of the seeds and its 95 % interval; None for language
+            modelling, the interval also where predictions were not logged.
+        context_tokens, stride_tokens: See `TrialReport`.
         difference, difference_interval: To B-FP: points of accuracy, or per cent of perplexity;
             positive is better. None for want of a confirmed B-FP.
         seeds: The fresh seeds that were completed.
@@ -33,15 +41,22 @@ class Confirmed:
 
     trial: str
     allocation: dict[str, Any]
+    final_ranks: tuple[dict[str, int], ...]
     average_bits: float
     average_rank: float
     memory_bytes: int
     target_bytes: int
+    trainable_parameters: int | None
+    train_seconds: float
+    peak_memory_bytes: int
     validation_loss: float
     metric: str
     value: float
     interval: tuple[float, float]
     f1: float | None
+    f1_interval: tuple[float, float] | None
+    context_tokens: int | None
+    stride_tokens: int | None
     difference: float | None
     difference_interval: tuple[float, float] | None
     seeds: tuple[int, ...]
@@ -52,14 +67,21 @@ class Confirmed:
         return asdict(self)
 
 
-def confirmed(state: StudyState, inventory: Inventory) -> list[Confirmed]:
-    """Return what was confirmed, from the smallest to the largest."""
+def confirmed(state: StudyState, inventory: Inventory, labels: np.ndarray) -> list[Confirmed]:
+    """Return what was confirmed, from the smallest to the largest.
+
+    Args:
+        state: All trials.
+        inventory: The target modules.
+        labels: True class of each test sequence; empty for language modelling.
+    """
     runs: dict[str, list[TrialState]] = {}
-    for trial in state.of_role("confirm"):
-        if trial.status == "completed" and trial.test is not None:
-            runs.setdefault(trial.origin, []).append(trial)
+    for trial in state.confirmed_runs():
+        runs.setdefault(trial.origin, []).append(trial)
     reference = runs.get(REFERENCE)
-    rows = [_row(state.trials[key], group, reference, inventory) for key, group in runs.items()]
+    rows = [
+        _row(state.trials[key], group, reference, inventory, labels) for key, group in runs.items()
+    ]
     return sorted(rows, key=lambda row: row.memory_bytes)
 
 
@@ -83,36 +105,49 @@ def _row(
     runs: list[TrialState],
     reference: list[TrialState] | None,
     inventory: Inventory,
+    labels: np.ndarray,
 ) -> Confirmed:
     tests = [run.test for run in runs if run.test is not None]
     scores = np.array([test.scores for test in tests])
     perplexity = tests[0].metric == "perplexity"
     statistic: Callable[[np.ndarray], np.ndarray] = np.exp if perplexity else np.asarray
-    difference, interval = None, None
+    trained = [run.trainable_parameters for run in runs]
+    difference, difference_interval = None, None
     paired = _paired(runs, reference)
     if paired is not None:
         ours, theirs = paired
         gap = ours - theirs
         change = _per_cent_better if perplexity else _points
         difference = float(change(gap.mean()))
-        interval = _interval(change(_resampled_means(gap)))
+        difference_interval = interval(change(resampled_means(gap)))
     return Confirmed(
         trial=source.id,
         allocation=source.allocation.to_json(),
         average_bits=average_bits(source.allocation, inventory),
-        average_rank=source.allocation.average_rank,
-        memory_bytes=source.memory_bytes,
-        target_bytes=target_bytes(source.allocation, inventory),
+        final_ranks=tuple(run.realised.rank_pattern for run in runs if run.realised is not None),
+        average_rank=float(np.mean([average_rank(run.final, inventory) for run in runs])),
+        memory_bytes=_mean([run.memory_bytes for run in runs]),
+        target_bytes=_mean([target_bytes(run.final, inventory) for run in runs]),
+        trainable_parameters=None if None in trained else _mean([t for t in trained if t]),
+        train_seconds=float(np.mean([sum(r.train_seconds for r in run.reports) for run in runs])),
+        peak_memory_bytes=max(run.reports[-1].peak_memory_bytes for run in runs),
         validation_loss=float(np.mean([run.reports[-1].loss for run in runs])),
         metric=tests[0].metric,
         value=float(statistic(scores.mean())),
-        interval=_interval(statistic(_resampled_means(scores))),
+        interval=interval(statistic(resampled_means(scores))),
         f1=float(np.mean([t.f1 for t in tests if t.f1 is not None])) if not perplexity else None,
+        f1_interval=_f1_interval(tests, labels),
+        context_tokens=tests[0].context_tokens,
+        stride_tokens=tests[0].stride_tokens,
         difference=difference,
-        difference_interval=interval,
+        difference_interval=difference_interval,
         seeds=tuple(run.seed for run in runs),
         values=tuple(test.value for test in tests),
     )
+
+
+def _mean(values: Sequence[int]) -> int:
+    return round(float(np.mean(values)))
 
 
 def _paired(
@@ -127,28 +162,11 @@ def _paired(
     return np.array([ours[s] for s in seeds]), np.array([theirs[s] for s in seeds])
 
 
-def _resampled_means(scores: np.ndarray) -> np.ndarray:
-    """Return bootstrap means of a seeds x sequences table; both are drawn with replacement.
-
-    Drawing the seeds too keeps the luck of a training run inside the interval (Owen 2007, "The
-    pigeonhole bootstrap", section 3). The draws are the same for every table of one shape, so
-    that intervals can be compared.
-    """
-    generator = np.random.default_rng(0)
-    seeds, sequences = scores.shape
-    seed_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES) / seeds
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, 500):
-        part = slice(start, start + 500)
-        size = len(means[part])
-        weights = generator.multinomial(sequences, np.full(sequences, 1 / sequences), size)
-        means[part] = ((seed_weights[part] @ scores) * weights).sum(axis=1) / sequences
-    return means
-
-
-def _interval(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def _f1_interval(tests: list[TestScore], labels: np.ndarray) -> tuple[float, float] | None:
+    """Return the interval of the macro F1; None where a run's predictions were not kept."""
+    if not all(test.predictions for test in tests):
+        return None
+    return interval(resampled_f1(np.array([test.predictions for test in tests]), labels))
 
 
 def _points(gap: Any) -> Any:

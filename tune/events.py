@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -59,6 +59,9 @@ class Tested:
 
     Attributes:
         scores: See `TestScore.scores`; right and wrong answers as `pack_answers` writes them.
+        predictions: See `TestScore.predictions`, as `pack_classes` writes them; empty where there
+            are none.
+        context_tokens, stride_tokens: See `TrialReport`.
     """
 
     trial: str
@@ -67,6 +70,25 @@ class Tested:
     loss: float
     f1: float | None
     scores: str | tuple[float, ...]
+    predictions: str = ""
+    context_tokens: int | None = None
+    stride_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Realised:
+    """What a completed trial really is, from its receipt.
+
+    Attributes:
+        memory_bytes: Of the deployed model.
+        trainable_parameters: Adapter and head.
+        allocation: With AdaLoRA, the ranks that it ended with, as `Allocation.encode` writes them.
+    """
+
+    trial: str
+    memory_bytes: int
+    trainable_parameters: int
+    allocation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +114,11 @@ class Completed:
     trial: str
 
 
-Event = Started | Proposed | Reported | Tested | Stopped | Failed | Completed
+Event = Started | Proposed | Reported | Tested | Realised | Stopped | Failed | Completed
 _KINDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (Started, Proposed, Reported, Tested, Stopped, Failed, Completed)
+    for kind in (Started, Proposed, Reported, Tested, Realised, Stopped, Failed, Completed)
 }
-
-
-def pack_answers(scores: Sequence[float]) -> str:
-    """Return right (1) and wrong (0) answers as hexadecimal digits, four a digit.
-
-    A leading 1 keeps the zeros behind it.
-    """
-    return format(int("1" + "".join("1" if score else "0" for score in scores), 2), "x")
-
-
-def unpack_answers(text: str) -> tuple[float, ...]:
-    """Return what `pack_answers` packed."""
-    return tuple(float(bit) for bit in format(int(text, 16), "b")[1:])
 
 
 def encode_event(event: Event) -> str:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from alrq_core.context import make_context
 from alrq_core.export import save
-from alrq_core.trial import TrialRun, make_context
+from alrq_core.trial import TrialRun
 from tune.config import resumed_config
 from tune.events import LOG_NAME, EventLog
 from tune.prepare import check_same_study, prepare

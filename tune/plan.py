@@ -1,11 +1,13 @@
-"""What a study runs next: baselines, then the search, then the confirmation of its best."""
+"""What a study runs next: fixed configurations, the search, the confirmation of its best."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
-from search_spaces.spaces import BASELINES, Space, fixed_allocation
+from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
+from search_spaces.spaces import Space
 from tune.events import Proposed
 from tune.searchers import Proposer
 from tune.state import StudyState, TrialState
@@ -51,10 +53,8 @@ class Plan:
 
     @property
     def search_size(self) -> int:
-        """Trials of the search: the budget, and one where the space has one point."""
-        if self.space.fixed:
-            return 1
-        return self.budget
+        """Trials of the search: the budget, and none in a fixed space."""
+        return 0 if self.space.fixed else self.budget
 
     @property
     def finished(self) -> bool:
@@ -64,11 +64,8 @@ class Plan:
         return self._baseline() is None and self._confirmation() is None
 
     def _baseline(self) -> Proposed | None:
-        if self.space.fixed:
-            return None
-        for name in BASELINES:
+        for name, allocation in baselines(self.space).items():
             if name not in self.state.trials:
-                allocation = fixed_allocation(name, self.space.inventory)
                 return self._proposed(name, "baseline", "fixed", self.seed, allocation)
         return None
 
@@ -77,8 +74,6 @@ class Plan:
             return None
         number = len(self.state.of_role("search"))
         trial = f"t{number + 1:03d}"
-        if self.space.fixed:
-            return self._proposed(trial, "search", "fixed", self.seed, self.space.smallest())
         anchors = self.space.anchors(max(1, self.budget // ANCHOR_SHARE), self.max_memory_bytes)
         if number < len(anchors):
             return self._proposed(trial, "search", "anchor", self.seed, anchors[number])
@@ -108,6 +103,18 @@ class Plan:
             allocation=allocation.encode(),
             memory_bytes=memory_bytes(allocation, self.space.inventory),
         )
+
+
+def baselines(space: Space) -> Mapping[str, Allocation]:
+    """Return the fixed configurations that a study runs, as far as its backend has them."""
+    if space.fixed:
+        return space.points
+    inventory, formats = space.inventory, space.formats
+    return {
+        name: fixed_allocation(name, inventory, formats)
+        for name in BASELINES
+        if unavailable(name, inventory, formats) is None
+    }
 
 
 def finalists(state: StudyState, budget: int) -> list[TrialState]:

@@ -7,8 +7,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces.costs import format_bytes
-from tune.events import Completed, Event, Failed, Proposed, Reported, Stopped
+from search_spaces.costs import average_rank, format_bytes
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space
+from tune.events import Completed, Event, Failed, Proposed, Reported, Role, Stopped
 from tune.state import StudyState, TrialState
 
 FRONT_ROWS = 8
@@ -21,17 +23,20 @@ class Progress:
         console: Where it prints.
     """
 
-    def __init__(self, console: Console, search_size: int, metric: str) -> None:
+    def __init__(self, console: Console, space: Space, search_size: int, metric: str) -> None:
         """Prepare to follow a study.
 
         Args:
             console: A terminal, or anything else for plain lines.
+            space: What is searched; of a fixed one its configurations are counted.
             search_size: Trials of the search.
             metric: `accuracy` or `perplexity`.
         """
         self.console = console
-        self._size = search_size
+        self._size = len(space.points) or search_size
+        self._role: Role = "baseline" if space.fixed else "search"
         self._metric = metric
+        self._inventory = space.inventory
         self._started = time.monotonic()
         self._ended_before: int | None = None
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -49,7 +54,7 @@ class Progress:
         """Show one event."""
         if self._ended_before is None:
             new = 1 if isinstance(event, Completed | Failed | Stopped) else 0
-            self._ended_before = _ended(state) - new
+            self._ended_before = self._ended(state) - new
         line = self._line(event, state)
         if self._live is not None:
             if line is not None and isinstance(event, Failed):
@@ -77,7 +82,7 @@ class Progress:
         return None
 
     def _counts(self, state: StudyState) -> str:
-        search = state.of_role("search")
+        search = state.of_role(self._role)
         numbers = {
             status: sum(trial.status == status for trial in search)
             for status in ("completed", "stopped", "failed", "running")
@@ -94,12 +99,15 @@ class Progress:
 
     def _seconds_left(self, state: StudyState) -> float | None:
         """Return the time until the search ends, from this run's pace."""
-        ended = _ended(state)
+        ended = self._ended(state)
         new = ended - (self._ended_before or 0)
-        left = self._size - sum(trial.status != "running" for trial in state.of_role("search"))
+        left = self._size - sum(trial.status != "running" for trial in state.of_role(self._role))
         if new < 2 or left <= 0:
             return None
         return (time.monotonic() - self._started) / new * left
+
+    def _ended(self, state: StudyState) -> int:
+        return sum(trial.status != "running" for trial in state.of_role(self._role))
 
     def _view(self, state: StudyState) -> Group:
         table = Table(title="Best front so far (full fidelity)", title_justify="left")
@@ -107,7 +115,7 @@ class Progress:
             table.add_column(column, justify="left" if column == "trial" else "right")
         front = state.front()
         for trial in front[:FRONT_ROWS]:
-            table.add_row(*_row(trial, self._metric))
+            table.add_row(*_row(trial, self._metric, self._inventory))
         more = f"and {len(front) - FRONT_ROWS} more" if len(front) > FRONT_ROWS else ""
         running = ", ".join(
             f"{trial.id} (step {trial.last.step if trial.last else 0})"
@@ -116,16 +124,12 @@ class Progress:
         return Group(Text(self._counts(state)), Text(f"running: {running}"), table, Text(more))
 
 
-def _row(trial: TrialState, metric: str) -> tuple[str, ...]:
+def _row(trial: TrialState, metric: str, inventory: Inventory) -> tuple[str, ...]:
     report = trial.reports[-1]
     return (
         trial.id,
         format_bytes(trial.memory_bytes),
-        f"{trial.allocation.average_rank:.1f}",
+        f"{average_rank(trial.allocation, inventory):.1f}",
         f"{report.loss:.4f}",
         f"{getattr(report, metric):.4f}",
     )
-
-
-def _ended(state: StudyState) -> int:
-    return sum(trial.status != "running" for trial in state.of_role("search"))

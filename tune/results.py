@@ -9,10 +9,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from search_spaces.allocation import Allocation
-from search_spaces.costs import average_bits, target_bytes
+from search_spaces.costs import average_bits, average_rank, target_bytes
+from search_spaces.fixed import FIXED
 from search_spaces.inventory import Inventory
-from search_spaces.spaces import BASELINES
 from tune.config import StudyConfig
 from tune.confirmation import Confirmed
 from tune.state import StudyState, TrialState
@@ -29,6 +28,10 @@ SUMMARY_COLUMNS = (
     "interval_low",
     "interval_high",
     "f1",
+    "f1_low",
+    "f1_high",
+    "context_tokens",
+    "stride_tokens",
     "validation_loss",
     "difference_to_b_fp",
     "difference_low",
@@ -37,6 +40,9 @@ SUMMARY_COLUMNS = (
     "average_rank",
     "memory_bytes",
     "target_bytes",
+    "trainable_parameters",
+    "train_seconds",
+    "peak_memory_bytes",
     "seeds",
     "recommended",
 )
@@ -68,7 +74,7 @@ def write_results(
 ) -> list[Path]:
     """Write the files of `results/`; return those of this study.
 
-    A fixed space gets a file of its own, as do the baselines and the recommendation of a search.
+    Each fixed configuration gets a file of its own, as does the recommendation of a search.
     """
     folder = Path(config.output_dir)
     written = []
@@ -106,11 +112,10 @@ def write_results(
 def _experiments(
     config: StudyConfig, rows: list[Confirmed], recommendation: Confirmed | None
 ) -> list[tuple[str, Confirmed]]:
-    by_trial = {row.trial: row for row in rows}
-    found = [(str(name), by_trial[name]) for name in BASELINES if name in by_trial]
-    if "t001" in by_trial and not found:
-        return [(config.space, by_trial["t001"])]
-    return [*found, (config.space, recommendation)] if recommendation else found
+    found = [(row.trial, row) for row in rows if row.trial in FIXED]
+    if recommendation is None or config.space in FIXED:
+        return found
+    return [*found, (config.space, recommendation)]
 
 
 def _write_overviews(folder: Path) -> None:
@@ -129,9 +134,12 @@ def _write_overviews(folder: Path) -> None:
 
 def _summary(entry: dict[str, Any]) -> dict[str, Any]:
     low, high = entry["difference_interval"] or (None, None)
+    f1_low, f1_high = entry.get("f1_interval") or (None, None)
     extra = {
         "interval_low": entry["interval"][0],
         "interval_high": entry["interval"][1],
+        "f1_low": f1_low,
+        "f1_high": f1_high,
         "difference_to_b_fp": entry["difference"],
         "difference_low": low,
         "difference_high": high,
@@ -146,7 +154,7 @@ def _reports(state: StudyState) -> list[tuple[TrialState, int]]:
 
 def _report_row(trial: TrialState, rung: int, inventory: Inventory) -> dict[str, Any]:
     return {
-        **_identity(trial, trial.allocation, inventory),
+        **_identity(trial, inventory),
         "status": trial.status,
         "rung": rung,
         **asdict(trial.reports[rung]),
@@ -155,13 +163,14 @@ def _report_row(trial: TrialState, rung: int, inventory: Inventory) -> dict[str,
 
 def _front_row(trial: TrialState, inventory: Inventory) -> dict[str, Any]:
     return {
-        **_identity(trial, trial.allocation, inventory),
+        **_identity(trial, inventory),
         **trial.reports[-1].to_json(),
         "modules": trial.allocation.to_json(),
     }
 
 
-def _identity(trial: TrialState, allocation: Allocation, inventory: Inventory) -> dict[str, Any]:
+def _identity(trial: TrialState, inventory: Inventory) -> dict[str, Any]:
+    allocation = trial.final
     return {
         "trial": trial.id,
         "role": trial.role,
@@ -169,7 +178,7 @@ def _identity(trial: TrialState, allocation: Allocation, inventory: Inventory) -
         "seed": trial.seed,
         "allocation": allocation.encode(),
         "average_bits": average_bits(allocation, inventory),
-        "average_rank": allocation.average_rank,
+        "average_rank": average_rank(allocation, inventory),
         "memory_bytes": trial.memory_bytes,
         "target_bytes": target_bytes(allocation, inventory),
     }

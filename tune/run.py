@@ -19,6 +19,7 @@ from tune.adapters import StudyScheduler, StudySearcher
 from tune.config import STUDY_FILE, load_study_file
 from tune.confirmation import Confirmed, confirmed, recommend
 from tune.events import LOG_NAME, Completed, Event, EventLog, Failed, Started, Stopped
+from tune.mcnemar import write_mcnemar
 from tune.plan import Plan
 from tune.plots import draw_front
 from tune.prepare import Prepared, run_content, study_content
@@ -92,7 +93,7 @@ def run_study(prepared: Prepared, console: Console) -> StudyResult:
     log.append(started)
     state.apply(started)
     plan = _plan(prepared, events, state)
-    progress = Progress(console, plan.search_size, prepared.task.metric)
+    progress = Progress(console, prepared.space, plan.search_size, prepared.task.metric)
     sinks = _sinks(prepared)
     study = Study(
         folder=folder,
@@ -117,9 +118,10 @@ def run_study(prepared: Prepared, console: Console) -> StudyResult:
 def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult:
     """Write every result file that the state allows."""
     config = prepared.config
-    rows = confirmed(state, prepared.inventory)
-    recommendation = recommend(rows, config.margin) if not prepared.space.fixed else None
+    rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
+    recommendation = recommend(rows, config.margin)
     write_study_tables(config.folder, state, prepared.inventory)
+    write_mcnemar(config.folder, state)
     files = write_results(config, prepared.task.splits, state, rows, recommendation)
     if any(trial.reports for trial in state.trials.values()):
         picture = config.folder / "front.png"

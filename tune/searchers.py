@@ -97,7 +97,8 @@ class FittingSampler(BaseSampler):
         for name, distribution in search_space.items():
             if name not in params:
                 params[name] = self.inner.sample_independent(study, trial, name, distribution)
-        return to_params(self._new_and_fitting(from_params(params, self._space)))
+        allocation = self._new_and_fitting(from_params(params, self._space))
+        return to_params(allocation, self._space)
 
     def sample_independent(
         self,
@@ -122,9 +123,11 @@ class FittingSampler(BaseSampler):
         attempts = 0
         while fitted in self._seen and attempts < ATTEMPTS * len(allocation.choices):
             name = self._random.choice(self._space.inventory.names)
-            choice = Choice(
+            choice = self._space.choice(
+                name,
                 self._random.choice(self._space.bits[name]),
                 self._random.choice(self._space.ranks[name]),
+                self._random.choice(self._space.group_sizes[name]),
             )
             fitted = self._fit(Allocation({**fitted.choices, name: choice}))
             attempts += 1
@@ -139,23 +142,29 @@ class FittingSampler(BaseSampler):
         choices = dict(allocation.choices)
         while excess > 0:
             steps = [
-                (target, smaller)
-                for target in inventory.targets
-                for smaller in self._one_step_down(target.name, choices[target.name])
+                (module, smaller)
+                for module in inventory.modules
+                for smaller in self._one_step_down(module.name, choices[module.name])
             ]
-            target, smaller = self._random.choice(steps)
-            old = choices[target.name]
-            excess -= module_bytes(target, old.bits, old.rank) - module_bytes(
-                target, smaller.bits, smaller.rank
-            )
-            choices[target.name] = smaller
+            module, smaller = self._random.choice(steps)
+            excess -= module_bytes(module, choices[module.name]) - module_bytes(module, smaller)
+            choices[module.name] = smaller
         return Allocation(choices)
 
     def _one_step_down(self, name: str, choice: Choice) -> list[Choice]:
-        bits = [value for value in self._space.bits[name] if value < choice.bits]
-        ranks = [value for value in self._space.ranks[name] if value < choice.rank]
-        down = [Choice(bits[-1], choice.rank)] if bits else []
-        return [*down, Choice(choice.bits, ranks[-1])] if ranks else down
+        """Return the next smaller bits, rank and group size of a module, each by itself."""
+        space, group_size = self._space, choice.group_size or self._space.group_sizes[name][0]
+        bits = [value for value in space.bits[name] if value < choice.bits]
+        ranks = [value for value in space.ranks[name] if value < choice.rank]
+        wider = [value for value in space.group_sizes[name] if 0 < choice.group_size < value]
+        down = []
+        if bits:
+            down.append(space.choice(name, bits[-1], choice.rank, group_size))
+        if ranks:
+            down.append(space.choice(name, choice.bits, ranks[-1], group_size))
+        if wider:
+            down.append(space.choice(name, choice.bits, choice.rank, wider[0]))
+        return down
 
 
 class Proposer:
@@ -208,7 +217,7 @@ class Proposer:
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
-                params=to_params(trial.allocation),
+                params=to_params(trial.allocation, self._space),
                 distributions=distributions(self._space),
                 user_attrs={"trial": trial.id},
             )
@@ -256,20 +265,30 @@ class Proposer:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Return Optuna's distribution of the bits and of the rank of every module."""
+    """Return Optuna's distributions: bits and rank of every module, and its group size where
+    there are several.
+    """
     found: dict[str, BaseDistribution] = {}
     for name in space.inventory.names:
         found[f"{name}.bits"] = CategoricalDistribution(space.bits[name])
         found[f"{name}.rank"] = CategoricalDistribution(space.ranks[name])
+        if len(space.group_sizes[name]) > 1:
+            found[f"{name}.group_size"] = CategoricalDistribution(space.group_sizes[name])
     return found
 
 
-def to_params(allocation: Allocation) -> dict[str, int]:
-    """Return an allocation as Optuna's parameters."""
+def to_params(allocation: Allocation, space: Space) -> dict[str, int]:
+    """Return an allocation as Optuna's parameters.
+
+    A format without groups gets the first group size, since it has to have one.
+    """
     params = {}
     for name, choice in allocation.choices.items():
         params[f"{name}.bits"] = choice.bits
         params[f"{name}.rank"] = choice.rank
+        sizes = space.group_sizes[name]
+        if len(sizes) > 1:
+            params[f"{name}.group_size"] = choice.group_size or sizes[0]
     return params
 
 
@@ -277,7 +296,12 @@ def from_params(params: Mapping[str, Any], space: Space) -> Allocation:
     """Return the allocation that Optuna's parameters stand for."""
     return Allocation(
         {
-            name: Choice(int(params[f"{name}.bits"]), int(params[f"{name}.rank"]))
+            name: space.choice(
+                name,
+                int(params[f"{name}.bits"]),
+                int(params[f"{name}.rank"]),
+                int(params.get(f"{name}.group_size", space.group_sizes[name][0])),
+            )
             for name in space.inventory.names
         }
     )

@@ -8,7 +8,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
-from search_spaces.costs import average_bits
+from search_spaces.costs import average_bits, average_rank
 from search_spaces.inventory import Inventory
 from tune.events import Completed, Event, Failed, Reported, Stopped, Tested
 from tune.state import StudyState, TrialState
@@ -21,7 +21,7 @@ def readable_parameters(trial: TrialState, inventory: Inventory) -> dict[str, st
     return {
         "role": trial.role,
         "average_bits": round(average_bits(trial.allocation, inventory), 3),
-        "average_rank": round(trial.allocation.average_rank, 2),
+        "average_rank": round(average_rank(trial.allocation, inventory), 2),
         "memory_megabytes": round(trial.memory_bytes / 1e6, 3),
         "seed": trial.seed,
     }

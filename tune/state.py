@@ -6,17 +6,18 @@ from typing import Literal
 
 from alrq_core.records import TestScore, TrialReport
 from search_spaces.allocation import Allocation, decode
+from tune.answers import unpack_answers, unpack_classes
 from tune.events import (
     Completed,
     Event,
     Failed,
     Proposed,
+    Realised,
     Reported,
     Role,
     Started,
     Stopped,
     Tested,
-    unpack_answers,
 )
 from tune.front import front
 
@@ -31,6 +32,8 @@ class TrialState:
         reports: One a rung, in order.
         status: `running` until an end was logged, also after a crash.
         reason: Why it failed.
+        trainable_parameters: From its receipt, once completed.
+        realised: With AdaLoRA, the allocation that it ended with; its bytes are then known too.
     """
 
     id: str
@@ -43,6 +46,13 @@ class TrialState:
     status: Status = "running"
     reason: str | None = None
     test: TestScore | None = None
+    trainable_parameters: int | None = None
+    realised: Allocation | None = None
+
+    @property
+    def final(self) -> Allocation:
+        """The allocation that the trial ended with, or as yet should have."""
+        return self.realised or self.allocation
 
     @property
     def last(self) -> TrialReport | None:
@@ -96,7 +106,15 @@ class StudyState:
                 loss=event.loss,
                 f1=event.f1,
                 scores=unpack_answers(scores) if isinstance(scores, str) else scores,
+                predictions=unpack_classes(event.predictions),
+                context_tokens=event.context_tokens,
+                stride_tokens=event.stride_tokens,
             )
+        elif isinstance(event, Realised):
+            trial.memory_bytes = event.memory_bytes
+            trial.trainable_parameters = event.trainable_parameters
+            if event.allocation is not None:
+                trial.realised = decode(event.allocation, self.names)
         elif isinstance(event, Stopped):
             trial.status = "stopped"
         elif isinstance(event, Failed):
@@ -111,6 +129,11 @@ class StudyState:
     def with_status(self, status: Status) -> list[TrialState]:
         """Return the trials of one status, in order."""
         return [trial for trial in self.trials.values() if trial.status == status]
+
+    def confirmed_runs(self) -> list[TrialState]:
+        """Return the confirmed trials that were scored on the test split, in order."""
+        done = [trial for trial in self.of_role("confirm") if trial.status == "completed"]
+        return [trial for trial in done if trial.test is not None]
 
     def front(self) -> list[TrialState]:
         """Return the front of the search: completed trials only, so of equal fidelity,

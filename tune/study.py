@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from alrq_core.records import Receipt, TestScore, TrialReport
+from tune.answers import pack_answers, pack_classes
 from tune.events import (
     Completed,
     Event,
     EventLog,
     Failed,
+    Realised,
     Reported,
     Stopped,
     Tested,
-    pack_answers,
 )
 from tune.plan import Plan
 from tune.schedulers import Rule
@@ -108,7 +109,7 @@ class Study:
         if outcome.error is not None:
             self.fail(trial_id, outcome.error)
             return "stop"
-        return self._decide(trial, outcome.test)
+        return self._decide(trial, outcome)
 
     def fail(self, trial_id: str, reason: str) -> None:
         """End a trial with its reason, unless it has ended."""
@@ -117,12 +118,14 @@ class Study:
             self._record(Failed(trial=trial_id, reason=reason))
             self._tell(trial)
 
-    def _decide(self, trial: TrialState, test: TestScore | None) -> Decision:
+    def _decide(self, trial: TrialState, outcome: Outcome) -> Decision:
         if trial.last is None:
             return "continue"
         if trial.last.step == self.rungs[-1]:
-            if test is not None:
-                self._record(_tested(trial.id, test))
+            if outcome.receipt is not None:
+                self._record(_realised(trial, outcome.receipt))
+            if outcome.test is not None:
+                self._record(_tested(trial.id, outcome.test))
             self._record(Completed(trial=trial.id))
             self._tell(trial)
             return "stop"
@@ -159,6 +162,19 @@ class Study:
         partial.replace(path)
 
 
+def _realised(trial: TrialState, receipt: Receipt) -> Realised:
+    allocation = None
+    if trial.allocation.final_rank is not None:
+        ranks = {name: module.rank for name, module in receipt.modules.items()}
+        allocation = trial.allocation.with_ranks(ranks).encode()
+    return Realised(
+        trial=trial.id,
+        memory_bytes=receipt.memory_bytes,
+        trainable_parameters=receipt.trainable_parameters,
+        allocation=allocation,
+    )
+
+
 def _tested(trial_id: str, test: TestScore) -> Tested:
     scores: str | tuple[float, ...] = test.scores
     if test.metric == "accuracy":
@@ -170,4 +186,7 @@ def _tested(trial_id: str, test: TestScore) -> Tested:
         loss=test.loss,
         f1=test.f1,
         scores=scores,
+        predictions=pack_classes(test.predictions),
+        context_tokens=test.context_tokens,
+        stride_tokens=test.stride_tokens,
     )

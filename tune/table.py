@@ -7,21 +7,23 @@ from tune.confirmation import REFERENCE, Confirmed
 
 
 def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
-    """Return the confirmed allocations, from the smallest to the largest."""
-    metric = rows[0].metric
-    unit = "points" if metric == "accuracy" else "%"
-    table = Table(
-        title="Confirmed on the test split, fresh seeds (95 % intervals)", title_justify="left"
-    )
+    """Return the confirmed allocations, from the smallest to the largest.
+
+    Accuracy and macro F1, or perplexity with its context and stride in the title.
+    """
+    classification = rows[0].metric == "accuracy"
+    metrics = ("test\naccuracy (%)", "macro F1 (%)") if classification else ("test\nperplexity",)
+    table = Table(title=_title(rows[0]), title_justify="left")
+    # Headers of two lines keep the table within 120 columns.
     for column in (
         "allocation",
-        "avg bits",
-        "avg rank",
+        "avg\nbits",
+        "avg\nrank",
         "memory",
         "targets",
-        "val loss",
-        f"test {metric}",
-        f"to B-FP ({unit})",
+        "val\nloss",
+        *metrics,
+        f"to B-FP ({'points' if classification else '%'})",
     ):
         table.add_column(column, justify="left" if column == "allocation" else "right")
     for row in rows:
@@ -33,9 +35,21 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
             format_bytes(row.memory_bytes),
             format_bytes(row.target_bytes),
             f"{row.validation_loss:.4f}",
-            _with_interval(row),
+            *_with_intervals(row),
             _difference(row),
         )
+    return table
+
+
+def cost_table(rows: list[Confirmed]) -> Table:
+    """Return what training each confirmed allocation took."""
+    table = Table(title="Training, mean of the seeds", title_justify="left")
+    for column in ("allocation", "trainable parameters", "seconds", "peak memory of the process"):
+        table.add_column(column, justify="left" if column == "allocation" else "right")
+    for row in rows:
+        trained = "-" if row.trainable_parameters is None else f"{row.trainable_parameters:,}"
+        peak = format_bytes(row.peak_memory_bytes)
+        table.add_row(row.trial, trained, f"{row.train_seconds:.1f}", peak)
     return table
 
 
@@ -55,11 +69,27 @@ def recommendation_line(
     return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}."
 
 
-def _with_interval(row: Confirmed) -> str:
+def _title(row: Confirmed) -> str:
+    protocol = ""
+    if row.context_tokens is not None:
+        protocol = f", context {row.context_tokens}, stride {row.stride_tokens}"
+    return f"Confirmed on the test split{protocol}, fresh seeds (95 % intervals)"
+
+
+def _with_intervals(row: Confirmed) -> list[str]:
+    """Return accuracy and macro F1, or perplexity, each with its interval."""
     low, high = row.interval
-    if row.metric == "accuracy":
-        return f"{100 * row.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{row.value:.2f} [{low:.2f}, {high:.2f}]"
+    if row.metric == "perplexity":
+        return [f"{row.value:.2f} [{low:.2f}, {high:.2f}]"]
+    return [_in_per_cent(row.value, row.interval), _in_per_cent(row.f1, row.f1_interval)]
+
+
+def _in_per_cent(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    if interval is None:
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def _difference(row: Confirmed) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from ray import tune as ray_tune
 
+from alrq_core.context import TrialContext, make_context
 from alrq_core.encode import EncodedTask
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
-from alrq_core.trial import TrainingDivergedError, TrialContext, TrialRun, make_context
+from alrq_core.trial import TrainingDivergedError, TrialRun
 from search_spaces.allocation import decode
 from search_spaces.inventory import Inventory
 from tune.study import Outcome
@@ -108,7 +109,9 @@ class AllocationTrainable(ray_tune.Trainable):
 
     def _next_rung(self) -> Outcome:
         if self._run is None:
-            self._run = TrialRun(self._loaded(), self._allocation(), self._spec.seed)
+            self._run = TrialRun(
+                self._loaded(), self._allocation(), self._spec.seed, packed=self._spec.confirm
+            )
             if self._checkpoint.is_file():
                 return self._outcome(self._run.load_checkpoint(self._checkpoint))
         rungs = self._context.rungs[-1:] if self._spec.confirm else self._context.rungs
