@@ -178,6 +178,11 @@ def _add_recipe(group: Any) -> None:
         help=f"tokens a sequence (default: 128, language modelling {LM_MAX_LENGTH})",
     )
     group.add_argument(
+        "--eval-sequences",
+        type=_whole("--eval-sequences"),
+        help="score the first so many sequences of validation and test (default: all)",
+    )
+    group.add_argument(
         "--dropout", type=_number("--dropout"), help="of every layer that has one (default: 0)"
     )
     group.add_argument(

@@ -1,7 +1,7 @@
 """Turns texts into tokens once, and tokens into batches of similar length."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +41,16 @@ class Tokens:
 
     def every(self, stride: int) -> "Tokens":
         """Return the first of every `stride` sequences."""
-        rows = range(0, len(self), stride)
-        sequences = [self.sequence(row) for row in rows]
+        return self._rows(slice(0, None, stride))
+
+    def first(self, count: int) -> "Tokens":
+        """Return the first `count` sequences, or all if there are fewer."""
+        return self._rows(slice(0, count))
+
+    def _rows(self, part: slice) -> "Tokens":
+        sequences = [self.sequence(row) for row in range(len(self))[part]]
         offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return Tokens(np.concatenate(sequences), offsets, self.labels[::stride])
+        return Tokens(np.concatenate(sequences), offsets, self.labels[part])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -64,6 +70,15 @@ class EncodedTask:
     train: Tokens
     validation: Tokens
     test: Tokens
+
+    def scored_on(self, count: int) -> "EncodedTask":
+        """Return the task with only the first sequences of validation and test split."""
+        return replace(
+            self,
+            splits=f"{self.splits}; the first {count} sequences of validation and test are scored",
+            validation=self.validation.first(count),
+            test=self.test.first(count),
+        )
 
     @property
     def metric(self) -> str:

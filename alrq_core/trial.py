@@ -36,6 +36,10 @@ PROBE_SEQUENCES = 8
 # Below full fidelity every second validation sequence is scored: the standard error grows by 1.4,
 # and an evaluation costs as much as 6 training steps instead of 12.
 SCREENING_STRIDE = 2
+# Times the recipe's. AdaLoRA begins with random directions that only their values can scale: MiniLM
+# on Rotten Tomatoes, 200 steps, B-Ada: loss 0.684 at 1e-3 (63 % right) and 0.419 at 5e-3 (81 %),
+# where LoRA has 0.411 at 1e-3.
+ADALORA_LEARNING_RATE = 5.0
 DIGITS = 6
 
 
@@ -95,8 +99,11 @@ class TrialRun:
         if recipe.execution == "dequantized" and not packed:
             keep_dequantised(self.model)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        rate = recipe.learning_rate
+        if self._adaptive is not None:
+            rate = min(1.0, rate * ADALORA_LEARNING_RATE)
         self._optimizer = torch.optim.AdamW(
-            self._trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self._trained, lr=rate, weight_decay=recipe.weight_decay
         )
         self._schedule = LambdaLR(self._optimizer, lambda step: learning_rate_factor(step, recipe))
         self._screening = context.task.validation.every(SCREENING_STRIDE)

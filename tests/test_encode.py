@@ -12,7 +12,7 @@ from alrq_core.encode import collate, encode_task, eval_batches, train_batches
 from alrq_core.models import load_tokenizer
 from alrq_core.records import TaskKind
 from alrq_core.tasks import Task, TextSplit, load_task
-from tests.tiny import RECIPE, make_tokens
+from tests.tiny import RECIPE, make_task, make_tokens
 
 
 def test_an_epoch_gives_every_full_batch_once() -> None:
@@ -125,3 +125,15 @@ def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
     assert encoded.train.ids.tolist() == ids[: len(ids) // 16 * 16]
     with pytest.raises(ValueError, match=r"`--max-length` must leave at least 2 windows"):
         encode_task(task, llama_folder, max_length=150)
+
+
+def test_only_the_first_sequences_are_scored_where_asked() -> None:
+    task = make_task("classification").scored_on(10)
+    whole = make_task("classification")
+
+    assert len(task.validation) == len(task.test) == 10
+    assert len(task.train) == len(whole.train)
+    assert task.test.sequence(9).tolist() == whole.test.sequence(9).tolist()
+    assert task.test.labels.tolist() == whole.test.labels[:10].tolist()
+    assert "the first 10 sequences of validation and test are scored" in task.splits
+    assert len(whole.scored_on(999).test) == len(whole.test)

@@ -18,6 +18,8 @@ STUDY_FILE = "study.json"
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
+# Fewer say nothing, and below full fidelity half of them are scored.
+MIN_EVAL_SEQUENCES = 8
 # Flags that are not spelled like their field.
 FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
 
@@ -37,6 +39,7 @@ class StudyConfig:
         four_bit: Method of 4 bits in searched spaces; None for the backend's own.
         group_sizes: Group sizes that a searched module may take.
         mps_safe: Keep every tensor below MPS's limit of 2**32 bytes on other devices too.
+        eval_sequences: Sequences of validation and of test split that are scored; None for all.
         max_memory_bytes: Limit on the deployed model of every proposed allocation.
         time_limit_seconds: After it nothing is proposed; what runs ends, confirmation follows.
         margin: Loss against B-FP that still counts as none: points of accuracy or per cent of
@@ -63,6 +66,7 @@ class StudyConfig:
     four_bit: str | None = None
     group_sizes: tuple[int, ...] = (GROUP_SIZE,)
     mps_safe: bool = False
+    eval_sequences: int | None = None
     max_memory_bytes: int | None = None
     time_limit_seconds: float | None = None
     margin: float = 2.0
@@ -87,6 +91,11 @@ class StudyConfig:
             raise ValueError(
                 f"`--budget` must be a whole number of at least 1, got {self.budget}. "
                 "Give the number of trials."
+            )
+        if self.eval_sequences is not None and self.eval_sequences < MIN_EVAL_SEQUENCES:
+            raise ValueError(
+                f"`--eval-sequences` must be at least {MIN_EVAL_SEQUENCES}, got "
+                f"{self.eval_sequences}. Leave it out to score all."
             )
         for flag, number in (
             ("--epochs", self.epochs),

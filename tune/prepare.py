@@ -67,6 +67,8 @@ def prepare(config: StudyConfig) -> Prepared:
     formats = _formats(config)
     task = load_task(config.task, data, config.text_column, config.label_column)
     encoded = encode_task(task, folder, config.recipe.max_length)
+    if config.eval_sequences is not None:
+        encoded = encoded.scored_on(config.eval_sequences)
     if config.epochs is not None:
         steps = math.ceil(config.epochs * len(encoded.train) / config.recipe.batch_size)
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
