@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from alrq_core import machine
+from alrq_core.randomness import Randomness
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +91,56 @@ def test_the_machine_is_described_for_the_results() -> None:
 
     assert description["cores"] == machine.usable_cores()
     assert description["compute_dtype"] in {"float32", "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "found"),
+    [
+        (True, False, ("cuda", "cpu")),
+        (False, True, ("mps", "cpu")),
+        (False, False, ("cpu",)),
+    ],
+)
+def test_devices_are_found_fastest_first(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, found: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.mps.is_available", lambda: mps)
+
+    assert machine.found_devices() == found
+    assert machine.pick_device() == torch.device(found[0])
+    assert machine.pick_device("cpu") == torch.device("cpu")
+    absent = "mps" if cuda else "cuda"
+    with pytest.raises(ValueError, match=rf"`--device` must be one that .*, got '{absent}'"):
+        machine.pick_device(absent)
+
+
+def test_mps_computes_in_float32_and_says_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr("torch.mps.driver_allocated_memory", lambda: 123)
+    monkeypatch.setattr("torch.mps.empty_cache", lambda: emptied.append(True))
+    device = torch.device("mps")
+    machine.reset_peak_memory(device)
+
+    assert emptied == [True]
+    assert machine.pick_compute_dtype(device, "bfloat16") == torch.float32
+    assert machine.peak_memory_bytes(device) == 123
+
+
+def test_a_trial_on_mps_has_its_own_stream_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in holds the state of the device's generator."""
+    held = [torch.tensor([1])]
+    monkeypatch.setattr("torch.mps.get_rng_state", lambda: held[-1].clone())
+    monkeypatch.setattr("torch.mps.set_rng_state", held.append)
+    stream = Randomness(5, torch.device("mps"))
+    cpu = torch.get_rng_state()
+    with stream:
+        drawn = torch.rand(3)
+        held.append(torch.tensor([7]))
+
+    assert torch.equal(torch.get_rng_state(), cpu)
+    assert held[-1].tolist() == [1]
+    assert stream.states[1].tolist() == [7]
+    again = Randomness(5, torch.device("cpu"))
+    with again:
+        assert torch.equal(torch.rand(3), drawn)
