@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding
 from alrq_core.packing import pack
-from search_spaces.allocation import Allocation
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.costs import packable
+from search_spaces.fixed import check_rank
+from search_spaces.inventory import TargetModule
 
 ADAPTER = "default"
 
@@ -42,7 +45,8 @@ def build_model(
         device: Where the model is trained.
 
     Raises:
-        ValueError: A module of the allocation is neither a linear layer nor an embedding.
+        ValueError: A module of the allocation is neither a linear layer nor an embedding, its rank
+            is above its size, or its group size doesn't divide it. The message has its name.
     """
     tied = tied_head(base, allocation)
     left_out = (*allocation.choices, *((tied,) if tied is not None else ()))
@@ -52,16 +56,7 @@ def build_model(
         parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
     for name, choice in allocation.choices.items():
         source = base.get_submodule(name)
-        if not isinstance(source, nn.Linear | nn.Embedding):
-            raise ValueError(
-                f"`allocation` must name linear layers and embeddings, got {name} "
-                f"({type(source).__name__}). Use an allocation made for this model."
-            )
-        if isinstance(source, nn.Embedding) and choice.rank:
-            raise ValueError(
-                f"`rank` must be 0 for an embedding, got {choice.rank} for {name}. "
-                "Use `Space.nearest_uniform`, or set it to 0."
-            )
+        _check_choice(name, source, choice)
         moved = source if device.type == "cpu" else copy.deepcopy(source).to(device)
         place(model, name, pack(moved, choice.format, compute_dtype), tied)
     if allocation.final_rank is None:
@@ -69,6 +64,34 @@ def build_model(
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return model
+
+
+def _check_choice(name: str, source: nn.Module, choice: Choice) -> None:
+    if not isinstance(source, nn.Linear | nn.Embedding):
+        raise ValueError(
+            f"`allocation` must name linear layers and embeddings, got {name} "
+            f"({type(source).__name__}). Use an allocation made for this model."
+        )
+    rows, columns = source.weight.shape
+    embedding = isinstance(source, nn.Embedding)
+    if embedding and choice.rank:
+        raise ValueError(
+            f"`rank` must be 0 for an embedding, got {choice.rank} for {name}. "
+            "Use `Space.nearest_uniform`, or set it to 0."
+        )
+    module = TargetModule(
+        name=name,
+        out_features=rows,
+        in_features=columns,
+        part="embedding" if embedding else "feed-forward",
+        block=-1,
+    )
+    check_rank(module, choice.rank)
+    if not packable(choice.format, module):
+        raise ValueError(
+            f"`group_size` of {choice.method} at {choice.bits} bits must divide {name} of {rows} x "
+            f"{columns}, got {choice.group_size}. Use a smaller one, or other bits."
+        )
 
 
 def tied_head(model: nn.Module, allocation: Allocation) -> str | None:

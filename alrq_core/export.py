@@ -65,8 +65,13 @@ def save(run: TrialRun, folder: Path) -> Path:
     Adapters and head are rounded to 16 bits, as `TrialRun.test` scores them.
 
     Raises:
-        ValueError: The folder exists.
+        ValueError: The folder exists, or AdaLoRA has not ended.
     """
+    if run.final_allocation.final_rank is not None:
+        raise ValueError(
+            "`run` must have ended its training, since AdaLoRA's ranks are final only then, got "
+            f"step {run.step} of {run.context.recipe.max_steps}. Call `advance` first."
+        )
     if folder.exists():
         raise ValueError(
             f"`folder` must not exist yet, got {str(folder)!r}. Remove it or choose another name."
@@ -116,7 +121,7 @@ def load(folder: Path) -> LoadedModel:
 def _write(run: TrialRun, folder: Path) -> None:
     context, model = run.context, run.model
     run.round_to_storage()
-    save_file(_collect(model, run.allocation), folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(_collect(model, run.final_allocation), folder / WEIGHTS, metadata={"format": "pt"})
     config: Any = model.config
     config.save_pretrained(folder)
     load_tokenizer(resolve_model(context.inventory.model)).save_pretrained(folder)
@@ -126,7 +131,7 @@ def _write(run: TrialRun, folder: Path) -> None:
         "model": context.inventory.model,
         "kind": context.task.kind,
         "label_names": context.task.label_names,
-        "allocation": run.allocation.to_json(),
+        "allocation": run.final_allocation.to_json(),
         "alpha_over_rank": context.recipe.alpha_over_rank,
         "cpu_dtype": context.recipe.cpu_dtype,
         "receipt": run.receipt.to_json(),
@@ -208,7 +213,7 @@ def _fill(target: Tensor, source: Tensor, name: str) -> None:
 
 def _write_peft(run: TrialRun, folder: Path) -> None:
     """Write adapters and head as PEFT does, for `PeftModel.from_pretrained`."""
-    model, allocation = run.model, run.allocation
+    model, allocation = run.model, run.final_allocation
     if not allocation.rank_pattern:
         return
     folder.mkdir()

@@ -226,6 +226,13 @@ class TrialRun:
             self._probe()
         return total
 
+    @property
+    def final_allocation(self) -> Allocation:
+        """The allocation that the model has: with AdaLoRA, at the ranks that it ended with."""
+        if self.allocation.final_rank is None or self._adaptive is not None:
+            return self.allocation
+        return self.allocation.with_ranks({n: m.rank for n, m in self.receipt.modules.items()})
+
     def _adapt_ranks(self) -> AdaptiveRanks | None:
         """Attach AdaLoRA's adapters, where the allocation asks for them."""
         if self.allocation.final_rank is None:

@@ -1,5 +1,6 @@
 """The built model: exact ranks, PEFT's own function, dropout as asked, an untouched base."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,22 @@ def test_a_name_that_is_neither_layer_nor_embedding_is_refused(bert_folder: Path
     wrong = Allocation({"bert.embeddings.LayerNorm": Choice(4, 2)})
     with pytest.raises(ValueError, match=r"`allocation` must name linear layers.*\(LayerNorm\)"):
         built(bert_folder, wrong)
+
+
+def test_a_choice_that_no_module_can_have_is_refused_by_name(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    fits = uniform(context.inventory, 4, 2).choices
+    first = context.inventory.names[0]
+    embedding = context.inventory.embeddings[0].name
+    for name, choice, message in (
+        (first, Choice(4, 65), f"`rank` must lie from 0 to 64 for {first}, got 65"),
+        (first, Choice(4, -1), f"`rank` must lie from 0 to 64 for {first}, got -1"),
+        (embedding, Choice(8, 2), f"`rank` must be 0 for an embedding, got 2 for {embedding}"),
+        (embedding, Choice(4, 0, "nf4", 128), f"must divide {embedding} of 32 x 64, got 128"),
+        (embedding, Choice(2, 0), f"`group_size` of hqq at 2 bits must divide {embedding}"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            built(bert_folder, Allocation({**fits, name: choice}))
 
 
 def test_frozen_layer_is_found_with_and_without_an_adapter(bert_folder: Path) -> None:

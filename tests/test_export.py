@@ -19,6 +19,7 @@ from alrq_core.receipt import take_receipt
 from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
+from search_spaces.fixed import fixed_allocation
 from tests.tiny import make_context, mixed, uniform
 
 IDS = torch.tensor([[2, 5, 7, 9, 4, 3], [2, 8, 8, 6, 10, 3]])
@@ -68,6 +69,22 @@ def test_every_format_comes_back(bert_folder: Path, tmp_path: Path, bits: int) -
     again = take_receipt(loaded.model, run.context.inventory, torch.float32)
     assert again.modules == run.receipt.modules
     assert again.memory_bytes == run.receipt.memory_bytes
+
+
+@pytest.mark.parametrize("name", ["B-Ada", "Joint-2"])
+def test_adalora_is_saved_at_its_final_ranks(bert_folder: Path, tmp_path: Path, name: str) -> None:
+    context = make_context(bert_folder, "classification")
+    run = TrialRun(context, fixed_allocation(name, context.inventory), seed=0)
+    run.advance(4)
+    with pytest.raises(ValueError, match="ranks are final only then, got step 4 of 8"):
+        save(run, tmp_path / "early")
+    run.advance(8)
+    loaded = alrq_core.load(save(run, tmp_path / "saved"))
+
+    assert torch.equal(logits(loaded.model), logits(run.model))
+    assert loaded.allocation == run.final_allocation
+    assert loaded.allocation.final_rank is None
+    assert not (tmp_path / "early").exists()
 
 
 def test_a_fresh_process_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> None:

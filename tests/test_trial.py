@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from alrq_core.records import TrialReport
+from alrq_core.build import adapter_tensors, lora_layers
+from alrq_core.layers import packed_layers
+from alrq_core.records import EXECUTIONS, LORA_INITS, TrialReport
 from alrq_core.trial import TrainingDivergedError, TrialRun, learning_rate_factor
-from tests.tiny import RECIPE, make_context, uniform
+from tests.tiny import RECIPE, make_context, mixed, uniform
 
 
 def numbers(report: TrialReport) -> tuple[float, ...]:
@@ -60,6 +62,38 @@ def test_same_seed_same_numbers_in_the_same_process(bert_folder: Path) -> None:
     first, second = ([numbers(run.advance(step)) for step in (2, 4, 8)] for run in runs)
 
     assert first == second
+
+
+def test_a_dequantised_copy_trains_to_the_same_digits(bert_folder: Path) -> None:
+    """And its receipt is that of the packed weights, which are read again in the end."""
+    runs = []
+    for execution in EXECUTIONS:
+        recipe = replace(RECIPE, execution=execution)
+        context = make_context(bert_folder, "classification", recipe)
+        run = TrialRun(context, mixed(context.inventory), seed=0)
+        runs.append((numbers(run.advance(8)), run.receipt, run))
+    packed, copied = runs
+
+    assert packed[:2] == copied[:2]
+    assert all(layer.kept is None for layer in packed_layers(packed[2].model))
+    assert all(layer.kept is not None for layer in packed_layers(copied[2].model))
+    confirmed = TrialRun(copied[2].context, copied[2].allocation, seed=0, packed=True)
+    assert all(layer.kept is None for layer in packed_layers(confirmed.model))
+
+
+@pytest.mark.parametrize("lora_init", LORA_INITS)
+def test_adapters_start_where_the_recipe_says(bert_folder: Path, lora_init: str) -> None:
+    recipe = replace(RECIPE, lora_init=lora_init)
+    context = make_context(bert_folder, "classification", recipe)
+    run = TrialRun(context, uniform(context.inventory, 2, 4), seed=0)
+    halves = [adapter_tensors(layer) for layer in lora_layers(run.model).values()]
+    grams = [a @ a.T for a, _ in halves]
+
+    assert all(bool(b.count_nonzero()) == (lora_init == "residual") for _, b in halves)
+    orthonormal = all(torch.allclose(g, torch.eye(4), atol=1e-4) for g in grams)
+    assert orthonormal == (lora_init == "eva")
+    assert run.advance(8).loss > 0
+    assert run.receipt.unchanged_after_training is True
 
 
 def test_seeds_differ(bert_folder: Path) -> None:
