@@ -51,7 +51,8 @@ def outline(
     config = _config(resolve_model(inventory.model), kind, labels)
     _set_dropout(config, dropout)
     with torch.device("meta"):
-        model = model_class(kind, config, inventory.model).from_config(config, dtype=torch.float32)
+        auto = model_class(kind, config, inventory.model)
+        model: nn.Module = auto.from_config(config, dtype=torch.float32)
         as_linear(model)
     model.requires_grad_(False)
     tied, head = tied_head(model, allocation), head_names(model, kind)
@@ -80,7 +81,8 @@ def fill(model: nn.Module, allocation: Allocation, dequantised: bool) -> None:
     """
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for owned in (module._parameters, module._buffers):
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for owned in tables:
             for key, tensor in owned.items():
                 # The single value that a packed layer of a library comes with is replaced below.
                 if tensor is not None and tensor.is_meta:
@@ -90,8 +92,7 @@ def fill(model: nn.Module, allocation: Allocation, dequantised: bool) -> None:
         packed = layer.packed if isinstance(layer, PackedEmbedding) else layer
         _fill_layer(packed, choice.format)
     for layer in packed_layers(model) if dequantised else ():
-        shape = (layer.out_features, layer.in_features)  # type: ignore[attr-defined]
-        layer.kept = torch.empty(shape, dtype=layer.compute_dtype)
+        _keep(layer)
 
 
 def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[str, Tensor]:
@@ -120,6 +121,15 @@ def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[s
     codes = torch.empty(rows, stored.group_size, dtype=dtype)
     scales, zeros = (torch.empty(groups, 1, dtype=STORAGE_DTYPE) for _ in range(2))
     return {"codes": codes, "scales": scales, "zeros": zeros}
+
+
+def _keep(layer: Any) -> None:
+    if isinstance(layer, Linear16) and layer.compute_dtype == STORAGE_DTYPE:
+        # Casting to the type that they have makes no copy.
+        layer.kept = layer.weight.detach()
+    else:
+        shape = (layer.out_features, layer.in_features)
+        layer.kept = torch.empty(shape, dtype=layer.compute_dtype)
 
 
 def _filled(tensor: Tensor) -> Tensor:

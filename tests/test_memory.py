@@ -3,7 +3,6 @@
 import gc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ class Nested(nn.Module):
 def test_adapters_go_to_exact_names_with_exact_ranks() -> None:
     """PEFT takes names for endings, and keys of a rank pattern for regular expressions."""
     model = Nested()
-    ranks = {"layer.1": 2, "layer.11": 4, "outer.layer.0": 3}
+    ranks = {"layer.1": 2, "layer.11": 4, "outer.layer.1": 3, "layerx1": 5}
     attach_adapters(model, Allocation({n: Choice(16, r) for n, r in ranks.items()}), 2.0)
 
     assert {name: layer.r["default"] for name, layer in lora_layers(model).items()} == ranks
