@@ -16,7 +16,7 @@ from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel, RankAllocator, SVDLi
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
-from alrq_core.build import ADAPTER, attach_adapters, lora_layers, replace_module
+from alrq_core.build import ADAPTER, attach_adapters, lora_layers, quiet_peft, replace_module
 from search_spaces.allocation import Allocation, Choice
 
 MIN_STEPS = 5
@@ -72,7 +72,7 @@ class AdaptiveRanks:
         # PEFT picks the layer for quantised weights only when both marks are set.
         model.is_loaded_in_4bit = True  # type: ignore[assignment]
         model.is_loaded_in_8bit = True  # type: ignore[assignment]
-        with _keep_trainable(model):
+        with _keep_trainable(model), quiet_peft():
             self._tuner = AdaLoraModel(model, self._config, ADAPTER)
         self.layers: dict[str, AdaLoraLayer] = {n: model.get_submodule(n) for n in initial_ranks}
         for name, rank in initial_ranks.items():

@@ -3,6 +3,8 @@
 import copy
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -153,11 +155,19 @@ def attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: f
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
     model.is_loaded_in_8bit = True  # type: ignore[assignment]
     config = lora_config(allocation, alpha_over_rank)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(alpha_pattern|Conv1D).*")
+    with quiet_peft():
         get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
     for layer in lora_layers(model).values():
         layer.forward = partial(_fused_forward, layer)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leave out what PEFT warns of at each model: its own names, and patterns that we mean."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(alpha_pattern|Conv1D).*")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def lora_config(allocation: Allocation, alpha_over_rank: float) -> LoraConfig:

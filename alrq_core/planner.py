@@ -162,8 +162,9 @@ def memory_limit_bytes(
     share = min(known) // workers - PROCESS_BASELINE_BYTES
     if share <= 0:
         raise ValueError(
-            f"`--workers` must leave each more than {_gigabytes(PROCESS_BASELINE_BYTES)} of the "
-            f"machine's {_gigabytes(min(known))}, got {workers}. Use fewer."
+            f"`workers` must leave each more than {_gigabytes(PROCESS_BASELINE_BYTES)} of the "
+            f"machine's {_gigabytes(min(known))}, got {workers}. Give fewer cores (taskset -c 0), "
+            "or use a machine with more memory."
         )
     return share
 

@@ -28,6 +28,7 @@ from tune.events import (
     EventLog,
     Failed,
     Proposed,
+    Reported,
     Started,
     Stopped,
     decode_event,
@@ -333,3 +334,22 @@ def test_listeners_hear_every_event_after_it_took_effect(tmp_path: Path) -> None
     drive(make_study(tmp_path, listeners=(listen,)))
 
     assert heard == events(tmp_path)[1:]
+
+
+def test_a_trial_that_was_stopped_early_is_never_on_the_front() -> None:
+    """A low-rung value is no value at full fidelity, however good it looks."""
+    allocation = make_space("joint", INVENTORY).smallest().encode()
+    state = StudyState(INVENTORY.names)
+    for trial, loss, end in (
+        ("t001", 0.1, Stopped(trial="t001", rung=0)),
+        ("t002", 0.5, Completed(trial="t002")),
+        ("t003", 0.2, None),
+    ):
+        proposed = Proposed(
+            trial=trial, role="search", origin="tpe", seed=0, allocation=allocation, memory_bytes=9
+        )
+        step = RUNGS[-1] if isinstance(end, Completed) else RUNGS[0]
+        report = Reported(trial=trial, rung=0, report=make_report(step, loss))
+        state.replay([proposed, report] if end is None else [proposed, report, end])
+
+    assert [trial.id for trial in state.front()] == ["t002"]

@@ -17,8 +17,11 @@ from alrq_core.machine import (
     found_devices,
     pick_compute_dtype,
     pick_device,
+    usable_cores,
 )
+from alrq_core.memory import base_bytes
 from alrq_core.models import inspect_model, resolve_model
+from alrq_core.planner import BatchPlan, memory_limit_bytes, plan_batch, tensor_limit_bytes
 from alrq_core.records import Recipe
 from alrq_core.tasks import check_task_name, load_task
 from search_spaces.allocation import Allocation
@@ -44,6 +47,7 @@ class Prepared:
         task: In tokens.
         space: What is searched.
         rungs: Steps at which trials report.
+        batch: How a batch is cut for memory, planned for the largest allocation.
     """
 
     config: StudyConfig
@@ -51,6 +55,7 @@ class Prepared:
     task: EncodedTask
     space: Space
     rungs: tuple[int, ...]
+    batch: BatchPlan
 
 
 def prepare(config: StudyConfig) -> Prepared:
@@ -83,12 +88,15 @@ def prepare(config: StudyConfig) -> Prepared:
             f"smallest allocation of {config.space} with {config.model}, got "
             f"{format_bytes(config.max_memory_bytes)}. Raise it, or use a smaller model."
         )
+    batch = _batch_plan(config, inventory, encoded, space)
+    recipe = replace(config.recipe, accumulation_steps=batch.accumulation_steps)
     return Prepared(
-        config=config,
+        config=replace(config, recipe=recipe),
         inventory=inventory,
         task=encoded,
         space=space,
         rungs=rung_steps(config.recipe.max_steps),
+        batch=batch,
     )
 
 
@@ -104,6 +112,45 @@ def _formats(config: StudyConfig) -> Formats:
         device=pick_device(config.recipe.device).type,
         four_bit=config.four_bit,
         group_sizes=config.group_sizes,
+    )
+
+
+def _batch_plan(
+    config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space
+) -> BatchPlan:
+    """Return how batches are cut, for the allocation that takes the most memory.
+
+    A number of micro-batches that the user gave stays. The memory of a cluster's nodes is not
+    known here: there, only single tensors are limited.
+    """
+    recipe, device = config.recipe, config.recipe.device or "cpu"
+    limit = None
+    if config.address is None and recipe.accumulation_steps is None:
+        limit = memory_limit_bytes(device, usable_cores())
+    if limit is not None and device == "cpu":
+        limit -= base_bytes(inventory)
+    given = recipe.accumulation_steps or 1
+    plan = plan_batch(
+        inventory,
+        task.kind,
+        len(task.label_names),
+        space.largest(),
+        recipe.batch_size // given,
+        int(task.train.lengths.max()),
+        pick_compute_dtype(torch.device(device), recipe.cpu_dtype),
+        limit,
+        tensor_limit_bytes("mps" if config.mps_safe else device),
+        dropout=recipe.dropout,
+        dequantised=recipe.execution == "dequantized",
+        device_type=device,
+    )
+    if given == 1:
+        return plan
+    steps = plan.accumulation_steps * given
+    return replace(
+        plan,
+        accumulation_steps=steps,
+        reason=f"micro-batch {plan.micro_batch} x {steps}, as --accumulation-steps asks for",
     )
 
 
@@ -143,6 +190,7 @@ def describe_plan(prepared: Prepared) -> str:
         f"searcher {config.searcher}, scheduler {config.scheduler}",
         f"device           {config.recipe.device} (found: {', '.join(found_devices())}), computing "
         f"in {compute_dtype}, {config.recipe.execution}",
+        f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}",
         f"storage          {space.formats.describe()}",
         f"confirmation     {CONFIRM_SEEDS} fresh seeds for each finalist, once on the test split",
         f"results          {config.folder}",
