@@ -253,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Imports follow the checks that need them, so that mistakes answer at once.
         config = _config(given, resume)
         from tune.config import prepare_folder
-        from tune.prepare import check_same_study, describe_plan, prepare
+        from tune.describe import describe_plan
+        from tune.prepare import check_same_study, prepare
         from tune.run import run_study
 
         prepared = prepare(config)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 VERSION = 2
 TaskKind = Literal["classification", "language-modelling"]
 EXECUTIONS = ("packed", "dequantized")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 LORA_INITS = ("default", "residual", "eva")
 
 
@@ -67,6 +68,7 @@ class Recipe:
         for flag, choice, known in (
             ("--execution", self.execution, EXECUTIONS),
             ("--lora-init", self.lora_init, LORA_INITS),
+            ("--device", self.device or "auto", DEVICES),
         ):
             if choice not in known:
                 raise ValueError(

@@ -47,7 +47,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--execution", "fast"), "`--execution` must be one of packed, dequantized, got 'fast'"),
         (("--quant-backend", "gptq"), "`--quant-backend` must be one of auto, cuda-4bit"),
         (("--quant-backend", "cuda-4bit", "--device", "cpu"), "cuda-4bit needs cuda, got a"),
-        (("--device", "tpu"), "`--device` must be one that this machine has"),
+        (("--device", "tpu"), "`--device` must be one of auto, cpu, cuda, mps, got 'tpu'"),
         (("--space", "B-Q4", "--quant-backend", "none"), "got 4 for bert.encoder.layer.0"),
         (("--group-size", "48"), "`--group-size` must be one of 32, 64, 128, 256, got 48"),
         (("--group-size", "some"), "`--group-size` must be whole numbers with commas between"),

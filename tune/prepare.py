@@ -14,7 +14,6 @@ from alrq_core.encode import EncodedTask, encode_task
 from alrq_core.machine import (
     describe_machine,
     fastest_cpu_dtype,
-    found_devices,
     pick_compute_dtype,
     pick_device,
     usable_cores,
@@ -24,14 +23,11 @@ from alrq_core.models import inspect_model, resolve_model
 from alrq_core.planner import BatchPlan, memory_limit_bytes, plan_batch, tensor_limit_bytes
 from alrq_core.records import Recipe
 from alrq_core.tasks import check_task_name, load_task
-from search_spaces.allocation import Allocation
-from search_spaces.costs import average_bits, average_rank, format_bytes, memory_bytes
-from search_spaces.fixed import BASELINES, unavailable
-from search_spaces.formats import Formats
+from search_spaces.costs import format_bytes, memory_bytes
+from search_spaces.formats import BACKENDS, Formats
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space, make_space
 from tune.config import STUDY_FILE, StudyConfig, load_study_file
-from tune.plan import CONFIRM_SEEDS
 from tune.schedulers import rung_steps
 
 PACKAGES = ("alrq", "torch", "transformers", "peft", "bitsandbytes", "hqq", "ray", "optuna")
@@ -69,6 +65,7 @@ def prepare(config: StudyConfig) -> Prepared:
     data = Path(config.data) if config.data is not None else None
     if data is not None and not data.exists():
         raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
+    config = replace(config, recipe=_settled(config))
     formats = _formats(config)
     task = load_task(config.task, data, config.text_column, config.label_column)
     encoded = encode_task(task, folder, config.recipe.max_length)
@@ -77,7 +74,6 @@ def prepare(config: StudyConfig) -> Prepared:
     if config.epochs is not None:
         steps = math.ceil(config.epochs * len(encoded.train) / config.recipe.batch_size)
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
-    config = replace(config, recipe=_settled(config.recipe))
     inventory = inspect_model(config.model, task.kind, len(task.label_names))
     space = make_space(config.space, inventory, formats)
     _check_adalora(space, config.recipe)
@@ -100,16 +96,24 @@ def prepare(config: StudyConfig) -> Prepared:
     )
 
 
-def _settled(recipe: Recipe) -> Recipe:
-    """Return the recipe with its device and compute type: the same for all trials, also resumed."""
-    device = pick_device(recipe.device).type
+def _settled(config: StudyConfig) -> Recipe:
+    """Return the recipe with its device and compute type: the same for all trials, also resumed.
+
+    The nodes of a cluster are not this machine: there, each worker takes its fastest device.
+    """
+    recipe = config.recipe
+    device = recipe.device
+    if config.address is None:
+        device = pick_device(device).type
     return replace(recipe, device=device, cpu_dtype=recipe.cpu_dtype or fastest_cpu_dtype())
 
 
 def _formats(config: StudyConfig) -> Formats:
+    # On a cluster whose devices are not known, a backend is for the device that it needs.
+    needed = next(iter(BACKENDS[config.quant_backend]))
     return Formats(
         backend=config.quant_backend,
-        device=pick_device(config.recipe.device).type,
+        device=config.recipe.device or needed,
         four_bit=config.four_bit,
         group_sizes=config.group_sizes,
     )
@@ -170,41 +174,6 @@ def _check_adalora(space: Space, recipe: Recipe) -> None:
         )
 
 
-def describe_plan(prepared: Prepared) -> str:
-    """Return what a study would do, for people."""
-    config, space, inventory = prepared.config, prepared.space, prepared.inventory
-    trials = len(space.points) or config.budget
-    task = prepared.task
-    device = torch.device(config.recipe.device or "cpu")
-    dtype = pick_compute_dtype(device, config.recipe.cpu_dtype)
-    compute_dtype = str(dtype).removeprefix("torch.")
-    sizes = f"{len(task.train)} / {len(task.validation)} / {len(task.test)}"
-    size = f"{len(space.points)}" if space.fixed else f"10^{space.log10_size:.1f}"
-    lines = [
-        f"space            {space.name}: {size} allocation{'' if size == '1' else 's'} "
-        f"over {len(inventory.targets)} target modules of {config.model}",
-        f"smallest         {_corner(space.smallest(), inventory)}",
-        f"largest          {_corner(space.largest(), inventory)}",
-        f"task             {task.name}: {sizes} train / validation / test sequences; {task.splits}",
-        f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
-        f"searcher {config.searcher}, scheduler {config.scheduler}",
-        f"device           {config.recipe.device} (found: {', '.join(found_devices())}), computing "
-        f"in {compute_dtype}, {config.recipe.execution}",
-        f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}",
-        f"storage          {space.formats.describe()}",
-        f"confirmation     {CONFIRM_SEEDS} fresh seeds for each finalist, once on the test split",
-        f"results          {config.folder}",
-    ]
-    if not space.fixed:
-        for name in BASELINES:
-            reason = unavailable(name, inventory, space.formats)
-            if reason is not None:
-                lines.append(f"without          {name}: {reason}")
-    if config.max_memory_bytes is not None:
-        lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
-    return "\n".join(lines)
-
-
 def study_content(prepared: Prepared) -> dict[str, Any]:
     """Return what `study.json` keeps: all that is needed to repeat the study."""
     task = prepared.task
@@ -252,12 +221,6 @@ def _plain(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _plain(value) for key, value in content.items()}
     return [_plain(value) for value in content] if isinstance(content, list | tuple) else content
-
-
-def _corner(allocation: Allocation, inventory: Inventory) -> str:
-    bits = average_bits(allocation, inventory)
-    size = format_bytes(memory_bytes(allocation, inventory))
-    return f"{size}, {bits:.2f} average bits, average rank {average_rank(allocation, inventory):g}"
 
 
 def _version(name: str) -> str | None:

@@ -1,0 +1,101 @@
+"""What is settled before a study starts: devices, backends, batches."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alrq_core import machine
+from alrq_core.records import Recipe
+from tune import prepare as module
+from tune.config import StudyConfig
+from tune.describe import describe_plan
+from tune.prepare import Prepared, prepare
+
+
+def prepared(folder: Path, reviews: Path, recipe: Recipe | None = None, **changes: Any) -> Prepared:
+    small = replace(recipe or Recipe(), max_steps=8, batch_size=8, max_length=16)
+    return prepare(
+        StudyConfig(
+            model=str(folder),
+            task="custom",
+            data=str(reviews),
+            text_column="review",
+            label_column="verdict",
+            recipe=small,
+            **changes,
+        )
+    )
+
+
+def test_device_and_compute_type_are_settled_once(bert_folder: Path, reviews: Path) -> None:
+    recipe = prepared(bert_folder, reviews).config.recipe
+
+    assert recipe.device == machine.found_devices()[0]
+    assert recipe.cpu_dtype in {"float32", "bfloat16"}
+    assert recipe.accumulation_steps == 1
+
+
+def test_a_cluster_has_devices_of_its_own(bert_folder: Path, reviews: Path) -> None:
+    joined = prepared(bert_folder, reviews, address="10.0.0.1:6379", quant_backend="cuda-4bit")
+
+    assert joined.config.recipe.device is None
+    assert joined.space.formats.device == "cuda"
+    assert "each worker's fastest" in describe_plan(joined)
+
+
+@pytest.mark.parametrize("backend", ["cuda-4bit", "cuda-8bit"])
+def test_a_backend_of_another_device_is_an_error(
+    bert_folder: Path, reviews: Path, backend: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"`--quant-backend` {backend} needs cuda, got a machine"):
+        prepared(bert_folder, reviews, Recipe(device="cpu"), quant_backend=backend)
+
+
+def test_the_plan_says_what_is_stored_how_and_what_is_left_out(
+    bert_folder: Path, reviews: Path
+) -> None:
+    text = describe_plan(prepared(bert_folder, reviews, quant_backend="cpu-int8"))
+
+    assert "cpu-int8 on cpu (8: int8, 16: plain): as asked for" in text
+    assert "without          B-Q4: `bits` must be one of 8, 16" in text
+    assert "found here: cpu" in text
+
+
+def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
+    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prepared(bert_folder, reviews)
+    base = module.base_bytes(whole.inventory)
+    limit = base + whole.batch.memory.peak_bytes - 1
+    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: limit)
+    cut = prepared(bert_folder, reviews)
+    recipe = cut.config.recipe
+
+    assert recipe.accumulation_steps is not None
+    assert recipe.accumulation_steps > 1
+    assert cut.batch.micro_batch * recipe.accumulation_steps == recipe.batch_size == 8
+    assert "at once would take" in describe_plan(cut)
+    kept = prepared(bert_folder, reviews, Recipe(accumulation_steps=1))
+    assert kept.config.recipe.accumulation_steps == 1
+
+
+def test_mps_safe_keeps_every_tensor_small(
+    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit that the largest tensor of the whole batch just reaches."""
+    whole = prepared(bert_folder, reviews)
+    asked: list[str] = []
+
+    def limit(device: str) -> int | None:
+        asked.append(device)
+        return whole.batch.memory.largest_tensor_bytes if device == "mps" else None
+
+    monkeypatch.setattr(module, "tensor_limit_bytes", limit)
+    assert prepared(bert_folder, reviews).batch.micro_batch == 8
+    safe = prepared(bert_folder, reviews, mps_safe=True)
+
+    assert asked == ["cpu", "mps"]
+    assert safe.batch.micro_batch < 8
+    assert "one tensor of" in safe.batch.reason
