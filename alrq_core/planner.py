@@ -183,7 +183,8 @@ def _largest(
     if complaint is not None:
         raise ValueError(
             f"`--max-length` must let one sequence fit in memory, got {length} tokens, which take "
-            f"{complaint}. Use a smaller one, fewer bits, smaller ranks, or fewer workers."
+            f"{complaint}. Use a smaller one, fewer bits, smaller ranks, or fewer "
+            "cores (taskset -c 0), which share the memory."
         )
     line = partial(_between, one.step_bytes, whole.step_bytes, batch_size)
     for size in sorted((n for n in range(2, batch_size) if batch_size % n == 0), reverse=True):
@@ -203,7 +204,7 @@ def _check_build(memory: StepMemory, limits: _Limits) -> None:
         raise ValueError(
             f"`allocation` must leave memory to quantise its largest matrix, got a peak of "
             f"{_gigabytes(memory.build_bytes)} of {_gigabytes(limits.peak)} while the model is "
-            "built. Use fewer workers, or 16 bits for the embeddings."
+            "built. Give fewer cores (taskset -c 0), or keep the embeddings in 16 bits."
         )
 
 

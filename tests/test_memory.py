@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from alrq_core.hollow import layer_tensors
 from alrq_core.live import LiveBytes
@@ -221,7 +221,7 @@ def test_the_largest_tensor_is_named(llama_folder: Path, tmp_path: Path) -> None
     assert short.largest_tensor == f"weights {2**22} x 64, float32"
 
 
-def with_config(folder: Path, new: Path, config: AutoConfig) -> Inventory:
+def with_config(folder: Path, new: Path, config: PretrainedConfig) -> Inventory:
     """A model of another size, without weights: a prediction reads none."""
     for file in folder.iterdir():
         if file.suffix == ".json":

@@ -105,7 +105,7 @@ def test_a_sequence_that_does_not_fit_is_refused(bert: Inventory, allocation: Al
 
 
 def test_a_model_that_can_not_be_built_is_refused(bert: Inventory, allocation: Allocation) -> None:
-    with pytest.raises(ValueError, match=r"`allocation` must .*got a peak of .*Use fewer workers"):
+    with pytest.raises(ValueError, match=r"`allocation` must .*got a peak of .*Give fewer cores"):
         plan(bert, allocation, memory(bert, allocation, 1).build_bytes - 1)
 
 
@@ -197,7 +197,7 @@ def test_a_container_may_have_no_limit(tmp_path: Path, name: str, text: str) -> 
 
 
 def test_too_many_workers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`--workers` must .*got 64. Use fewer"):
+    with pytest.raises(ValueError, match=r"`workers` must .*got 64. Give fewer cores"):
         memory_limit_bytes("cpu", 64, meminfo=machine(tmp_path), cgroup=tmp_path)
 
 

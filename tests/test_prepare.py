@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from alrq_core import machine
+from alrq_core.planner import PROCESS_BASELINE_BYTES
 from alrq_core.records import Recipe
 from tune import prepare as module
 from tune.config import StudyConfig
 from tune.describe import describe_plan
 from tune.prepare import Prepared, prepare
+from tune.run import _resources
 
 
 def prepared(folder: Path, reviews: Path, recipe: Recipe | None = None, **changes: Any) -> Prepared:
@@ -43,6 +45,17 @@ def test_a_cluster_has_devices_of_its_own(bert_folder: Path, reviews: Path) -> N
     assert joined.config.recipe.device is None
     assert joined.space.formats.device == "cuda"
     assert "each worker's fastest" in describe_plan(joined)
+
+
+def test_a_cluster_keeps_the_predicted_memory_free(bert_folder: Path, reviews: Path) -> None:
+    joined = prepared(bert_folder, reviews, address="10.0.0.1:6379")
+    here = prepared(bert_folder, reviews)
+    base = module.base_bytes(joined.inventory) + PROCESS_BASELINE_BYTES
+
+    assert _resources(here, gpu=False) == {"cpu": 1.0, "gpu": 0.0}
+    peak = joined.batch.memory.peak_bytes
+    assert _resources(joined, gpu=False) == {"cpu": 1.0, "gpu": 0.0, "memory": base + peak}
+    assert _resources(joined, gpu=True) == {"cpu": 1.0, "gpu": 1.0, "memory": base}
 
 
 @pytest.mark.parametrize("backend", ["cuda-4bit", "cuda-8bit"])

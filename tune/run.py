@@ -15,6 +15,8 @@ from ray import tune as ray_tune
 from rich.console import Console
 
 from alrq_core.machine import usable_cores
+from alrq_core.memory import base_bytes
+from alrq_core.planner import PROCESS_BASELINE_BYTES
 from tune.adapters import StudyScheduler, StudySearcher
 from tune.config import STUDY_FILE, load_study_file
 from tune.confirmation import Confirmed, confirmed, recommend
@@ -171,7 +173,7 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray handles signals itself once it has started, so ours come after it.
     with _ray(config.address), _terminated_like_interrupted():
-        per_trial = {"cpu": 1.0, "gpu": 1.0 if ray.cluster_resources().get("GPU") else 0.0}
+        per_trial = _resources(prepared, bool(ray.cluster_resources().get("GPU")))
         context = WorkerContext(
             inventory=prepared.inventory,
             task=prepared.task,
@@ -199,6 +201,19 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
                 verbose=0,
             ),
         ).fit()
+
+
+def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
+    """Return what Ray keeps free for each trial: on a cluster also its memory, as predicted, so
+    that no node gets more trials than it can hold.
+
+    On this machine the planner has cut the batch for as many trials as there are cores.
+    """
+    found: dict[str, float] = {"cpu": 1.0, "gpu": 1.0 if gpu else 0.0}
+    if prepared.config.address is not None:
+        held = PROCESS_BASELINE_BYTES + base_bytes(prepared.inventory)
+        found["memory"] = float(held if gpu else held + prepared.batch.memory.peak_bytes)
+    return found
 
 
 @contextmanager
