@@ -187,7 +187,7 @@ def train_batches(tokens: Tokens, recipe: Recipe, seed: int) -> Iterator[np.ndar
 
 def eval_batches(tokens: Tokens, recipe: Recipe) -> Iterator[np.ndarray]:
     """Yield the rows of every sequence once, sorted by length."""
-    size = recipe.batch_size * EVAL_BATCH_FACTOR
+    size = recipe.micro_batch * EVAL_BATCH_FACTOR
     order = np.argsort(tokens.lengths, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]

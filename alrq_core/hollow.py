@@ -22,7 +22,7 @@ from alrq_core.layers import (
     PackedEmbedding,
     packed_layers,
 )
-from alrq_core.models import _config, _set_dropout, model_class, resolve_model
+from alrq_core.models import model_class, resolve_model, set_dropout, task_config
 from alrq_core.records import TaskKind
 from alrq_core.structure import as_linear
 from search_spaces.allocation import Allocation
@@ -48,8 +48,8 @@ def outline(
     Raises:
         ValueError: The model can't be found or doesn't fit the kind of task.
     """
-    config = _config(resolve_model(inventory.model), kind, labels)
-    _set_dropout(config, dropout)
+    config = task_config(resolve_model(inventory.model), kind, labels)
+    set_dropout(config, dropout)
     with torch.device("meta"):
         auto = model_class(kind, config, inventory.model)
         model: nn.Module = auto.from_config(config, dtype=torch.float32)

@@ -174,4 +174,5 @@ def keep_dequantised(model: nn.Module) -> None:
     """Make a model compute with a dequantised copy of its weights: faster, and not smaller."""
     for layer in packed_layers(model):
         with torch.no_grad():
-            layer.kept = layer.dequantised().to(layer.compute_dtype)
+            # Detached: 16 bits in their own type are the parameter itself.
+            layer.kept = layer.dequantised().to(layer.compute_dtype).detach()

@@ -127,7 +127,7 @@ def inspect_model(name: str, kind: TaskKind, labels: int) -> Inventory:
         ValueError: The model doesn't fit the kind of task, or keeps weights where they can't be
             packed.
     """
-    config = _config(resolve_model(name), kind, labels)
+    config = task_config(resolve_model(name), kind, labels)
     with torch.device("meta"):
         model = model_class(kind, config, name).from_config(config)
     as_linear(model)
@@ -158,8 +158,8 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
         ValueError: The files lack a pretrained weight, or a language model sees what it predicts.
     """
     folder = resolve_model(name)
-    config = _config(folder, kind, labels)
-    _set_dropout(config, dropout)
+    config = task_config(folder, kind, labels)
+    set_dropout(config, dropout)
     model, loading = model_class(kind, config, name).from_pretrained(
         folder,
         config=config,
@@ -199,7 +199,7 @@ def _check_causal(model: nn.Module, name: str) -> None:
         )
 
 
-def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
+def set_dropout(config: PretrainedConfig, dropout: float) -> None:
     """Set every dropout of a configuration; whole layers are never dropped (OPT can)."""
     for key, value in config.to_dict().items():
         if isinstance(value, bool) or not isinstance(value, float | int):
@@ -210,7 +210,12 @@ def _set_dropout(config: PretrainedConfig, dropout: float) -> None:
             setattr(config, key, 0.0)
 
 
-def _config(folder: Path, kind: TaskKind, labels: int) -> PretrainedConfig:
+def task_config(folder: Path, kind: TaskKind, labels: int) -> PretrainedConfig:
+    """Return a model's configuration for a kind of task.
+
+    Raises:
+        ValueError: The model has several parts, or its tokenizer's padding doesn't fit it.
+    """
     config: PretrainedConfig = AutoConfig.from_pretrained(
         folder, num_labels=labels, trust_remote_code=False
     )

@@ -50,6 +50,16 @@ class Recipe:
     lora_init: str = "default"
     cpu_dtype: str | None = None
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step."""
+        return self.accumulation_steps or 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences of one forward pass in training."""
+        return self.batch_size // self.micro_batches
+
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < 1:
             raise ValueError(
@@ -80,7 +90,7 @@ class Recipe:
             raise ValueError(
                 f"`--max-length` must be at least 8 tokens, got {self.max_length}. Try 128."
             )
-        if self.batch_size % (self.accumulation_steps or 1):
+        if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"`--accumulation-steps` must divide the batch size {self.batch_size}, "
                 f"got {self.accumulation_steps}. Choose a divisor."

@@ -100,9 +100,10 @@ def sequence_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
         return losses, logits
     shifted, targets = logits[:, :-1].float(), batch.labels[:, 1:]
+    # Flat: with the classes in the middle axis it takes twice as long on a CPU.
     losses = nn.functional.cross_entropy(
-        shifted.transpose(1, 2), targets, reduction="none", ignore_index=-100
-    )
+        shifted.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
+    ).view_as(targets)
     return losses.sum(dim=1) / (targets != -100).sum(dim=1), logits
 
 

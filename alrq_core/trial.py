@@ -205,7 +205,7 @@ class TrialRun:
         rows = next(self._batches)
         total = 0.0
         # A batch is at most as large as the train split, so a part of it can be empty.
-        parts = [part for part in np.array_split(rows, recipe.accumulation_steps or 1) if len(part)]
+        parts = [part for part in np.array_split(rows, recipe.micro_batches) if len(part)]
         for part in parts:
             batch = collate(task.train, part, task.pad_id).to(self._device)
             loss = self._loss(self.model, batch) * (len(part) / len(rows))
@@ -262,7 +262,7 @@ class TrialRun:
     def _probe(self) -> None:
         """Check that an evaluation in the middle leaves the gradients alive."""
         task = self.context.task
-        rows = np.arange(min(PROBE_SEQUENCES, len(task.train)))
+        rows = np.arange(min(PROBE_SEQUENCES, self.context.recipe.micro_batch, len(task.train)))
         batch = collate(task.train, rows, task.pad_id).to(self._device)
         self.receipt = probe_gradients(
             self.model, self.receipt, lambda model: self._loss(model, batch)

@@ -147,9 +147,12 @@ def test_forward_keeps_neither_the_input_nor_the_dequantised_weight(stored: Form
     assert saved == []
 
 
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
 @any_format
-def test_a_dequantised_copy_computes_the_very_same(stored: Format) -> None:
-    packed = pack(make_linear(128, 64), stored, torch.float32)
+def test_a_dequantised_copy_computes_the_very_same(
+    stored: Format, compute_dtype: torch.dtype
+) -> None:
+    packed = pack(make_linear(128, 64), stored, compute_dtype)
     before = read_layer(packed, rank=0)
     x = torch.randn(5, 64)
     expected = packed(x)

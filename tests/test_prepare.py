@@ -94,6 +94,15 @@ def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
     assert kept.config.recipe.accumulation_steps == 1
 
 
+def test_a_model_that_can_not_be_built_in_memory_is_refused(
+    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = module.base_bytes(prepared(bert_folder, reviews).inventory)
+    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: base + 1000)
+    with pytest.raises(ValueError, match="`--model` must leave memory to quantise its largest"):
+        prepared(bert_folder, reviews)
+
+
 def test_mps_safe_keeps_every_tensor_small(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from alrq_core.machine import (
     pick_device,
     usable_cores,
 )
-from alrq_core.memory import base_bytes
+from alrq_core.memory import base_bytes, build_bytes
 from alrq_core.models import inspect_model, resolve_model
 from alrq_core.planner import BatchPlan, memory_limit_bytes, plan_batch, tensor_limit_bytes
 from alrq_core.records import Recipe
@@ -26,7 +26,7 @@ from alrq_core.tasks import check_task_name, load_task
 from search_spaces.costs import format_bytes, memory_bytes
 from search_spaces.formats import BACKENDS, Formats
 from search_spaces.inventory import Inventory
-from search_spaces.spaces import Space, make_space
+from search_spaces.spaces import ALL_BITS, Space, make_space
 from tune.config import STUDY_FILE, StudyConfig, load_study_file
 from tune.schedulers import rung_steps
 
@@ -133,6 +133,8 @@ def _batch_plan(
         limit = memory_limit_bytes(device, usable_cores())
     if limit is not None and device == "cpu":
         limit -= base_bytes(inventory)
+    if limit is not None:
+        _check_build(space, limit)
     given = recipe.accumulation_steps or 1
     plan = plan_batch(
         inventory,
@@ -156,6 +158,18 @@ def _batch_plan(
         accumulation_steps=steps,
         reason=f"micro-batch {plan.micro_batch} x {steps}, as --accumulation-steps asks for",
     )
+
+
+def _check_build(space: Space, limit: int) -> None:
+    """Check that each kind of allocation can be built: to quantise takes more than to copy."""
+    tried = space.points.values() or [space.nearest_uniform(bits, 0) for bits in ALL_BITS]
+    needed = max(build_bytes(space.inventory, allocation) for allocation in tried)
+    if needed > limit:
+        raise ValueError(
+            f"`--model` must leave memory to quantise its largest matrix, got a peak of "
+            f"{format_bytes(needed)} of {format_bytes(limit)} for each of {usable_cores()} workers "
+            "while it is built. Give fewer cores (taskset -c 0), or use a smaller model."
+        )
 
 
 def _check_adalora(space: Space, recipe: Recipe) -> None:
