@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from search_spaces.fixed import FIXED
 from tune.confirmation import Confirmed
 from tune.state import StudyState, TrialState
 
@@ -54,7 +55,7 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
     _errorbars(axes, completed, OTHER_COLOUR, "o", "completed, not on the front")
     _errorbars(axes, front, FRONT_COLOUR, "o", "front")
     axes.plot(*_points(front), color=FRONT_COLOUR, drawstyle="steps-post", linewidth=1)
-    _errorbars(axes, baselines, BASELINE_COLOUR, "s", "baselines")
+    _errorbars(axes, baselines, BASELINE_COLOUR, "s", "fixed configurations")
     for trial in baselines:
         axes.annotate(
             trial.id,
@@ -67,15 +68,16 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
         )
     axes.set_xlabel("memory of the deployed model (MB)")
     axes.set_ylabel("validation loss, full fidelity (bars: standard error)")
-    axes.set_title("Search: one seed a trial", fontsize=10)
+    axes.set_title("One seed a trial", fontsize=10)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
+    axes.margins(x=0.12)
 
 
 def _draw_confirmation(axes: Axes, rows: list[Confirmed], best: Confirmed | None) -> None:
     scale = 100 if rows[0].metric == "accuracy" else 1
     for row in rows:
-        colour = BASELINE_COLOUR if row.trial.startswith("B-") else FRONT_COLOUR
+        colour = BASELINE_COLOUR if row.trial in FIXED else FRONT_COLOUR
         low, high = row.interval
         axes.errorbar(
             row.memory_bytes / 1e6,

@@ -268,9 +268,10 @@ def _forget_checkpoints(folder: Path) -> Listener:
 def _caption(prepared: Prepared, state: StudyState) -> str:
     config, recipe = prepared.config, prepared.config.recipe
     ended = sum(trial.status != "running" for trial in state.of_role("search"))
+    searched = f"{ended} trials, {config.searcher} with {config.scheduler}; "
     return (
-        f"{config.model} on {config.task}, space {config.space}: {ended} trials, {config.searcher} "
-        f"with {config.scheduler}; {recipe.max_steps} steps of {recipe.batch_size} at learning "
+        f"{config.model} on {config.task}, space {config.space}: "
+        f"{'' if prepared.space.fixed else searched}{recipe.max_steps} steps of {recipe.batch_size} at learning "
         f"rate {recipe.learning_rate:g}, at most {recipe.max_length} tokens; "
         f"{len(prepared.task.validation)} validation and {len(prepared.task.test)} test sequences"
     )
