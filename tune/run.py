@@ -271,7 +271,8 @@ def _caption(prepared: Prepared, state: StudyState) -> str:
     searched = f"{ended} trials, {config.searcher} with {config.scheduler}; "
     return (
         f"{config.model} on {config.task}, space {config.space}: "
-        f"{'' if prepared.space.fixed else searched}{recipe.max_steps} steps of {recipe.batch_size} at learning "
+        f"{'' if prepared.space.fixed else searched}"
+        f"{recipe.max_steps} steps of {recipe.batch_size} at learning "
         f"rate {recipe.learning_rate:g}, at most {recipe.max_length} tokens; "
         f"{len(prepared.task.validation)} validation and {len(prepared.task.test)} test sequences"
     )
