@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -17,33 +17,34 @@ from alrq_core.build import adapter_tensors, lora_layers
 from alrq_core.encode import Batch
 from alrq_core.hollow import fill, outline
 from alrq_core.live import LiveBytes
+from alrq_core.packing import CHUNK_WEIGHTS
 from alrq_core.records import TaskKind
 from alrq_core.scoring import autocast, sequence_losses
 from search_spaces.allocation import Allocation
 from search_spaces.costs import BYTES_FLOAT32, stored_bytes
+from search_spaces.formats import Format
 from search_spaces.inventory import Inventory
 
 CPU = torch.device("cpu")
-# Bytes a weight at the moment of `pack` that holds most, on top of the base model, read from the
-# code of torch, bitsandbytes 0.50 and hqq 0.2.8 on a CPU and measured to within 3 %. GPUs have
+# Bytes a weight, beside what is stored in the end, while `pack` quantises one part of a matrix:
+# read from the code of torch and bitsandbytes 0.50 on a CPU and measured to within 3 %. GPUs have
 # kernels of their own for some of it, and need less.
-PACKING_BYTES: Mapping[str, int] = {
-    # The bfloat16 copy that is kept.
-    "plain": 2,
-    # A copy (4) and its half-precision form (2); codes times scales before (4) and after (4)
-    # rounding.
-    "int8": 14,
-    # A copy (4), scaled to [-1, 1] (4), its codes as int32 (4) and as bytes (1), and the upper
-    # halves (1/2) before they are joined with the lower ones (1/2).
-    "nf4-double": 14,
-    "nf4": 14,
+PART_BYTES: Mapping[str, int] = {
+    # Nothing but the bfloat16 copy that is kept.
+    "plain": 0,
+    # Half precision (2), and codes times scales before (4) and after (4) rounding.
+    "int8": 10,
+    # Scaled to [-1, 1] (4), codes as int32 (4) and as bytes (1), and the upper halves (1/2) before
+    # they are joined with the lower ones (1/2).
+    "nf4-double": 10,
+    "nf4": 10,
     # The same, and at the moment before the bytes codes are put into another order, through int64
-    # numbers (8) into int64 codes (8): 4 + 4 + 4 + 8 + 8.
-    "fp4": 28,
-    # Eight matrices in float32: codes and weights of the last round and of this one, the error,
-    # its magnitude, and two terms of the shrinking operator.
-    "hqq": 32,
+    # numbers (8) into int64 codes (8): 4 + 4 + 8 + 8.
+    "fp4": 24,
 }
+# HQQ fits a whole matrix at once, in eight matrices of float32: codes and weights of the last round
+# and of this one, the error, its magnitude, and two terms of the shrinking operator (hqq 0.2.8).
+HQQ_BYTES = 32
 # AdaLoRA's importance of each parameter, its mean and the mean of its deviations.
 IMPORTANCE_STATES = 3
 ADAM_STATES = 2
@@ -57,8 +58,8 @@ class StepMemory:
         static_bytes: What stays: packed weights, unquantised parameters as they lie in memory
             while training, adapters, gradients, the states of AdamW.
         activation_bytes: What a forward and backward pass needs on top, at its highest.
-        build_bytes: Peak while the model is built, whatever the batch: quantising a matrix takes
-            several copies of it.
+        build_bytes: Peak while the model is built, whatever the batch: HQQ needs several copies of
+            a matrix.
         largest_tensor_bytes: The largest single tensor of a step.
         largest_tensor: What it is, for people.
     """
@@ -148,9 +149,21 @@ def build_bytes(inventory: Inventory, allocation: Allocation) -> int:
     peak = held
     for module in inventory.modules:
         stored = allocation.choices[module.name].format
-        peak = max(peak, held + PACKING_BYTES[stored.method] * module.weights)
+        peak = max(peak, held + packing_bytes(stored, module.out_features, module.in_features))
         held += stored_bytes(stored, module.out_features, module.in_features)
     return max(peak, held)
+
+
+def packing_bytes(stored: Format, out_features: int, in_features: int) -> int:
+    """Return the peak while `pack` stores one matrix, on top of that matrix."""
+    weights = out_features * in_features
+    if stored.method == "hqq":
+        return HQQ_BYTES * weights
+    part = PART_BYTES[stored.method] * min(weights, CHUNK_WEIGHTS)
+    # Scales are quantised themselves only once all are known.
+    method = "nf4" if stored.method == "nf4-double" else stored.method
+    known = replace(stored, method=method)
+    return stored_bytes(known, out_features, in_features) + part
 
 
 @lru_cache(maxsize=256)

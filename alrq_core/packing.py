@@ -4,7 +4,8 @@ import zlib
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit, quantize_blockwise
+from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor, nn
 
 from alrq_core.layers import (
@@ -16,7 +17,12 @@ from alrq_core.layers import (
     PackedEmbedding,
 )
 from alrq_core.records import ModuleReceipt
+from search_spaces.costs import NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, ROWS, Format
+
+# bitsandbytes' formats are made in parts of so many weights, since to quantise takes five to twelve
+# times their bytes. All group sizes divide it.
+CHUNK_WEIGHTS = 2**18
 
 
 def pack(module: nn.Module, stored: Format, compute_dtype: torch.dtype) -> nn.Module:
@@ -126,27 +132,52 @@ def _pack_16(linear: nn.Linear) -> Any:
 
 
 def _pack_8(linear: nn.Linear) -> Any:
+    weight = linear.weight.detach()
+    codes = torch.empty_like(weight, dtype=torch.int8)
+    scales = weight.new_empty(len(weight), dtype=torch.float32)
+    step = max(1, CHUNK_WEIGHTS // weight.shape[1])
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        codes[part], scales[part], _ = int8_vectorwise_quant(weight[part].to(torch.float16))
     packed: Any = Linear8(1, 1, bias=False, has_fp16_weights=False)
-    return _moved(packed, linear)
+    packed.weight = Int8Params(codes, requires_grad=False, CB=codes, SCB=scales)
+    packed.in_features, packed.out_features = linear.in_features, linear.out_features
+    return packed
 
 
 def _pack_4(linear: nn.Linear, stored: Format) -> Any:
-    packed: Any = Linear4(
-        1,
-        1,
-        bias=False,
-        compress_statistics=stored.method == "nf4-double",
+    weight, group = linear.weight.detach().reshape(-1), stored.group_size
+    codes = weight.new_empty((-(-len(weight) // 2), 1), dtype=torch.uint8)
+    largest = weight.new_empty(-(-len(weight) // group), dtype=torch.float32)
+    for start in range(0, len(weight), CHUNK_WEIGHTS):
+        part, state = quantize_4bit(
+            weight[start : start + CHUNK_WEIGHTS],
+            blocksize=group,
+            compress_statistics=False,
+            quant_type=stored.method[:3],
+        )
+        codes[start // 2 : start // 2 + len(part)] = part
+        largest[start // group : start // group + len(state.absmax)] = state.absmax
+        # Else it is still there while the next part is made.
+        del part
+    state.shape, state.absmax = linear.weight.shape, largest
+    if stored.method == "nf4-double":
+        # As `quantize_4bit` does it to a whole matrix.
+        state.offset, state.nested = largest.mean(), True
+        state.absmax, state.state2 = quantize_blockwise(
+            largest - state.offset, blocksize=NESTED_BLOCK_SIZE
+        )
+    packed: Any = Linear4(1, 1, bias=False, quant_type=stored.method[:3])
+    packed.weight = Params4bit(
+        codes,
+        quant_state=state,
+        blocksize=group,
+        compress_statistics=state.nested,
         quant_type=stored.method[:3],
+        bnb_quantized=True,
     )
-    packed.weight.blocksize = stored.group_size
-    return _moved(packed, linear)
-
-
-def _moved(packed: Any, linear: nn.Linear) -> Any:
-    """Return bitsandbytes' layer with these weights, which moving it quantises."""
     packed.in_features, packed.out_features = linear.in_features, linear.out_features
-    packed.weight.data = linear.weight.detach().clone()
-    return packed.to(linear.weight.device)
+    return packed
 
 
 def _pack_hqq(linear: nn.Linear, stored: Format, compute_dtype: torch.dtype) -> Any:

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 
+from alrq_core import packing
 from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding, keep_dequantised, packed_layers
-from alrq_core.packing import pack, read_layer
+from alrq_core.packing import pack, read_layer, stored_tensors
 from search_spaces.costs import stored_bytes
-from search_spaces.formats import DEFAULT_METHODS, ROWS, Format, default_format
+from search_spaces.formats import DEFAULT_METHODS, FOUR_BIT, ROWS, Format, default_format
 
 BITS = sorted(DEFAULT_METHODS)
 FORMATS = [default_format(bits) for bits in BITS] + [
@@ -102,6 +104,35 @@ def test_train_evaluate_train_changes_nothing_stored(stored: Format) -> None:
     assert x.grad is not None
     assert bool(x.grad.count_nonzero())
     assert read_layer(packed, rank=0) == before
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (100, 640), (7, 10)])
+def test_parts_of_a_matrix_give_what_bitsandbytes_makes_of_the_whole(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK_WEIGHTS", 2**10)
+    linear = make_linear(*shape, bias=False)
+    for stored in (f for f in FORMATS if f.method in FOUR_BIT):
+        whole = Linear4bit(
+            1,
+            1,
+            bias=False,
+            compress_statistics=stored.method == "nf4-double",
+            quant_type=stored.method[:3],
+        )
+        whole.weight.blocksize = stored.group_size
+        whole.weight.data = linear.weight.detach().clone()
+        theirs, _, _ = stored_tensors(whole.to("cpu"))
+        ours = pack(linear, stored, torch.float32)
+        assert torch.equal(stored_tensors(ours)[0].flatten(), theirs.flatten())
+        scales = zip(stored_tensors(ours)[1], stored_tensors(whole)[1], strict=True)
+        assert all(torch.equal(a, b) for a, b in scales)
+    whole = Linear8bitLt(*shape[::-1], bias=False, has_fp16_weights=False)
+    whole.weight.data = linear.weight.detach().clone()
+    whole = whole.to("cpu")
+    ours = pack(linear, default_format(8), torch.float32)
+    assert torch.equal(stored_tensors(ours)[0], stored_tensors(whole)[0])
+    assert torch.equal(stored_tensors(ours)[1][0], stored_tensors(whole)[1][0])
 
 
 def test_leaves_its_source_alone_and_trains_nothing() -> None:
