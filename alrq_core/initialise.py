@@ -130,9 +130,9 @@ def initialise_residual(
     """Start each adapter at the rank-r correction that brings its module's output back best.
 
     The correction C minimises the mean of |(W - Q(W) - C) x|^2 over the inputs x: exact QERA
-    (arXiv:2410.06040, section 3), the same as CLoQ (arXiv:2501.18475, section 3). Its two halves
-    get the same singular values. Directions beyond the size of the module, and modules that lost
-    next to nothing, keep the start that PEFT gave them.
+    (arXiv:2410.06040, section 3), the same as CLoQ (arXiv:2501.18475, section 3). How it is split
+    into two halves is free: see `_usual_response`. Directions beyond the size of the module, and
+    modules that lost next to nothing, keep the start that PEFT gave them.
 
     Args:
         model: As built; its adapters are overwritten in place.
@@ -159,12 +159,13 @@ def initialise_residual(
 
 
 def initialise_eva(model: nn.Module, moments: Moments) -> None:
-    """Start each adapter's A at the leading right-singular vectors of its inputs, and B at zero.
+    """Start each adapter's A along the leading right-singular vectors of its inputs, B at zero.
 
     EVA (arXiv:2410.07170, section 3) with the ranks that the adapters have: it is the allocation
     that distributes them. PEFT approximates these vectors batch by batch, until they settle, and
     takes the mean out first (its `IncrementalPCA`), which swaps one of 8 directions in MiniLM-L6.
-    The attention mask decides what is padding: no `use_label_mask` needs to be set.
+    The attention mask decides what is padding: no `use_label_mask` needs to be set. The paper's
+    vectors have length 1; these have the length of `_usual_response`.
 
     Args:
         model: As built; its adapters are overwritten in place.
@@ -174,8 +175,9 @@ def initialise_eva(model: nn.Module, moments: Moments) -> None:
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         moment = moments[name].to(a.device)
         with torch.no_grad():
-            _, vectors = _leading_eigenvectors(partial(torch.matmul, moment), moment, len(a))
-            a[: vectors.shape[1]] = vectors.T
+            values, vectors = _leading_eigenvectors(partial(torch.matmul, moment), moment, len(a))
+            lengths = (_usual_response(moment) / _floored(values)).sqrt()
+            a[: vectors.shape[1]] = (vectors * lengths).T
             b.zero_()
 
 
@@ -194,9 +196,23 @@ def _correction(weight: Tensor, stored: Tensor, moment: Tensor, rank: int) -> tu
         # small: each half's gradient is a multiple of the other.
         return lost.new_empty(0, lost.shape[1]), lost.new_empty(lost.shape[0], 0)
     values, vectors = _leading_eigenvectors(lambda x: weighted @ (lost.T @ x), lost, rank)
-    # B A does not depend on how the singular values are split: an inexact one does no harm.
-    root = values.clamp_min(EIGENVALUE_FLOOR * float(values[0])) ** 0.25
+    # The eigenvalue is the mean square of the row's product with the inputs.
+    root = (_floored(values) / _usual_response(moment)).sqrt()
     return (vectors / root).T @ lost, vectors * root
+
+
+def _usual_response(moment: Tensor) -> Tensor:
+    """Return the mean square of a row of A times the inputs as LoRA usually starts.
+
+    There each entry has the variance 1 / (3 in). Other starts get rows of that response, so that a
+    step moves the model as far: with directions of length 1, or singular values split evenly, one
+    to two of three runs of MiniLM at 2 bits and a learning rate of 1e-3 ended where they began.
+    """
+    return moment.trace() / (3 * len(moment))
+
+
+def _floored(values: Tensor) -> Tensor:
+    return values.clamp_min(EIGENVALUE_FLOOR * float(values[0]))
 
 
 def _leading_eigenvectors(
