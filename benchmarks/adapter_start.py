@@ -18,16 +18,18 @@ from alrq_core.context import load_context
 from alrq_core.machine import usable_cores
 from alrq_core.records import LORA_INITS, Recipe
 from alrq_core.trial import TrialRun
-from search_spaces.spaces import make_space
+from search_spaces.allocation import Allocation, Choice
 
 
-def measure(job: tuple[str, int, int, int, int]) -> tuple[str, int, float, float]:
+def measure(job: tuple[str, int, int, int, int, int]) -> tuple[str, int, float, float]:
     """Train once; return start, seed, loss and accuracy over validation and test sentences."""
-    lora_init, seed, bits, rank, steps = job
+    lora_init, seed, bits, embedding_bits, rank, steps = job
     torch.set_num_threads(1)
     recipe = Recipe(max_steps=steps, lora_init=lora_init)
     context = load_context("minilm", "rotten_tomatoes", recipe)
-    allocation = make_space("joint", context.inventory).nearest_uniform(bits, rank)
+    choices = {target.name: Choice(bits, rank) for target in context.inventory.targets}
+    choices |= {module.name: Choice(embedding_bits, 0) for module in context.inventory.embeddings}
+    allocation = Allocation({name: choices[name] for name in context.inventory.names})
     run = TrialRun(context, allocation, seed)
     report = run.advance(steps)
     test = run.test()
@@ -41,20 +43,30 @@ def measure(job: tuple[str, int, int, int, int]) -> tuple[str, int, float, float
 def main() -> None:
     """Measure every start and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for flag, default in (("--bits", 2), ("--rank", 8), ("--seeds", 3), ("--max-steps", 200)):
+    for flag, default in (
+        ("--bits", 2),
+        ("--embedding-bits", 16),
+        ("--rank", 8),
+        ("--seeds", 3),
+        ("--max-steps", 200),
+    ):
         parser.add_argument(flag, type=int, default=default)
+    parser.add_argument("--starts", nargs="+", default=LORA_INITS, help="default must be one")
     given = parser.parse_args()
     jobs = [
-        (lora_init, seed, given.bits, given.rank, given.max_steps)
+        (lora_init, seed, given.bits, given.embedding_bits, given.rank, given.max_steps)
         for seed in range(given.seeds)
-        for lora_init in LORA_INITS
+        for lora_init in given.starts
     ]
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
         results = {(name, seed): (loss, acc) for name, seed, loss, acc in pool.map(measure, jobs)}
-    print(f"MiniLM, Rotten Tomatoes, {given.bits} bits, rank {given.rank}, {given.max_steps} steps")
+    print(
+        f"MiniLM, Rotten Tomatoes, {given.bits} bits (embedding {given.embedding_bits}), rank "
+        f"{given.rank}, {given.max_steps} steps\n"
+    )
     print("| start | loss by seed | mean loss | accuracy | loss against default |")
     print("|---|---|---|---|---|")
-    for name in LORA_INITS:
+    for name in given.starts:
         losses, accuracies = np.array([results[name, seed] for seed in range(given.seeds)]).T
         gap = losses - np.array([results["default", seed][0] for seed in range(given.seeds)])
         half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
