@@ -155,7 +155,9 @@ def _add_search(group: Any) -> None:
         help="loss against B-FP that counts as none: points of accuracy or per cent of "
         "perplexity (default: 2)",
     )
-    group.add_argument("--seed", type=_whole("--seed"), help="of proposals and training")
+    group.add_argument(
+        "--seed", type=_whole("--seed"), help="of proposals and training (default: 0)"
+    )
 
 
 def _add_recipe(group: Any) -> None:
