@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def main() -> None:
     short = Recipe(max_steps=STEPS, batch_size=4, max_length=64)
     small = load_context("minilm", "rotten_tomatoes", short)
     large = load_context("smollm2", "wikitext2", short, data=data)
-    large = TrialContext(large.base, large.inventory, large.task.scored_on(8), short)
+    large = replace(large, task=large.task.scored_on(8))
     print("| model | bits | logits, fresh process | weights file / receipt | adapter by PEFT |")
     print("|---|---|---|---|---|")
     for context in (small, large):
