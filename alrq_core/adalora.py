@@ -5,7 +5,6 @@ of E that matter least, over all modules together, until a budget of ranks is me
 them: `AdaptiveRanks.rebuild` removes what they occupy.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,14 @@ from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel, RankAllocator, SVDLi
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
-from alrq_core.build import ADAPTER, attach_adapters, lora_layers, quiet_peft, replace_module
+from alrq_core.build import (
+    ADAPTER,
+    attach_adapters,
+    exact_names,
+    lora_layers,
+    quiet_peft,
+    replace_module,
+)
 from search_spaces.allocation import Allocation, Choice
 
 MIN_STEPS = 5
@@ -254,6 +260,5 @@ def _config(names: tuple[str, ...], final_rank: int, max_steps: int) -> AdaLoraC
         total_step=max_steps,
         lora_dropout=0.0,
         bias="none",
-        # A string must match the full name; names in a list also match at the end of longer ones.
-        target_modules="|".join(map(re.escape, names)),
+        target_modules=exact_names(names),
     )

@@ -3,7 +3,7 @@
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -161,6 +161,14 @@ def attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: f
         layer.forward = partial(_fused_forward, layer)
 
 
+def exact_names(names: Iterable[str]) -> str:
+    """Return PEFT's target for these modules and no others.
+
+    A string must match the full name; names in a list also match at the end of longer ones.
+    """
+    return "|".join(map(re.escape, names))
+
+
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """Leave out what PEFT warns of at each model: its own names, and patterns that we mean."""
@@ -180,8 +188,7 @@ def lora_config(allocation: Allocation, alpha_over_rank: float) -> LoraConfig:
         lora_alpha=1,
         lora_dropout=0.0,
         bias="none",
-        # A string must match the full name; names in a list also match at the end of longer ones.
-        target_modules="|".join(map(re.escape, ranks)),
+        target_modules=exact_names(ranks),
         rank_pattern=dict(exact),
         alpha_pattern={key: alpha_over_rank * rank for key, rank in exact.items()},
     )

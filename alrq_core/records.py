@@ -201,6 +201,11 @@ class Receipt:
     adalora: AdaLoraReceipt | None = None
     version: int = field(default=VERSION)
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Module name to the rank that it was built with."""
+        return {name: module.rank for name, module in self.modules.items()}
+
     def to_json(self) -> dict[str, Any]:
         """Return the versioned JSON form."""
         return asdict(self)

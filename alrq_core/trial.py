@@ -182,7 +182,7 @@ class TrialRun:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self._device)
         self.receipt = Receipt.from_json(state["receipt"])
         if self._adaptive is not None and state["adaptive"] is None:
-            self._adaptive.attach_plain({n: m.rank for n, m in self.receipt.modules.items()})
+            self._adaptive.attach_plain(self.receipt.ranks)
             self._forget_adaptive()
         elif self._adaptive is not None:
             self._adaptive.load_state(state["adaptive"])
@@ -231,7 +231,7 @@ class TrialRun:
         """The allocation that the model has: with AdaLoRA, at the ranks that it ended with."""
         if self.allocation.final_rank is None or self._adaptive is not None:
             return self.allocation
-        return self.allocation.with_ranks({n: m.rank for n, m in self.receipt.modules.items()})
+        return self.allocation.with_ranks(self.receipt.ranks)
 
     def _adapt_ranks(self) -> AdaptiveRanks | None:
         """Attach AdaLoRA's adapters, where the allocation asks for them."""

@@ -6,14 +6,13 @@ from math import log10
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes, module_bytes, packable
-from search_spaces.fixed import FIXED, fixed_allocation
+from search_spaces.fixed import DEFAULT_RANK, FIXED, fixed_allocation
 from search_spaces.formats import GROUP_SIZE, Formats
 from search_spaces.inventory import Inventory, TargetModule
 
 ALL_BITS = (2, 3, 4, 8, 16)
 ALL_RANKS = (0, 2, 4, 8, 16, 32)
 DEFAULT_BITS = 4
-DEFAULT_RANK = 8
 MATRIX = "matrix"
 # Uniform allocations (bits, rank) that start a search, the most telling ones first.
 ANCHORS = ((3, 8), (2, 8), (3, 2), (2, 2), (4, 2), (2, 16), (3, 0), (3, 16), (8, 4), (2, 4))

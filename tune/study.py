@@ -165,8 +165,7 @@ class Study:
 def _realised(trial: TrialState, receipt: Receipt) -> Realised:
     allocation = None
     if trial.allocation.final_rank is not None:
-        ranks = {name: module.rank for name, module in receipt.modules.items()}
-        allocation = trial.allocation.with_ranks(ranks).encode()
+        allocation = trial.allocation.with_ranks(receipt.ranks).encode()
     return Realised(
         trial=trial.id,
         memory_bytes=receipt.memory_bytes,
