@@ -15,10 +15,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding
-from alrq_core.packing import pack
+from alrq_core.packing import Quantiser, pack
+from alrq_core.quantise import quantise
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import packable
 from search_spaces.fixed import check_rank
+from search_spaces.formats import Format
 from search_spaces.inventory import TargetModule
 
 ADAPTER = "default"
@@ -31,6 +33,7 @@ def build_model(
     alpha_over_rank: float,
     compute_dtype: torch.dtype,
     device: torch.device,
+    make: Quantiser | None = None,
 ) -> nn.Module:
     """Return a new model with packed target modules and adapters; `base` stays untouched.
 
@@ -45,6 +48,7 @@ def build_model(
         alpha_over_rank: LoRA's scaling, alpha / rank, the same for every module.
         compute_dtype: Type of the matrix products.
         device: Where the model is trained.
+        make: Quantises weights of `base` onto the device; None for `quantise` itself.
 
     Raises:
         ValueError: A module of the allocation is neither a linear layer nor an embedding, its rank
@@ -59,13 +63,19 @@ def build_model(
     for name, choice in allocation.choices.items():
         source = base.get_submodule(name)
         _check_choice(name, source, choice)
-        moved = source if device.type == "cpu" else copy.deepcopy(source).to(device)
-        place(model, name, pack(moved, choice.format, compute_dtype), tied)
+        packed = pack(source, choice.format, compute_dtype, make or partial(_quantise_on, device))
+        place(model, name, packed, tied)
     if allocation.final_rank is None:
         attach_adapters(model, allocation, alpha_over_rank)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
     return model
+
+
+def _quantise_on(
+    device: torch.device, weight: Tensor, stored: Format, compute_dtype: torch.dtype
+) -> dict[str, Tensor]:
+    return quantise(weight.to(device), stored, compute_dtype)
 
 
 def _check_choice(name: str, source: nn.Module, choice: Choice) -> None:
@@ -195,18 +205,11 @@ def lora_config(allocation: Allocation, alpha_over_rank: float) -> LoraConfig:
 
 
 def _fused_forward(layer: Any, x: Tensor) -> Tensor:
-    """Return what PEFT's forward does, with scaling and addition inside one matrix product.
+    """Return what PEFT's forward does, from one function of the packed layer.
 
-    PEFT copies, scales and adds the large output by itself in each layer, which costs about a
-    twentieth of a step on a CPU.
+    PEFT copies, scales and adds the large output by itself in each layer, and adds the gradients
+    of both branches.
     """
-    output: Tensor = layer.base_layer(x)
-    narrow = nn.functional.linear(x, layer.lora_A[ADAPTER].weight)
-    flat, wide = output.flatten(0, -2), layer.lora_B[ADAPTER].weight.t()
-    if torch.is_grad_enabled():
-        fused = torch.addmm(flat, narrow.flatten(0, -2), wide, alpha=layer.scaling[ADAPTER])
-    else:
-        # Nothing else reads the output of the frozen layer, so it can be added to in place.
-        wide, narrow = wide.to(flat.dtype), narrow.to(flat.dtype)
-        fused = flat.addmm_(narrow.flatten(0, -2), wide, alpha=layer.scaling[ADAPTER])
-    return fused.view_as(output)
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    output: Tensor = layer.base_layer(x, a, b, layer.scaling[ADAPTER])
+    return output

@@ -17,6 +17,7 @@ from alrq_core.initialise import (
 )
 from alrq_core.machine import pick_device
 from alrq_core.models import inspect_model, load_model, resolve_model
+from alrq_core.packed_cache import PackedCache, cache_folder
 from alrq_core.records import Recipe
 from alrq_core.tasks import load_task
 from search_spaces.inventory import Inventory
@@ -55,6 +56,11 @@ class TrialContext:
         ]
         names = [target.name for target in self.inventory.targets]
         return second_moments(self.base, names, batches, pick_device(self.recipe.device))
+
+    @cached_property
+    def packed(self) -> PackedCache:
+        """What all trials on this machine pack."""
+        return PackedCache(cache_folder(), pick_device(self.recipe.device))
 
     @cached_property
     def corrections(self) -> ResidualCache:

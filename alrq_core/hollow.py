@@ -7,7 +7,6 @@ a real trial. Their tensors are torch's fake tensors: make and use them under on
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState
 from torch import Tensor, nn
 
 from alrq_core.adalora import MIN_STEPS, AdaptiveRanks
@@ -23,6 +22,7 @@ from alrq_core.layers import (
     packed_layers,
 )
 from alrq_core.models import model_class, resolve_model, set_dropout, task_config
+from alrq_core.packing import hqq_meta, quant_state
 from alrq_core.records import TaskKind
 from alrq_core.structure import as_linear
 from search_spaces.allocation import Allocation
@@ -30,7 +30,6 @@ from search_spaces.costs import CODES_PER_INT32, NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, Format
 from search_spaces.inventory import Inventory
 
-HQQ_PACKING = {8: "8bit_u8", 4: "4bit_u8", 3: "3bit_32", 2: "2bit_u8"}
 # Of a 4-bit type, and of the 8-bit type of doubly quantised scales.
 CODE_VALUES, NESTED_CODE_VALUES = 16, 256
 
@@ -165,45 +164,15 @@ def _fill_layer(layer: Any, stored: Format) -> None:
     codes: Any = nn.Parameter(tensors["codes"], requires_grad=False)
     if stored.method == "hqq":
         layer.W_q, layer.ready = codes, True
-        layer.meta = {
-            "nbits": stored.bits,
-            "group_size": stored.group_size,
-            "shape": shape,
-            "axis": 1,
-            "packing": HQQ_PACKING[stored.bits],
-            "view_as_float": False,
-            "quant_scale": False,
-            "quant_zero": False,
-            "compute_dtype": layer.compute_dtype,
-            "scale": tensors["scales"],
-            "zero": tensors["zeros"],
-        }
+        layer.meta = hqq_meta(stored, shape, tensors, layer.compute_dtype)
         return
     if stored.method == "int8":
         codes.SCB = tensors["scales"]
     elif stored.method in FOUR_BIT:
-        codes.quant_state = _quant_state(tensors, stored, shape)
+        tables = {
+            "values": torch.empty(CODE_VALUES),
+            "nested_values": torch.empty(NESTED_CODE_VALUES),
+        }
+        codes.quant_state = quant_state(stored, shape, tensors | tables)
     # bitsandbytes' own class of parameter can't hold a fake tensor.
     layer._parameters["weight"] = codes
-
-
-def _quant_state(tensors: dict[str, Tensor], stored: Format, shape: torch.Size) -> QuantState:
-    nested = {}
-    if "nested" in tensors:
-        state = QuantState(
-            absmax=tensors["nested"],
-            code=torch.empty(NESTED_CODE_VALUES),
-            blocksize=NESTED_BLOCK_SIZE,
-            dtype=torch.float32,
-        )
-        nested = {"state2": state, "offset": tensors["offset"]}
-    return QuantState(
-        absmax=tensors["scales"],
-        shape=shape,
-        code=torch.empty(CODE_VALUES),
-        blocksize=stored.group_size,
-        quant_type=stored.method[:3],
-        # What it was quantised from, and what it is dequantised to.
-        dtype=torch.float32,
-        **nested,
-    )

@@ -11,18 +11,54 @@ from torch import Tensor, nn
 STORAGE_DTYPE = torch.bfloat16
 
 
-class _PackedProduct(torch.autograd.Function):
-    """A matrix product that keeps neither its input nor the dequantised weight for backward."""
+class _Product(torch.autograd.Function):
+    """x W^T + bias + scaling (x A^T) B^T, with one pass over the large output per product.
+
+    W is dequantised anew for backward. Without an adapter the input isn't kept either.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: "Packed", bias: Tensor | None) -> Tensor:
-        ctx.layer = layer
-        return nn.functional.linear(x, layer.weight_in(x.dtype), bias)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        layer: "Packed",
+        bias: Tensor | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        ctx.layer, ctx.scaling = layer, scaling
+        rows = x.flatten(0, -2)
+        weight = layer.weight_in(x.dtype).t()
+        if a is None or b is None:
+            output = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+        else:
+            a, b = a.to(x.dtype), b.to(x.dtype)
+            output = rows @ weight
+            narrow, wide = rows @ a.t(), b * scaling
+            ctx.save_for_backward(rows, narrow, a, b)
+            if bias is not None:
+                # One more rank, of ones times bias: to spread the bias first is another pass.
+                narrow = torch.cat((narrow, narrow.new_ones(len(narrow), 1)), dim=1)
+                wide = torch.cat((wide, bias[:, None]), dim=1)
+            output.addmm_(narrow, wide.t())
+        return output.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradients[0]
-        return gradient @ ctx.layer.weight_in(gradient.dtype), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0].flatten(0, -2)
+        to_input, to_a, to_b = None, None, None
+        if ctx.needs_input_grad[0]:
+            to_input = gradient @ ctx.layer.weight_in(gradient.dtype)
+        if ctx.saved_tensors:
+            rows, narrow, a, b = ctx.saved_tensors
+            to_narrow = gradient @ (b * ctx.scaling)
+            to_a, to_b = to_narrow.t() @ rows, (gradient.t() @ narrow) * ctx.scaling
+            if to_input is not None:
+                to_input.addmm_(to_narrow, a)
+        if to_input is not None:
+            to_input = to_input.view(*gradients[0].shape[:-1], -1)
+        return to_input, None, None, to_a, to_b, None
 
 
 class Packed:
@@ -52,11 +88,20 @@ class Packed:
         """Return the weight that is computed with, out x in."""
         return self.dequantised().to(dtype) if self.kept is None else self.kept.to(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output, in the compute type."""
+    def forward(
+        self, x: Tensor, a: Tensor | None = None, b: Tensor | None = None, scaling: float = 1.0
+    ) -> Tensor:
+        """Return the layer's output, in the compute type.
+
+        Args:
+            x: Input, ... x in.
+            a, b: Halves of an adapter, rank x in and out x rank; None for no adapter.
+            scaling: Of the adapter.
+        """
         bias: Any = self.bias  # type: ignore[attr-defined]
         x = x.to(self.compute_dtype)
-        output: Tensor = _PackedProduct.apply(x, self, None if bias is None else bias.to(x.dtype))
+        bias = None if bias is None else bias.to(x.dtype)
+        output: Tensor = _Product.apply(x, self, bias, a, b, scaling)
         return output
 
 

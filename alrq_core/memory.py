@@ -17,7 +17,7 @@ from alrq_core.build import adapter_tensors, lora_layers
 from alrq_core.encode import Batch
 from alrq_core.hollow import fill, outline
 from alrq_core.live import LiveBytes
-from alrq_core.packing import CHUNK_WEIGHTS
+from alrq_core.quantise import CHUNK_WEIGHTS
 from alrq_core.records import TaskKind
 from alrq_core.scoring import autocast, sequence_losses
 from search_spaces.allocation import Allocation

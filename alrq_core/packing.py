@@ -1,11 +1,13 @@
 """Makes packed layers from plain ones, and reads exactly what a layer stores."""
 
 import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit, quantize_blockwise
+from bitsandbytes.functional import QuantState
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from hqq.core import quantize
 from torch import Tensor, nn
 
 from alrq_core.layers import (
@@ -16,60 +18,132 @@ from alrq_core.layers import (
     Linear16,
     PackedEmbedding,
 )
+from alrq_core.quantise import hqq_config, quantise
 from alrq_core.records import ModuleReceipt
 from search_spaces.costs import NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, ROWS, Format
 
-# bitsandbytes' formats are made in parts of so many weights, since to quantise takes five to twelve
-# times their bytes. All group sizes divide it.
-CHUNK_WEIGHTS = 2**18
+# Weight, format and compute type -> the tensors that a packed layer keeps.
+Quantiser = Callable[[Tensor, Format, torch.dtype], Mapping[str, Tensor]]
 
 
-def pack(module: nn.Module, stored: Format, compute_dtype: torch.dtype) -> nn.Module:
+def pack(
+    module: nn.Module,
+    stored: Format,
+    compute_dtype: torch.dtype,
+    make: Quantiser = quantise,
+) -> nn.Module:
     """Return a frozen layer that stores the weights of a linear layer or an embedding.
 
     The input layer is left as it was.
 
+    Args:
+        module: The plain layer.
+        stored: The format.
+        compute_dtype: Type of the matrix products.
+        make: `quantise`, or a cache in front of it.
+
     Raises:
         ValueError: There is no such format, or an embedding can't have it.
     """
+    embedding = isinstance(module, nn.Embedding)
+    if embedding and stored.method not in ROWS:
+        raise ValueError(
+            f"`format` of an embedding must be one of {', '.join(ROWS)}, got {stored.method}. "
+            "Choose one of them."
+        )
+    weight: Tensor = module.get_parameter("weight")
+    tensors = make(weight, stored, compute_dtype)
+    packed = assemble(stored, weight.shape, tensors, compute_dtype)
     if isinstance(module, nn.Embedding):
-        if stored.method not in ROWS:
-            raise ValueError(
-                f"`format` of an embedding must be one of {', '.join(ROWS)}, got {stored.method}. "
-                "Choose one of them."
-            )
-        linear = nn.Linear(module.embedding_dim, module.num_embeddings, False, device="meta")
-        linear.weight = module.weight
         # Gemma's own class multiplies each row.
         scale = float(getattr(module, "scalar_embed_scale", 1.0))
-        return PackedEmbedding(_pack(linear, stored, compute_dtype), scale)
-    assert isinstance(module, nn.Linear)
-    return _pack(module, stored, compute_dtype)
+        return PackedEmbedding(packed, scale).requires_grad_(False)
+    bias: Any = module.bias
+    if bias is not None:
+        # In the 16 bits that a deployed model keeps of it.
+        rounded = bias.detach().to(tensors["codes"].device, STORAGE_DTYPE).to(compute_dtype)
+        packed.bias = nn.Parameter(rounded, requires_grad=False)
+    return packed
 
 
-def _pack(linear: nn.Linear, stored: Format, compute_dtype: torch.dtype) -> nn.Module:
-    with torch.no_grad():
-        if stored.method == "plain":
-            packed = _pack_16(linear)
-        elif stored.method == "int8":
-            packed = _pack_8(linear)
-        elif stored.method in FOUR_BIT:
-            packed = _pack_4(linear, stored)
-        elif stored.method == "hqq":
-            packed = _pack_hqq(linear, stored, compute_dtype)
-        else:
-            raise ValueError(
-                f"`format` must be one that is known, got {stored.method!r} for {stored.bits} "
-                "bits. Use `default_format`."
-            )
-        packed.compute_dtype = compute_dtype
-        if linear.bias is not None:
-            # In the 16 bits that a deployed model keeps of it.
-            bias = linear.bias.detach().to(STORAGE_DTYPE).to(compute_dtype)
-            packed.bias = nn.Parameter(bias, requires_grad=False)
+def assemble(
+    stored: Format, shape: torch.Size, tensors: Mapping[str, Tensor], compute_dtype: torch.dtype
+) -> nn.Module:
+    """Return a frozen packed layer without a bias over tensors as `quantise` returns them.
+
+    The layer holds these tensors themselves, so that several layers may share them.
+    """
+    packed: Any
+    codes = tensors["codes"]
+    if stored.method == "plain":
+        packed = Linear16(1, 1, bias=False, device="meta")
+        packed.weight = nn.Parameter(codes, requires_grad=False)
+    elif stored.method == "int8":
+        packed = Linear8(1, 1, bias=False, has_fp16_weights=False)
+        packed.weight = Int8Params(codes, requires_grad=False, CB=codes, SCB=tensors["scales"])
+    elif stored.method in FOUR_BIT:
+        packed = Linear4(1, 1, bias=False, quant_type=stored.method[:3])
+        packed.weight = Params4bit(
+            codes,
+            quant_state=quant_state(stored, shape, tensors),
+            blocksize=stored.group_size,
+            compress_statistics="nested" in tensors,
+            quant_type=stored.method[:3],
+            bnb_quantized=True,
+        )
+    else:
+        packed = HQQLinear(None, hqq_config(stored), False, compute_dtype, str(codes.device), False)
+        packed.W_q = nn.Parameter(codes, requires_grad=False)
+        packed.meta = hqq_meta(stored, shape, tensors, compute_dtype)
+        packed.ready = True
+    packed.compute_dtype = compute_dtype
+    packed.out_features, packed.in_features = shape
     layer: nn.Module = packed.requires_grad_(False)
     return layer
+
+
+def quant_state(stored: Format, shape: torch.Size, tensors: Mapping[str, Tensor]) -> QuantState:
+    """Return what bitsandbytes keeps beside 4-bit codes."""
+    nested = {}
+    if "nested" in tensors:
+        state = QuantState(
+            absmax=tensors["nested"],
+            code=tensors["nested_values"],
+            blocksize=NESTED_BLOCK_SIZE,
+            dtype=torch.float32,
+        )
+        nested = {"state2": state, "offset": tensors["offset"]}
+    return QuantState(
+        absmax=tensors["scales"],
+        shape=shape,
+        code=tensors["values"],
+        blocksize=stored.group_size,
+        quant_type=stored.method[:3],
+        # What it was quantised from, and what it is dequantised to.
+        dtype=torch.float32,
+        **nested,
+    )
+
+
+def hqq_meta(
+    stored: Format, shape: torch.Size, tensors: Mapping[str, Tensor], compute_dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return what HQQ keeps beside its codes."""
+    return {
+        "nbits": stored.bits,
+        "group_size": stored.group_size,
+        "shape": shape,
+        "axis": 1,
+        "packing": quantize.Quantizer.bit_to_packing[stored.bits],
+        "unpack_view_dtype": tensors["codes"].dtype,
+        "view_as_float": False,
+        "quant_scale": False,
+        "quant_zero": False,
+        "compute_dtype": compute_dtype,
+        "scale": tensors["scales"],
+        "zero": tensors["zeros"],
+    }
 
 
 def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:
@@ -123,87 +197,3 @@ def stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], Format]:
         scales = weight.SCB if weight.SCB is not None else layer.state.SCB
         return weight.data, [scales], Format(8, "int8", 0)
     return weight.data, [], Format(8 * weight.element_size(), "plain", 0)
-
-
-def _pack_16(linear: nn.Linear) -> Any:
-    packed = Linear16(linear.in_features, linear.out_features, bias=False, device="meta")
-    packed.weight = nn.Parameter(linear.weight.to(STORAGE_DTYPE), requires_grad=False)
-    return packed
-
-
-def _pack_8(linear: nn.Linear) -> Any:
-    weight = linear.weight.detach()
-    codes = torch.empty_like(weight, dtype=torch.int8)
-    scales = weight.new_empty(len(weight), dtype=torch.float32)
-    step = max(1, CHUNK_WEIGHTS // weight.shape[1])
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        codes[part], scales[part], _ = int8_vectorwise_quant(weight[part].to(torch.float16))
-    packed: Any = Linear8(1, 1, bias=False, has_fp16_weights=False)
-    packed.weight = Int8Params(codes, requires_grad=False, CB=codes, SCB=scales)
-    packed.in_features, packed.out_features = linear.in_features, linear.out_features
-    return packed
-
-
-def _pack_4(linear: nn.Linear, stored: Format) -> Any:
-    weight, group = linear.weight.detach().reshape(-1), stored.group_size
-    codes = weight.new_empty((-(-len(weight) // 2), 1), dtype=torch.uint8)
-    largest = weight.new_empty(-(-len(weight) // group), dtype=torch.float32)
-    for start in range(0, len(weight), CHUNK_WEIGHTS):
-        part, state = quantize_4bit(
-            weight[start : start + CHUNK_WEIGHTS],
-            blocksize=group,
-            compress_statistics=False,
-            quant_type=stored.method[:3],
-        )
-        codes[start // 2 : start // 2 + len(part)] = part
-        largest[start // group : start // group + len(state.absmax)] = state.absmax
-        # Else it is still there while the next part is made.
-        del part
-    state.shape, state.absmax = linear.weight.shape, largest
-    if stored.method == "nf4-double":
-        # As `quantize_4bit` does it to a whole matrix.
-        state.offset, state.nested = largest.mean(), True
-        state.absmax, state.state2 = quantize_blockwise(
-            largest - state.offset, blocksize=NESTED_BLOCK_SIZE
-        )
-    packed: Any = Linear4(1, 1, bias=False, quant_type=stored.method[:3])
-    packed.weight = Params4bit(
-        codes,
-        quant_state=state,
-        blocksize=group,
-        compress_statistics=state.nested,
-        quant_type=stored.method[:3],
-        bnb_quantized=True,
-    )
-    packed.in_features, packed.out_features = linear.in_features, linear.out_features
-    return packed
-
-
-def _pack_hqq(linear: nn.Linear, stored: Format, compute_dtype: torch.dtype) -> Any:
-    config: dict[str, Any] = {
-        "weight_quant_params": {
-            "nbits": stored.bits,
-            "channel_wise": True,
-            "group_size": stored.group_size,
-            "optimize": True,
-            "round_zero": False,
-            "axis": 1,
-            "view_as_float": False,
-        },
-        "scale_quant_params": None,
-        "zero_quant_params": None,
-        "offload_meta": False,
-    }
-    packed: Any = HQQLinear(
-        linear,
-        config,
-        del_orig=False,
-        compute_dtype=compute_dtype,
-        device=str(linear.weight.device),
-    )
-    packed.linear_layer = None
-    packed.bias = None
-    for key in ("scale", "zero"):
-        packed.meta[key] = packed.meta[key].to(STORAGE_DTYPE)
-    return packed

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from alrq_core.encode import PART_TOKENS
 from alrq_core.memory import StepMemory, step_memory
 from alrq_core.records import TaskKind
 from search_spaces.allocation import Allocation
@@ -101,23 +102,30 @@ def plan_batch(
     Raises:
         ValueError: Not even one sequence fits, or the model can't be built in this memory.
     """
-    predict = partial(
+    trace = partial(
         step_memory,
         inventory,
         kind,
         labels,
         allocation,
-        length=length,
         compute_dtype=compute_dtype,
         dropout=dropout,
         dequantised=dequantised,
         device_type=device_type,
     )
+
+    def predict(size: int) -> StepMemory:
+        shapes = _largest_parts(size, length) if device_type == "cpu" else [(size, length)]
+        return max((trace(*shape) for shape in shapes), key=lambda memory: memory.peak_bytes)
+
     limits = _Limits(limit_bytes, tensor_limit_bytes)
     whole = predict(recipe_batch_size)
     complaint = limits.complaint(whole)
     if complaint is None:
-        return _plan(recipe_batch_size, recipe_batch_size, whole, "the whole batch at once")
+        why = "the whole batch at once"
+        if device_type == "cpu" and recipe_batch_size * length > PART_TOKENS:
+            why = f"in parts of at most {PART_TOKENS} tokens"
+        return _plan(recipe_batch_size, recipe_batch_size, whole, why)
     _check_build(whole, limits)
     size, memory = _largest(predict, limits, recipe_batch_size, length)
     return _plan(
@@ -172,6 +180,19 @@ def memory_limit_bytes(
 def tensor_limit_bytes(device_type: str) -> int | None:
     """Return what every single tensor must stay below on a device; None for no such limit."""
     return MPS_TENSOR_LIMIT if device_type == "mps" else None
+
+
+def _largest_parts(sequences: int, length: int) -> list[tuple[int, int]]:
+    """Return the shapes, sequences x tokens, of the parts that may take the most memory on a CPU.
+
+    The longest sequences have the largest attention scores; some shorter ones may together have
+    more tokens, by more than the few per cent that don't matter.
+    """
+    most = min(sequences, max(1, PART_TOKENS // length))
+    shapes = [(most, length)]
+    if most < sequences and most * length < 0.9 * PART_TOKENS:
+        shapes.append((most + 1, PART_TOKENS // (most + 1)))
+    return shapes
 
 
 def _largest(

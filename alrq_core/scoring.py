@@ -9,7 +9,15 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from alrq_core.encode import Batch, EncodedTask, Tokens, collate, eval_batches
+from alrq_core.encode import (
+    EVAL_BATCH_FACTOR,
+    PART_TOKENS,
+    Batch,
+    EncodedTask,
+    Tokens,
+    collate,
+    eval_batches,
+)
 from alrq_core.records import Recipe, TestScore
 
 
@@ -119,7 +127,8 @@ def evaluate(
     model.eval()
     losses = np.empty(len(tokens), dtype=np.float64)
     predictions = np.zeros(len(tokens.labels), dtype=np.int64)
-    for rows in eval_batches(tokens, recipe):
+    most = recipe.micro_batch * EVAL_BATCH_FACTOR
+    for rows in eval_batches(tokens, most, PART_TOKENS if device.type == "cpu" else None):
         batch = collate(tokens, rows, task.pad_id).to(device)
         with torch.inference_mode(), autocast(compute_dtype, device):
             batch_losses, logits = sequence_losses(model, batch)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from alrq_core.adalora import AdaptiveRanks
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
-from alrq_core.encode import Batch, Tokens, collate, train_batches
+from alrq_core.encode import PART_TOKENS, Batch, Tokens, collate, train_batches, train_parts
 from alrq_core.heads import head_names
 from alrq_core.layers import STORAGE_DTYPE, keep_dequantised
 from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
@@ -32,7 +32,7 @@ from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
 from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
 from search_spaces.allocation import Allocation
 
-PROBE_SEQUENCES = 8
+PROBE_SEQUENCES = 2
 # Below full fidelity every second validation sequence is scored: the standard error grows by 1.4,
 # and an evaluation costs as much as 6 training steps instead of 12.
 SCREENING_STRIDE = 2
@@ -41,6 +41,7 @@ SCREENING_STRIDE = 2
 # where LoRA has 0.411 at 1e-3.
 ADALORA_LEARNING_RATE = 5.0
 DIGITS = 6
+CHECK_STEPS = 10
 
 
 class TrainingDivergedError(RuntimeError):
@@ -88,6 +89,7 @@ class TrialRun:
                 context.recipe.alpha_over_rank,
                 self.compute_dtype,
                 self._device,
+                context.packed,
             )
             _reset_head(self.model, head)
             self._adaptive = self._adapt_ranks()
@@ -103,7 +105,7 @@ class TrialRun:
         if self._adaptive is not None:
             rate = min(1.0, rate * ADALORA_LEARNING_RATE)
         self._optimizer = torch.optim.AdamW(
-            self._trained, lr=rate, weight_decay=recipe.weight_decay
+            self._trained, lr=rate, weight_decay=recipe.weight_decay, fused=True
         )
         self._schedule = LambdaLR(self._optimizer, lambda step: learning_rate_factor(step, recipe))
         self._screening = context.task.validation.every(SCREENING_STRIDE)
@@ -122,7 +124,7 @@ class TrialRun:
         started = time.perf_counter()
         self.model.train()
         with self._randomness:
-            losses = [self._train_step() for _ in range(step - self.step)]
+            train_loss = self._train_to(step)
         trained = time.perf_counter()
         last = step == self.context.recipe.max_steps
         if last and self._adaptive is not None:
@@ -132,7 +134,7 @@ class TrialRun:
             self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
         return TrialReport(
             step=step,
-            train_loss=_rounded(float(np.mean(losses))),
+            train_loss=_rounded(train_loss),
             loss=_rounded(result.loss),
             loss_standard_error=_rounded(result.standard_error),
             sequences=len(result.losses),
@@ -199,22 +201,20 @@ class TrialRun:
         self._randomness.states = [generator.cpu() for generator in state["randomness"]]
         return TrialReport(**state["report"])
 
-    def _train_step(self) -> float:
-        """Do one optimiser step; return its mean loss over sequences."""
+    def _train_step(self) -> Tensor:
+        """Do one optimiser step; return its mean loss over sequences, on the device."""
         task, recipe = self.context.task, self.context.recipe
         rows = next(self._batches)
-        total = 0.0
-        # A batch is at most as large as the train split, so a part of it can be empty.
-        parts = [part for part in np.array_split(rows, recipe.micro_batches) if len(part)]
+        most_tokens = PART_TOKENS if self._device.type == "cpu" else None
+        parts = train_parts(rows, task.train.lengths, recipe.micro_batch, most_tokens)
+        losses = []
         for part in parts:
             batch = collate(task.train, part, task.pad_id).to(self._device)
             loss = self._loss(self.model, batch) * (len(part) / len(rows))
-            total += float(loss.detach())
+            losses.append(loss.detach())
             if self._adaptive is not None:
                 loss = loss + self._adaptive.regularisation() / len(parts)
             loss.backward()
-        if not math.isfinite(total):
-            raise TrainingDivergedError(f"training loss became {total} at step {self.step + 1}")
         nn.utils.clip_grad_norm_(self._trained, recipe.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
@@ -222,9 +222,31 @@ class TrialRun:
         if self._adaptive is not None:
             self._adaptive.allocate(self.step)
         self._optimizer.zero_grad(set_to_none=True)
-        if self.step == 1:
-            self._probe()
-        return total
+        return torch.stack(losses).sum()
+
+    def _train_to(self, step: int) -> float:
+        """Do the steps up to `step`; return their mean loss.
+
+        Losses are read now and then only, since a GPU must finish its queue for that.
+        """
+        losses: list[Tensor] = []
+        while self.step < step:
+            losses.append(self._train_step())
+            if self.step % CHECK_STEPS == 0 or self.step in (1, step):
+                self._check_finite(losses)
+            if self.step == 1:
+                self._probe()
+        return float(torch.stack(losses).mean())
+
+    def _check_finite(self, losses: list[Tensor]) -> None:
+        recent = torch.stack(losses[-CHECK_STEPS:])
+        bad = (~recent.isfinite()).nonzero().flatten()
+        if len(bad):
+            first = int(bad[0])
+            step = self.step - len(recent) + 1 + first
+            raise TrainingDivergedError(
+                f"training loss became {float(recent[first])} at step {step}"
+            )
 
     @property
     def final_allocation(self) -> Allocation:

@@ -1,10 +1,21 @@
 """Fixtures that several test files use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from alrq_core import context
 from tests.tiny import save_bert, save_llama, save_reviews
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_packed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the weights of tests out of the user's cache, in this process."""
+    folder = tmp_path_factory.mktemp("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "cache_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alrq_core.encode import collate, encode_task, eval_batches, train_batches
+from alrq_core.encode import collate, encode_task, eval_batches, train_batches, train_parts
 from alrq_core.models import load_tokenizer
 from alrq_core.records import TaskKind
 from alrq_core.tasks import Task, TextSplit, load_task
@@ -54,9 +54,29 @@ def test_buckets_pad_less_than_random_batches() -> None:
 
 
 def test_evaluation_visits_every_row_once() -> None:
-    rows = np.concatenate(list(eval_batches(make_tokens(37, 0, "classification"), RECIPE)))
+    tokens = make_tokens(37, 0, "classification")
+    for most_tokens in (None, 1, 40, 10**6):
+        batches = list(eval_batches(tokens, 8, most_tokens))
 
-    assert sorted(rows) == list(range(37))
+        assert sorted(np.concatenate(batches)) == list(range(37))
+        assert max(map(len, batches)) <= 8
+
+
+def test_parts_hold_no_more_tokens_than_asked_for() -> None:
+    tokens = make_tokens(200, 0, "classification")
+    rows = np.arange(40, 73)
+    longest = int(tokens.lengths[rows].max())
+    parts = train_parts(rows, tokens.lengths, 16, 5 * longest)
+
+    assert np.concatenate(parts).tolist() == rows.tolist()
+    assert len(parts) == 7
+    assert max(map(len, parts)) == 5
+    assert [len(part) for part in train_parts(rows, tokens.lengths, 16, None)] == [11, 11, 11]
+    assert [len(part) for part in train_parts(rows[:3], tokens.lengths, 16, 1)] == [1, 1, 1]
+    batches = eval_batches(tokens, 64, 100)
+    assert all(
+        len(b) * tokens.lengths[b].max() <= max(100, tokens.lengths[b].max()) for b in batches
+    )
 
 
 @pytest.mark.parametrize("kind", ["classification", "language-modelling"])

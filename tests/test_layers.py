@@ -5,7 +5,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 
-from alrq_core import packing
+from alrq_core import quantise
 from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding, keep_dequantised, packed_layers
 from alrq_core.packing import pack, read_layer, stored_tensors
 from search_spaces.costs import stored_bytes
@@ -110,7 +110,7 @@ def test_train_evaluate_train_changes_nothing_stored(stored: Format) -> None:
 def test_parts_of_a_matrix_give_what_bitsandbytes_makes_of_the_whole(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "CHUNK_WEIGHTS", 2**10)
+    monkeypatch.setattr(quantise, "CHUNK_WEIGHTS", 2**10)
     linear = make_linear(*shape, bias=False)
     for stored in (f for f in FORMATS if f.method in FOUR_BIT):
         whole = Linear4bit(

@@ -18,7 +18,6 @@ from alrq_core.records import Receipt
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Choice
 from search_spaces.costs import average_bits, memory_bytes, target_bytes
-from search_spaces.formats import Format
 from tests.tiny import make_context, mixed, uniform
 
 
@@ -53,7 +52,7 @@ def test_is_complete_after_training(bert_folder: Path) -> None:
 def test_catches_a_quantiser_that_did_nothing(
     bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def do_nothing(module: nn.Module, stored: Format, compute_dtype: torch.dtype) -> nn.Module:
+    def do_nothing(module: nn.Module, *_: Any) -> nn.Module:
         return copy.deepcopy(module).requires_grad_(False)
 
     monkeypatch.setattr(alrq_core.build, "pack", do_nothing)
@@ -73,6 +72,11 @@ def test_catches_an_adapter_of_another_rank(bert_folder: Path) -> None:
         check_receipt(replace(receipt, modules=wrong), allocation, context.inventory)
 
 
+def forward_of_bitsandbytes(layer: Any, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    output: Tensor = Linear4bit.forward(layer, x)
+    return output + scaling * (x @ a.T) @ b.T
+
+
 @pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit")
 @pytest.mark.skipif(not has_avx512bf16(), reason="the trap needs a processor with AVX512-BF16")
 def test_catches_the_inference_layout_that_loses_all_gradients(llama_folder: Path) -> None:
@@ -81,7 +85,7 @@ def test_catches_the_inference_layout_that_loses_all_gradients(llama_folder: Pat
     run = TrialRun(context, allocation, seed=0)
     for target in context.inventory.targets:
         layer: Any = frozen_layer(run.model, target.name)
-        layer.forward = partial(Linear4bit.forward, layer)
+        layer.forward = partial(forward_of_bitsandbytes, layer)
     with pytest.raises(
         ReceiptError, match=r"of 14 LoRA pairs get (no|another) gradient after an evaluation"
     ):
