@@ -14,6 +14,7 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from alrq_core.first_token import keep_first_token
 from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding
 from alrq_core.packing import Quantiser, pack
 from alrq_core.quantise import quantise
@@ -69,6 +70,7 @@ def build_model(
         attach_adapters(model, allocation, alpha_over_rank)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
+    keep_first_token(model)
     return model
 
 

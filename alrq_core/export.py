@@ -26,6 +26,7 @@ from alrq_core.build import (
     place,
     tied_head,
 )
+from alrq_core.first_token import keep_first_token
 from alrq_core.heads import head_names
 from alrq_core.layers import STORAGE_DTYPE
 from alrq_core.machine import pick_compute_dtype, pick_device
@@ -103,6 +104,7 @@ def load(folder: Path) -> LoadedModel:
     as_linear(model)
     tensors = load_file(folder / WEIGHTS)
     _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype)
+    keep_first_token(model)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from alrq_core.adalora import MIN_STEPS, AdaptiveRanks
 from alrq_core.build import attach_adapters, frozen_layer, place, tied_head
+from alrq_core.first_token import keep_first_token
 from alrq_core.heads import head_names
 from alrq_core.layers import (
     STORAGE_DTYPE,
@@ -67,6 +68,7 @@ def outline(
             AdaptiveRanks(model, allocation.rank_pattern, allocation.final_rank, MIN_STEPS, 1.0)
     for name in head:
         model.get_submodule(name).requires_grad_(True)
+    keep_first_token(model)
     return model
 
 

@@ -29,12 +29,11 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.layer, ctx.scaling = layer, scaling
         rows = x.flatten(0, -2)
-        weight = layer.weight_in(x.dtype).t()
         if a is None or b is None:
-            output = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
+            output = nn.functional.linear(rows, layer.weight_in(x.dtype), bias)
         else:
+            output = nn.functional.linear(rows, layer.weight_in(x.dtype))
             a, b = a.to(x.dtype), b.to(x.dtype)
-            output = rows @ weight
             narrow, wide = rows @ a.t(), b * scaling
             ctx.save_for_backward(rows, narrow, a, b)
             if bias is not None:

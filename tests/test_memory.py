@@ -191,7 +191,8 @@ def test_fewer_bits_and_smaller_ranks_take_less(minilm: tuple[nn.Module, Invento
         predict(inventory, uniform(inventory, bits, 8), 8, 64) for bits in (16, 4, 2)
     )
     assert sixteen.static_bytes > four.static_bytes > two.static_bytes
-    assert sixteen.step_bytes > four.step_bytes > two.step_bytes
+    # HQQ needs more room than NF4 while it dequantises a matrix.
+    assert sixteen.step_bytes > max(four.step_bytes, two.step_bytes)
     small = predict(inventory, uniform(inventory, 4, 2))
     assert four.static_bytes > small.static_bytes
     assert predict(inventory, uniform(inventory, 4, 0)).static_bytes < small.static_bytes
