@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from alrq_core.gguf import converted_folder
 from alrq_core.heads import mark_head
 from alrq_core.records import TaskKind
+from alrq_core.shared import is_mapped, share_weights
 from alrq_core.structure import as_linear, check_structure, find_embeddings, find_targets
 from search_spaces.inventory import Inventory
 
@@ -172,8 +173,11 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
     )
     if not isinstance(model, nn.Module):
         raise TypeError(f"transformers returned a {type(model).__name__} for {name}")
+    mapped = is_mapped(model, folder)
     as_linear(model)
     absent = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if not mapped:
+        share_weights(model, folder, absent)
     mark_head(model, kind, absent, name)
     if kind == "language-modelling":
         _check_causal(model, name)

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from alrq_core import context
+from alrq_core import context, shared
 from tests.tiny import save_bert, save_llama, save_reviews
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_packed_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the weights of tests out of the user's cache, in this process."""
-    folder = tmp_path_factory.mktemp("packed")
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the weights of tests out of the user's caches, in this process."""
+    folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context, "cache_folder", lambda: folder)
+        patch.setattr(context, "cache_folder", lambda: folder / "packed")
+        patch.setattr(shared, "weights_folder", lambda: folder / "weights")
         yield
 
 

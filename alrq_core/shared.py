@@ -1,0 +1,71 @@
+"""Lets all processes of a machine share one copy of a base model's weights."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import transformers
+from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+def weights_folder() -> Path:
+    """Return where converted weights lie: in the hub's cache, safe to delete."""
+    return Path(constants.HF_HOME) / "alrq" / "weights"
+
+
+def is_mapped(model: nn.Module, folder: Path) -> bool:
+    """Tell whether a model just loaded in float32 computes with its files' own bytes.
+
+    safetensors maps a file, so processes share it, until a weight changes its type or its order.
+    """
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        return False
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            if any(file.get_slice(name).get_dtype() != "F32" for name in names):
+                return False
+    return True
+
+
+def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
+    """Put the weights of a loaded model in place of maps of one file, made by the first process.
+
+    The file is named after the paths, sizes and times of the files that the weights come from.
+    Where it can't be written the model keeps its own copy, and says so.
+
+    Args:
+        model: In float32; its parameters are replaced in place.
+        source: Folder of its files.
+        new: Parameters that are in none of them.
+    """
+    weights = {name: p for name, p in model.named_parameters() if name not in new}
+    path = weights_folder() / f"{_key(weights, source)}.safetensors"
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: p.detach().contiguous() for name, p in weights.items()}, partial)
+            partial.replace(path)
+        with safe_open(path, framework="pt") as file:
+            for name, parameter in weights.items():
+                parameter.data = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        print(f"weights can't be shared through {weights_folder()}: {error}", file=sys.stderr)
+
+
+def _key(weights: Mapping[str, Tensor], source: Path) -> str:
+    files = sorted(source.glob("*.safetensors"))
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    shapes = [(name, tuple(weight.shape)) for name, weight in weights.items()]
+    what = (transformers.__version__, stats, shapes)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:40]
