@@ -130,8 +130,8 @@ def make_study(
 def advance(study: Study, trial: TrialState, loss_of: LossOf) -> bool:
     """Report a trial's next rung; tell whether it goes on."""
     done = trial.last.step if trial.last else 0
-    step = RUNGS[-1] if trial.role == "confirm" else next(s for s in RUNGS if s > done)
-    last = trial.role == "confirm" and step == RUNGS[-1]
+    step = RUNGS[-1] if trial.role != "search" else next(s for s in RUNGS if s > done)
+    last = trial.role != "search" and step == RUNGS[-1]
     outcome = Outcome(
         report=make_report(step, loss_of(trial, step)), test=score(trial) if last else None
     )

@@ -36,7 +36,7 @@ def test_all_six_are_confirmed_with_different_receipts(finished: tuple[Path, Any
 
     assert len(set(built.values())) == 6
     assert sorted(trials(output, "completed")) == sorted(
-        [*FIXED, *(f"{name}-s{seed}" for name in FIXED for seed in (1, 2, 3))]
+        [*FIXED, *(f"{name}-s{seed}" for name in FIXED for seed in (2, 3))]
     )
     assert "Training, mean of the seeds" in process.stdout
     for name in FIXED:
@@ -51,7 +51,7 @@ def test_results_have_what_the_receipts_say(finished: tuple[Path, Any]) -> None:
 
     assert set(FIXED) <= set(rows)
     for name in FIXED:
-        runs = [kept[f"{name}-s{seed}"] for seed in (1, 2, 3)]
+        runs = [kept[name], *(kept[f"{name}-s{seed}"] for seed in (2, 3))]
         mean = sum(receipt["memory_bytes"] for receipt in runs) / 3
         assert int(rows[name]["memory_bytes"]) == round(mean)
         assert int(rows[name]["peak_memory_bytes"]) > 10**8
@@ -74,7 +74,7 @@ def test_an_adalora_run_is_exported_at_its_final_ranks(
     process = run([sys.executable, str(ROOT / "run_search.py"), *map(str, flags)])
 
     assert process.returncode == 0, process.stderr
-    receipt = receipts(output)["Joint-2-s1"]
+    receipt = receipts(output)["Joint-2"]
     loaded = alrq_core.load(target)
     assert loaded.receipt.to_json() == receipt
     assert loaded.allocation.rank_pattern == {

@@ -62,7 +62,7 @@ def test_discordant_sequences_are_counted_in_both_directions(state: StudyState) 
     (comparison,) = compare_runs(state)
 
     assert (comparison.run_a, comparison.run_b) == (first.id, second.id)
-    assert (comparison.trial_a, comparison.seed_a) == (first.origin, first.seed)
+    assert (comparison.trial_a, comparison.seed_a) == (first.source, first.seed)
     assert (comparison.only_a_right, comparison.only_b_right) == (2, 1)
     assert comparison.p_value == 1.0
 

@@ -75,7 +75,9 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
 
     assert roles[:2] == ["baseline", "baseline"]
     assert roles[2:12] == ["search"] * 10
-    assert roles[12:] == ["confirm"] * (CONFIRM_SEEDS * len(finals))
+    # The fixed configurations were trained on the first of the fresh seeds before.
+    assert roles[12:] == ["confirm"] * (CONFIRM_SEEDS * len(finals) - 2)
+    assert len(study.state.confirmed_runs()) == CONFIRM_SEEDS * len(finals)
     assert {trial.id for trial in finals} >= {"B-FP", "B-Q4"}
     assert len(finals) <= 2 + MAX_FINALISTS
 
@@ -83,10 +85,12 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
 def test_confirmation_uses_fresh_seeds_at_full_fidelity(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     drive(study)
-    for trial in study.state.of_role("confirm"):
-        assert trial.seed != 0
+    runs = study.state.confirmed_runs()
+    for source in {trial.source for trial in runs}:
+        assert [t.seed for t in runs if t.source == source] == [1, 2, 3]
+    for trial in runs:
         assert [report.step for report in trial.reports] == [RUNGS[-1]]
-        assert trial.allocation == study.state.trials[trial.origin].allocation
+        assert trial.allocation == study.state.trials[trial.source].allocation
         assert trial.test is not None
 
 
@@ -132,7 +136,7 @@ def test_an_error_fails_one_trial_and_the_study_goes_on(tmp_path: Path) -> None:
     assert study.state.trials[first.id].reason == "it broke"
     assert study.state.trials[first.id].reports == []
     assert study.finished
-    assert "B-FP-s1" not in study.state.trials
+    assert "B-FP-s2" not in study.state.trials
 
 
 def test_a_repeated_report_is_logged_once(tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_a_fixed_space_runs_its_one_point_and_confirms_it(tmp_path: Path, space:
     drive(study)
 
     assert [trial.id for trial in study.state.of_role("baseline")] == [space]
-    assert len(study.state.of_role("confirm")) == CONFIRM_SEEDS
+    assert len(study.state.confirmed_runs()) == CONFIRM_SEEDS
     assert not study.state.of_role("search")
 
 
@@ -240,7 +244,7 @@ def test_the_matrix_runs_all_six_to_the_end_and_confirms_them(tmp_path: Path) ->
 
     assert [trial.id for trial in ended] == list(FIXED)
     assert {trial.status for trial in ended} == {"completed"}
-    assert len(study.state.of_role("confirm")) == CONFIRM_SEEDS * len(FIXED)
+    assert len(study.state.confirmed_runs()) == CONFIRM_SEEDS * len(FIXED)
     assert not study.state.of_role("search")
 
 
@@ -353,3 +357,27 @@ def test_a_trial_that_was_stopped_early_is_never_on_the_front() -> None:
         state.replay([proposed, report] if end is None else [proposed, report, end])
 
     assert [trial.id for trial in state.front()] == ["t002"]
+
+
+def test_fixed_configurations_are_confirmed_while_the_search_still_runs(tmp_path: Path) -> None:
+    """They are finalists whatever it finds, and no worker waits."""
+    study = make_study(tmp_path, budget=2)
+    drive(study, workers=1, reports=2)
+    with closing(study.log):
+        searched = [study.next_trial() for _ in range(2)]
+        more = [study.next_trial() for _ in range(5)]
+
+    assert [trial.role for trial in searched if trial] == ["search"] * 2
+    assert [trial.id for trial in more if trial] == ["B-FP-s2", "B-Q4-s2", "B-FP-s3", "B-Q4-s3"]
+
+
+def test_a_study_whose_fixed_configurations_were_not_tested_confirms_them_thrice(
+    tmp_path: Path,
+) -> None:
+    study = make_study(tmp_path, space="B-FP")
+    first = study.next_trial()
+    assert first is not None
+    study.take("B-FP", Outcome(report=make_report(RUNGS[-1], 0.5)))
+    drive(study)
+
+    assert [t.id for t in study.state.confirmed_runs()] == ["B-FP-s1", "B-FP-s2", "B-FP-s3"]

@@ -46,7 +46,7 @@ class StudySearcher(_Uncopied, Searcher):
             trial=trial.id,
             allocation=trial.allocation.encode(),
             seed=trial.seed,
-            confirm=trial.role == "confirm",
+            confirm=trial.role != "search",
         ).to_config()
 
     def on_trial_complete(

@@ -77,7 +77,7 @@ def confirmed(state: StudyState, inventory: Inventory, labels: np.ndarray) -> li
     """
     runs: dict[str, list[TrialState]] = {}
     for trial in state.confirmed_runs():
-        runs.setdefault(trial.origin, []).append(trial)
+        runs.setdefault(trial.source, []).append(trial)
     reference = runs.get(REFERENCE)
     rows = [
         _row(state.trials[key], group, reference, inventory, labels) for key, group in runs.items()

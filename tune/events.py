@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,6 +140,7 @@ def decode_event(line: str) -> Event:
         ValueError: Not one of our lines.
     """
     content = json.loads(line)
+    content.pop("logged", None)
     kind = _KINDS.get(content.pop("event", None))
     if kind is None:
         raise ValueError(f"`event` must be one of {', '.join(_KINDS)}, got the line {line[:80]!r}.")
@@ -183,10 +185,14 @@ class EventLog:
                 ) from error
 
     def append(self, event: Event) -> None:
-        """Write one event and wait until it is on disk."""
+        """Write one event, with the time, and wait until it is on disk.
+
+        The time, in seconds since 1970, is for readers of the file: no decision depends on it.
+        """
         if self._file is None:
             self._file = self._open()
-        self._file.write(encode_event(event).encode("utf-8") + b"\n")
+        line = f'{encode_event(event)[:-1]},"logged":{time.time():.2f}}}\n'
+        self._file.write(line.encode("utf-8"))
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -42,13 +42,12 @@ def export_trial(study: Path, trial_id: str, target: Path) -> TrialState:
 def _confirmed(state: StudyState, study: Path, trial_id: str) -> TrialState:
     runs = [
         trial
-        for trial in state.of_role("confirm")
-        if trial.status == "completed"
-        and trial_id in (trial.id, trial.origin)
+        for trial in state.confirmed_runs()
+        if trial_id in (trial.id, trial.source)
         and checkpoint_path(study / CHECKPOINTS, trial.id).is_file()
     ]
     if not runs:
-        known = sorted({t.origin for t in state.of_role("confirm") if t.status == "completed"})
+        known = sorted({trial.source for trial in state.confirmed_runs()})
         raise ValueError(
             f"`--trial` must be a confirmed trial with its checkpoint, got {trial_id!r}. "
             f"Confirmed in this study: {', '.join(known) or 'none yet; resume it first'}."

@@ -79,8 +79,8 @@ def _compare(a: TrialState, b: TrialState) -> Comparison:
     return Comparison(
         run_a=a.id,
         run_b=b.id,
-        trial_a=a.origin,
-        trial_b=b.origin,
+        trial_a=a.source,
+        trial_b=b.source,
         seed_a=a.seed,
         seed_b=b.seed,
         only_a_right=only_a,

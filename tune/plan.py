@@ -66,7 +66,8 @@ class Plan:
     def _baseline(self) -> Proposed | None:
         for name, allocation in baselines(self.space).items():
             if name not in self.state.trials:
-                return self._proposed(name, "baseline", "fixed", self.seed, allocation)
+                # On the first of the fresh seeds: nothing chose it, so it needs no other for that.
+                return self._proposed(name, "baseline", "fixed", self.seed + 1, allocation)
         return None
 
     def _search(self) -> Proposed | None:
@@ -81,11 +82,16 @@ class Plan:
         return self._proposed(trial, "search", self.searcher, self.seed, allocation)
 
     def _confirmation(self) -> Proposed | None:
-        running = [t for t in self.state.with_status("running") if t.role != "confirm"]
-        if running or not self.search_closed:
+        if not self.search_closed:
             return None
+        sources = finalists(self.state, self.budget)
+        if any(trial.role != "confirm" for trial in self.state.with_status("running")):
+            # Who the others are isn't known yet.
+            sources = [source for source in sources if source.role == "baseline"]
         for repeat in range(CONFIRM_SEEDS):
-            for source in finalists(self.state, self.budget):
+            for source in sources:
+                if repeat == 0 and source.test is not None:
+                    continue
                 trial = f"{source.id}-s{repeat + 1}"
                 if trial not in self.state.trials:
                     seed = self.seed + 1 + repeat

@@ -55,6 +55,11 @@ class TrialState:
         return self.realised or self.allocation
 
     @property
+    def source(self) -> str:
+        """Id of the trial that this one confirms: with a fixed configuration its own."""
+        return self.origin if self.role == "confirm" else self.id
+
+    @property
     def last(self) -> TrialReport | None:
         """The report of the highest rung."""
         return self.reports[-1] if self.reports else None
@@ -131,8 +136,8 @@ class StudyState:
         return [trial for trial in self.trials.values() if trial.status == status]
 
     def confirmed_runs(self) -> list[TrialState]:
-        """Return the confirmed trials that were scored on the test split, in order."""
-        done = [trial for trial in self.of_role("confirm") if trial.status == "completed"]
+        """Return the trials that were scored on the test split, in order."""
+        done = self.with_status("completed")
         return [trial for trial in done if trial.test is not None]
 
     def front(self) -> list[TrialState]:
