@@ -59,3 +59,13 @@ def _children_around(model: nn.Module) -> dict[str, nn.Module]:
         for name, child in model.named_children()
         if name != base and any(True for _ in child.parameters())
     }
+
+
+def reset_head(model: nn.Module, head: tuple[str, ...]) -> None:
+    """Draw the head anew from torch's generator, so that each seed has its own."""
+    for name in head:
+        for module in model.get_submodule(name).modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

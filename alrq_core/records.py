@@ -1,5 +1,6 @@
 """The typed records that a trial takes and gives back."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -29,7 +30,9 @@ class Recipe:
         dropout: Probability of every dropout in the model. Frozen weights under small adapters
             hardly overfit in an epoch, and drawing the masks costs a tenth of a step on a CPU.
         device: `cpu`, `cuda` or `mps`; None for the fastest that the machine has.
-        execution: `packed`, or `dequantized`: compute with a dequantised copy of the weights.
+        execution: `packed`, or `dequantized`: compute with a dequantised copy of the weights; None
+            for packed, unless a study's planner finds room for copies on a CPU, where they are
+            faster.
         lora_init: Where adapters start: `default` (B = 0), `residual` or `eva`.
         cpu_dtype: `float32` or `bfloat16`: type of the matrix products on a CPU; None for the
             one that is faster there.
@@ -46,7 +49,7 @@ class Recipe:
     alpha_over_rank: float = 2.0
     dropout: float = 0.0
     device: str | None = None
-    execution: str = "packed"
+    execution: str | None = None
     lora_init: str = "default"
     cpu_dtype: str | None = None
 
@@ -59,6 +62,14 @@ class Recipe:
     def micro_batch(self) -> int:
         """Sequences of one forward pass in training."""
         return self.batch_size // self.micro_batches
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Return the part of the peak learning rate after so many steps: linear, then cosine."""
+        warmup = max(1, round(self.warmup_fraction * self.max_steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.max_steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < 1:
@@ -76,7 +87,7 @@ class Recipe:
             if value < 1:
                 raise ValueError(f"`{flag}` must be at least 1, got {value}. Give a larger number.")
         for flag, choice, known in (
-            ("--execution", self.execution, EXECUTIONS),
+            ("--execution", self.execution or EXECUTIONS[0], EXECUTIONS),
             ("--lora-init", self.lora_init, LORA_INITS),
             ("--device", self.device or "auto", DEVICES),
         ):

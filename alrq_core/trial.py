@@ -1,6 +1,5 @@
 """Trains and scores one allocation, rung by rung, and proves with a receipt what ran."""
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from alrq_core.adalora import AdaptiveRanks
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
 from alrq_core.encode import PART_TOKENS, Batch, Tokens, collate, train_batches, train_parts
-from alrq_core.heads import head_names
+from alrq_core.heads import head_names, reset_head
 from alrq_core.layers import STORAGE_DTYPE, keep_dequantised
 from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
 from alrq_core.randomness import Randomness
@@ -28,7 +27,7 @@ from alrq_core.receipt import (
     take_receipt,
     with_final_ranks,
 )
-from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
+from alrq_core.records import Receipt, TestScore, TrialReport
 from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
 from search_spaces.allocation import Allocation
 
@@ -91,7 +90,7 @@ class TrialRun:
                 self._device,
                 context.packed,
             )
-            _reset_head(self.model, head)
+            reset_head(self.model, head)
             self._adaptive = self._adapt_ranks()
             if self._adaptive is None:
                 context.start_adapters(self.model)
@@ -107,7 +106,7 @@ class TrialRun:
         self._optimizer = torch.optim.AdamW(
             self._trained, lr=rate, weight_decay=recipe.weight_decay, fused=True
         )
-        self._schedule = LambdaLR(self._optimizer, lambda step: learning_rate_factor(step, recipe))
+        self._schedule = LambdaLR(self._optimizer, recipe.learning_rate_factor)
         self._screening = context.task.validation.every(SCREENING_STRIDE)
         self._batches: Iterator[np.ndarray] = train_batches(context.task.train, recipe, seed)
         self.step = 0
@@ -300,25 +299,6 @@ class TrialRun:
         return evaluate(
             self.model, context.task, tokens, context.recipe, self.compute_dtype, self._device
         )
-
-
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Return the part of the peak learning rate after `step` steps: linear warm-up, then cosine."""
-    warmup = max(1, round(recipe.warmup_fraction * recipe.max_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, recipe.max_steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _reset_head(model: nn.Module, head: tuple[str, ...]) -> None:
-    """Draw the head anew from torch's generator, so that each seed has its own."""
-    for name in head:
-        for module in model.get_submodule(name).modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
 
 def _rounded(value: float) -> float:

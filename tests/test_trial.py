@@ -9,7 +9,7 @@ import torch
 from alrq_core.build import adapter_tensors, lora_layers
 from alrq_core.layers import packed_layers
 from alrq_core.records import EXECUTIONS, LORA_INITS, TrialReport
-from alrq_core.trial import TrainingDivergedError, TrialRun, learning_rate_factor
+from alrq_core.trial import TrainingDivergedError, TrialRun
 from tests.tiny import RECIPE, make_context, mixed, uniform
 
 
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bert_folder: Path) -> 
 
 def test_learning_rate_rises_then_falls_to_nothing() -> None:
     recipe = replace(RECIPE, max_steps=100, warmup_fraction=0.1)
-    factors = [learning_rate_factor(step, recipe) for step in range(101)]
+    factors = [recipe.learning_rate_factor(step) for step in range(101)]
 
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == factors[10] == 1.0
