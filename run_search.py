@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -194,7 +195,7 @@ def _add_recipe(group: Any) -> None:
     group.add_argument(
         "--execution",
         help="packed, or dequantized: trials of the search compute with a dequantised copy, "
-        "which is faster and takes more memory (default: packed)",
+        "which is faster and takes more memory (default: dequantized on a CPU if it fits)",
     )
 
 
@@ -249,32 +250,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
-    try:
-        if export is not None:
-            return _export(export, given)
-        # Imports follow the checks that need them, so that mistakes answer at once.
-        config = _config(given, resume)
-        from tune.config import prepare_folder
-        from tune.describe import describe_plan
-        from tune.prepare import check_same_study, prepare
+    with ExitStack() as running:
+        try:
+            if export is not None:
+                return _export(export, given)
+            # Imports follow the checks that need them, so that mistakes answer at once.
+            config = _config(given, resume)
+            if not dry_run:
+                from tune.cluster import ray_started
+
+                running.enter_context(ray_started(config.address))
+            prepared = _prepared(config, resume, console)
+            if dry_run:
+                return 0
+            if resume is None:
+                from tune.config import prepare_folder
+
+                prepare_folder(config)
+        except ValueError as error:
+            print(f"run_search: {error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
         from tune.run import run_study
 
-        prepared = prepare(config)
-        if resume is not None:
-            check_same_study(prepared, resume)
-        if config.wandb is not None:
-            from tune.sinks import wandb_init
+        state, finished = run_study(prepared, console)
+    from tune.finish import finish
 
-            wandb_init()
-        console.print(describe_plan(prepared), markup=False, highlight=False, soft_wrap=True)
-        if dry_run:
-            return 0
-        if resume is None:
-            prepare_folder(config)
-    except ValueError as error:
-        print(f"run_search: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
-    return _report(console, prepared.config, run_study(prepared, console))
+    return _report(console, prepared.config, finish(prepared, state, finished))
+
+
+def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
+    """Return a study that can start, after printing its plan."""
+    from tune.describe import describe_plan
+    from tune.prepare import check_same_study, prepare
+
+    prepared = prepare(config)
+    if resume is not None:
+        check_same_study(prepared, resume)
+    if config.wandb is not None:
+        from tune.sinks import wandb_init
+
+        wandb_init()
+    console.print(describe_plan(prepared), markup=False, highlight=False, soft_wrap=True)
+    return prepared
 
 
 def _export(study: str, given: dict[str, Any]) -> int:

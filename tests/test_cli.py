@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ ROOT = Path(__file__).parents[1]
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     script = [sys.executable, str(ROOT / "run_search.py"), *arguments]
     return subprocess.run(script, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the input is found without Ray, which starts in the meantime."""
+    monkeypatch.setattr("tune.cluster.ray_started", lambda _: nullcontext())
 
 
 def code(*arguments: str) -> int:

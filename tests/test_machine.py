@@ -1,12 +1,12 @@
 """Cores, devices and compute types are found from the machine, by measurement where it matters."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from alrq_core import machine
+from alrq_core.cores import usable_cores
 from alrq_core.randomness import Randomness
 
 
@@ -63,19 +63,6 @@ def test_a_gpu_computes_in_bfloat16_where_it_has_it(
     assert machine.pick_compute_dtype(torch.device("cuda"), "float32") == expected
 
 
-@pytest.mark.parametrize(
-    ("limit", "expected"), [("max 100000", 8), ("300000 100000", 3), ("50000 100000", 1)]
-)
-def test_cores_respect_the_containers_limit(
-    monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(Path, "is_file", lambda _: True)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: limit)
-
-    assert machine.usable_cores() == expected
-
-
 def test_peak_memory_follows_an_allocation() -> None:
     device = torch.device("cpu")
     machine.reset_peak_memory(device)
@@ -89,7 +76,7 @@ def test_peak_memory_follows_an_allocation() -> None:
 def test_the_machine_is_described_for_the_results() -> None:
     description = machine.describe_machine()
 
-    assert description["cores"] == machine.usable_cores()
+    assert description["cores"] == usable_cores()
     assert description["compute_dtype"] in {"float32", "bfloat16"}
 
 

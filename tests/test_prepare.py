@@ -79,7 +79,7 @@ def test_the_plan_says_what_is_stored_how_and_what_is_left_out(
 def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepared(bert_folder, reviews)
+    whole = prepared(bert_folder, reviews, Recipe(execution="packed"))
     base = module.base_bytes(whole.inventory)
     limit = base + whole.batch.memory.peak_bytes - 1
     monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: limit)
@@ -92,6 +92,23 @@ def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
     assert "at once would take" in describe_plan(cut)
     kept = prepared(bert_folder, reviews, Recipe(accumulation_steps=1))
     assert kept.config.recipe.accumulation_steps == 1
+    assert cut.config.recipe.execution == "packed"
+
+
+def test_copies_are_made_where_they_fit_and_nobody_says_otherwise(
+    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execution(**recipe: Any) -> tuple[str | None, int | None]:
+        found = prepared(bert_folder, reviews, Recipe(**recipe)).config.recipe
+        return found.execution, found.accumulation_steps
+
+    assert execution() == ("dequantized", 1)
+    assert execution(execution="packed") == ("packed", 1)
+    assert execution(accumulation_steps=2) == ("dequantized", 2)
+    packed = prepared(bert_folder, reviews, Recipe(execution="packed"))
+    limit = module.base_bytes(packed.inventory) + packed.batch.memory.peak_bytes
+    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: limit)
+    assert execution() == ("packed", 1)
 
 
 def test_a_model_that_can_not_be_built_in_memory_is_refused(
@@ -107,7 +124,8 @@ def test_mps_safe_keeps_every_tensor_small(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit that the largest tensor of the whole batch just reaches."""
-    whole = prepared(bert_folder, reviews)
+    recipe = Recipe(execution="packed")
+    whole = prepared(bert_folder, reviews, recipe)
     asked: list[str] = []
 
     def limit(device: str) -> int | None:
@@ -115,8 +133,8 @@ def test_mps_safe_keeps_every_tensor_small(
         return whole.batch.memory.largest_tensor_bytes if device == "mps" else None
 
     monkeypatch.setattr(module, "tensor_limit_bytes", limit)
-    assert prepared(bert_folder, reviews).batch.micro_batch == 8
-    safe = prepared(bert_folder, reviews, mps_safe=True)
+    assert prepared(bert_folder, reviews, recipe).batch.micro_batch == 8
+    safe = prepared(bert_folder, reviews, recipe, mps_safe=True)
 
     assert asked == ["cpu", "mps"]
     assert safe.batch.micro_batch < 8

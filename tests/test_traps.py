@@ -3,17 +3,14 @@
 import json
 import subprocess
 import sys
-from typing import Any
 
-import pytest
-import ray
 from torch import Tensor, nn
 
 from alrq_core.build import attach_adapters, lora_layers
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory
-from tune.run import RAY_SETTINGS, _ray
+from tune.cluster import RAY_SETTINGS
 from tune.workers import AllocationTrainable, TrialSpec
 
 
@@ -38,21 +35,6 @@ def test_adapters_go_to_exact_names_with_exact_ranks() -> None:
     attach_adapters(model, Allocation({n: Choice(16, r) for n, r in ranks.items()}), 2.0)
 
     assert {name: layer.r["default"] for name, layer in lora_layers(model).items()} == ranks
-
-
-def test_ray_starts_here_and_without_a_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ray.init()` joins whatever cluster it finds; the dashboard takes 260 MB and 3 s."""
-    given: list[dict[str, Any]] = []
-    monkeypatch.setattr(ray, "init", lambda **kwargs: given.append(kwargs))
-    monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with _ray(None):
-        pass
-    with _ray("10.0.0.1:6379"):
-        pass
-
-    assert given[0]["address"] == "local"
-    assert given[0]["include_dashboard"] is False
-    assert given[1]["address"] == "10.0.0.1:6379"
 
 
 def test_ray_repeats_little_and_writes_few_snapshots() -> None:

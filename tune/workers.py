@@ -1,7 +1,6 @@
 """Runs trials in Ray's workers, one rung a step, with everything shared kept between trials."""
 
 import gc
-import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,15 +156,3 @@ def checkpoint_path(folder: Path, trial_id: str) -> Path:
 def remove_checkpoint(folder: Path, trial_id: str) -> None:
     """Delete the checkpoint of a trial that has ended, where there is one."""
     checkpoint_path(folder, trial_id).unlink(missing_ok=True)
-
-
-def quiet_environment() -> dict[str, str]:
-    """Return the environment variables of workers: little chatter, small caches, the hub's keys."""
-    names = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
-    passed = {name: os.environ[name] for name in names if name in os.environ}
-    return passed | {
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore",
-        # Each batch has its own length; the default of 1024 kept shapes costs 0.5 GB a worker.
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
-    }

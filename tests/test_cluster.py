@@ -1,0 +1,105 @@
+"""Ray starts here, early, and leaves nothing behind when a study can't start."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from tune import cluster
+from tune.cluster import ray_started, worker_environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Ray is started with, without starting it."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "init", lambda **kwargs: calls.append(kwargs))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return calls
+
+
+def test_ray_starts_here_and_without_a_dashboard(given: list[dict[str, Any]]) -> None:
+    """`ray.init()` joins whatever cluster it finds; the dashboard takes 260 MB and 3 s."""
+    with ray_started(None):
+        pass
+    with ray_started("10.0.0.1:6379"):
+        pass
+
+    assert given[0]["address"] == "local"
+    assert given[0]["include_dashboard"] is False
+    assert given[1]["address"] == "10.0.0.1:6379"
+    assert given[1]["runtime_env"]["env_vars"] == worker_environment()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_workers_get_ready_where_all_of_them_will_be_used(
+    given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: bool
+) -> None:
+    monkeypatch.setattr(cluster, "NVIDIA_DRIVER", tmp_path if gpu else tmp_path / "absent")
+    with ray_started(None):
+        pass
+
+    assert set(cluster.PRELOADED.items()).issubset(os.environ.items()) is not gpu
+
+
+def test_every_library_gets_one_thread_before_it_is_loaded() -> None:
+    environment = worker_environment()
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+    assert [environment[name] for name in names] == ["1"] * len(names)
+
+
+def test_the_compiler_waits_until_something_is_compiled() -> None:
+    code = (
+        "import sys, torch; compile = torch.compile; import tune.warm, hqq.core.quantize; "
+        "assert 'torch._inductor.compile_fx' not in sys.modules; "
+        "assert torch.compile is compile; "
+        "add = tune.warm._compile_when_called(backend='eager')(lambda x: x + 1); "
+        "assert add(torch.ones(2)).tolist() == [2.0, 2.0]"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert process.returncode == 0, process.stderr
+
+
+def test_a_study_that_can_not_start_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Its memory limit is found to be too low when Ray already runs."""
+    mark = f"alrq-test-{os.getpid()}-{time.monotonic_ns()}"
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "run_search.py"), "--max-memory", "1MB"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+        env=os.environ | {"ALRQ_TEST_MARK": mark},
+    )
+
+    assert process.returncode == 2
+    assert process.stderr.startswith("run_search: `--max-memory` must be at least 10.12 MB")
+    assert process.stderr.count("\n") == 1
+    assert process.stdout == ""
+    assert not list(tmp_path.iterdir())
+    deadline = time.monotonic() + 20
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not marked(mark)
+
+
+def marked(mark: str) -> list[str]:
+    """Return the processes whose environment holds the mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found

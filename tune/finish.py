@@ -1,0 +1,60 @@
+"""Writes what a study found: tables, the front with its picture, the recommendation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tune.confirmation import Confirmed, confirmed, recommend
+from tune.mcnemar import write_mcnemar
+from tune.plots import draw_front
+from tune.prepare import Prepared
+from tune.results import write_results, write_study_tables
+from tune.state import StudyState
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """How a study ended.
+
+    Attributes:
+        state: All trials.
+        confirmed: What was confirmed, from the smallest to the largest.
+        recommendation: The allocation to use; None if there is none.
+        finished: Whether nothing is left to do.
+        files: The result files.
+    """
+
+    state: StudyState
+    confirmed: list[Confirmed]
+    recommendation: Confirmed | None
+    finished: bool
+    files: list[Path]
+
+
+def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult:
+    """Write every result file that the state allows."""
+    config = prepared.config
+    rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
+    recommendation = recommend(rows, config.margin)
+    write_study_tables(config.folder, state, prepared.inventory)
+    write_mcnemar(config.folder, state)
+    files = write_results(config, prepared.task.splits, state, rows, recommendation)
+    if any(trial.reports for trial in state.trials.values()):
+        picture = config.folder / "front.png"
+        draw_front(picture, state, rows, recommendation, _caption(prepared, state))
+        files.append(picture)
+    return StudyResult(
+        state=state, confirmed=rows, recommendation=recommendation, finished=finished, files=files
+    )
+
+
+def _caption(prepared: Prepared, state: StudyState) -> str:
+    config, recipe = prepared.config, prepared.config.recipe
+    ended = sum(trial.status != "running" for trial in state.of_role("search"))
+    searched = f"{ended} trials, {config.searcher} with {config.scheduler}; "
+    return (
+        f"{config.model} on {config.task}, space {config.space}: "
+        f"{'' if prepared.space.fixed else searched}"
+        f"{recipe.max_steps} steps of {recipe.batch_size} at learning "
+        f"rate {recipe.learning_rate:g}, at most {recipe.max_length} tokens; "
+        f"{len(prepared.task.validation)} validation and {len(prepared.task.test)} test sequences"
+    )
