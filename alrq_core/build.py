@@ -167,6 +167,13 @@ def attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: f
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
     model.is_loaded_in_8bit = True  # type: ignore[assignment]
     config = lora_config(allocation, alpha_over_rank)
+    # PEFT tries each pattern on each module: one a rank instead of one a module.
+    of_rank: dict[int, list[str]] = {}
+    for name, rank in allocation.rank_pattern.items():
+        of_rank.setdefault(rank, []).append(name)
+    patterns = {rank: f"^({exact_names(names)})$" for rank, names in of_rank.items()}
+    config.rank_pattern = {pattern: rank for rank, pattern in patterns.items()}
+    config.alpha_pattern = {key: alpha_over_rank * rank for rank, key in patterns.items()}
     with quiet_peft():
         get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
     for layer in lora_layers(model).values():

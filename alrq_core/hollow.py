@@ -20,7 +20,7 @@ from alrq_core.layers import (
     Linear8,
     Linear16,
     PackedEmbedding,
-    packed_layers,
+    multiplied_layers,
 )
 from alrq_core.models import model_class, resolve_model, set_dropout, task_config
 from alrq_core.packing import hqq_meta, quant_state
@@ -92,7 +92,7 @@ def fill(model: nn.Module, allocation: Allocation, dequantised: bool) -> None:
         layer: Any = frozen_layer(model, name)
         packed = layer.packed if isinstance(layer, PackedEmbedding) else layer
         _fill_layer(packed, choice.format)
-    for layer in packed_layers(model) if dequantised else ():
+    for layer in multiplied_layers(model) if dequantised else ():
         _keep(layer)
 
 

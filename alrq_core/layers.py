@@ -214,9 +214,23 @@ def packed_layers(model: nn.Module) -> list[Packed]:
     return [module for module in model.modules() if isinstance(module, Packed)]
 
 
+def multiplied_layers(model: nn.Module) -> list[Packed]:
+    """Return the packed layers that enter a matrix product, once each: of the embeddings those that
+    an output head shares.
+    """
+    looked_up = {
+        f"{name}.packed".lstrip(".")
+        for name, m in model.named_modules()
+        if isinstance(m, PackedEmbedding)
+    }
+    every = model.named_modules(remove_duplicate=False)
+    found = {id(m): m for name, m in every if isinstance(m, Packed) and name not in looked_up}
+    return list(found.values())
+
+
 def keep_dequantised(model: nn.Module) -> None:
     """Make a model compute with a dequantised copy of its weights: faster, and not smaller."""
-    for layer in packed_layers(model):
+    for layer in multiplied_layers(model):
         with torch.no_grad():
             # Detached: 16 bits in their own type are the parameter itself.
             layer.kept = layer.dequantised().to(layer.compute_dtype).detach()

@@ -157,7 +157,7 @@ def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:
         rank: Rank read from the adapter around it.
     """
     codes, others, stored = stored_tensors(layer)
-    data = codes.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    data = codes.detach().cpu().contiguous().view(torch.uint8).numpy().data
     return ModuleReceipt(
         module_class=f"{type(layer).__module__}.{type(layer).__qualname__}",
         bits=stored.bits,

@@ -213,3 +213,18 @@ def test_an_embedding_looks_up_what_its_matrix_holds(stored: Format) -> None:
 def test_an_embedding_refuses_formats_without_rows() -> None:
     with pytest.raises(ValueError, match="`format` of an embedding must be one of plain, int8"):
         pack(nn.Embedding(64, 64), default_format(2), torch.float32)
+
+
+def test_only_matrices_that_are_multiplied_are_copied() -> None:
+    embedding = pack(nn.Embedding(50, 128), default_format(8), torch.float32)
+    assert isinstance(embedding, PackedEmbedding)
+    linear = pack(make_linear(128, 64), default_format(4), torch.float32)
+    untied = nn.ModuleDict({"embedding": embedding, "linear": linear})
+    keep_dequantised(untied)
+
+    assert embedding.packed.kept is None
+    assert linear.kept is not None
+    keep_dequantised(nn.ModuleDict({"embedding": embedding, "head": embedding.packed}))
+
+    assert embedding.packed.kept is not None
+    assert len(packed_layers(untied)) == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alrq_core.build import adapter_tensors, lora_layers
-from alrq_core.layers import packed_layers
+from alrq_core.layers import multiplied_layers
 from alrq_core.records import EXECUTIONS, LORA_INITS, TrialReport
 from alrq_core.trial import TrainingDivergedError, TrialRun
 from tests.tiny import RECIPE, make_context, mixed, uniform
@@ -75,10 +75,10 @@ def test_a_dequantised_copy_trains_to_the_same_digits(bert_folder: Path) -> None
     packed, copied = runs
 
     assert packed[:2] == copied[:2]
-    assert all(layer.kept is None for layer in packed_layers(packed[2].model))
-    assert all(layer.kept is not None for layer in packed_layers(copied[2].model))
+    assert all(layer.kept is None for layer in multiplied_layers(packed[2].model))
+    assert all(layer.kept is not None for layer in multiplied_layers(copied[2].model))
     confirmed = TrialRun(copied[2].context, copied[2].allocation, seed=0, packed=True)
-    assert all(layer.kept is None for layer in packed_layers(confirmed.model))
+    assert all(layer.kept is None for layer in multiplied_layers(confirmed.model))
 
 
 @pytest.mark.parametrize("lora_init", LORA_INITS)
