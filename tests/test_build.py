@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from alrq_core.build import ADAPTER, build_model, frozen_layer, lora_layers
 from alrq_core.models import load_model
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import DEFAULT_METHODS
-from tests.tiny import make_context, uniform
+from tests.tiny import make_context, mixed, uniform
 
 CPU = torch.device("cpu")
 
@@ -125,3 +126,18 @@ def test_every_dropout_gets_the_recipes_probability(bert_folder: Path, dropout: 
     with torch.no_grad():
         one, two = (model.train()(input_ids=ids).logits for _ in range(2))
     assert torch.equal(one, two) == (dropout == 0)
+
+
+def test_blocks_below_the_lowest_adapter_keep_nothing_for_backward(bert_folder: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    last = max(target.block for target in context.inventory.targets)
+    ranks = {t.name: 2 for t in context.inventory.targets if t.block == last}
+    allocation = mixed(context.inventory).with_ranks(ranks)
+    model: Any = build_model(context.base, allocation, (), 2.0, torch.float32, CPU)
+    graphs: list[bool] = []
+    for block in model.base_model.encoder.layer:
+        block.register_forward_pre_hook(lambda _, args: graphs.append(args[0].requires_grad))
+    logits = model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits
+
+    assert not any(graphs)
+    assert logits.requires_grad
