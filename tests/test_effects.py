@@ -1,0 +1,118 @@
+"""The effects model is Bayesian linear regression, and says so in draws."""
+
+import numpy as np
+import pytest
+
+from search_spaces.allocation import Allocation, Choice
+from tune import effects
+from tune.effects import EffectsModel, Observation
+
+NAMES = ("a", "b", "c")
+CHOICES = tuple(Choice(bits, rank) for bits in (2, 4) for rank in (0, 8))
+PAIRS = [(name, choice) for name in NAMES for choice in CHOICES]
+DAMAGE = {(n, c): (0.08 if c.bits == 2 else 0.01) * (1 + NAMES.index(n)) for n, c in PAIRS}
+GAIN = {(n, c): 0.0 if c.rank == 0 else 0.03 * (3 - NAMES.index(n)) for n, c in PAIRS}
+NOISE = 0.01
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> EffectsModel:
+    monkeypatch.setattr(effects, "NOISE", (NOISE,))
+    return EffectsModel(PAIRS, DAMAGE, GAIN, rungs=2)
+
+
+def some(model: EffectsModel, count: int, seed: int = 0) -> list[Observation]:
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        picked = {name: CHOICES[generator.integers(len(CHOICES))] for name in NAMES}
+        loss = 0.5 + 0.1 * generator.standard_normal()
+        rung = int(generator.integers(2))
+        found.append(Observation(model.index(Allocation(picked)), rung, loss))
+    return found
+
+
+def dense(model: EffectsModel, seen: list[Observation]) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and covariance of the pairs' effects by the textbook, features spelt out."""
+    formats = sorted({(n, c.bits) for n, c in PAIRS})
+    ranks = sorted({(n, c.rank) for n, c in PAIRS})
+    columns = 2 + 1 + 1 + len(formats) + len(ranks)
+    effect = np.zeros((len(PAIRS), columns))
+    variance = np.zeros(columns)
+    mean = np.zeros(columns)
+    variance[:2] = effects.LEVEL**2
+    variance[2:4] = effects.DAMAGE_SCALE**2, effects.GAIN_SCALE**2
+    mean[2:4] = 1.0, effects.GAIN_MEAN
+    for row, (name, choice) in enumerate(PAIRS):
+        effect[row, 2:4] = DAMAGE[name, choice], -GAIN[name, choice]
+        for key, start, all_keys, table in (
+            ((name, choice.bits), 4, formats, DAMAGE),
+            ((name, choice.rank), 4 + len(formats), ranks, GAIN),
+        ):
+            column = start + all_keys.index(key)
+            effect[row, column] = 1.0
+            size = effects.OWN_PART * table[name, choice]
+            variance[column] = max(variance[column], size**2 + effects.OWN_FLOOR**2)
+    design = np.array([effect[o.choices].sum(axis=0) for o in seen]).reshape(len(seen), columns)
+    for row, observation in enumerate(seen):
+        design[row, observation.rung] = 1.0
+    noise = np.array([NOISE**2 + (effects.RUNG_NOISE * o.rung) ** 2 for o in seen])
+    losses = np.array([o.loss for o in seen])
+    precision = np.diag(1 / variance) + design.T @ (design / noise[:, None])
+    covariance = np.linalg.inv(precision)
+    left = losses - losses.mean() - design @ mean
+    found = mean + covariance @ design.T @ (left / noise)
+    return effect @ found, effect @ covariance @ effect.T
+
+
+def test_without_observations_the_table_speaks(model: EffectsModel) -> None:
+    found, _ = model.mean([])
+
+    assert found == pytest.approx([DAMAGE[p] - effects.GAIN_MEAN * GAIN[p] for p in PAIRS])
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_the_mean_is_the_textbooks(model: EffectsModel, count: int) -> None:
+    seen = some(model, count)
+
+    np.testing.assert_allclose(model.mean(seen)[0], dense(model, seen)[0], rtol=1e-6, atol=1e-9)
+
+
+def test_draws_have_the_textbooks_mean_and_covariance(model: EffectsModel) -> None:
+    seen = some(model, 12)
+    generator = np.random.default_rng(1)
+    draws = np.array([model.draw(seen, generator)[0] for _ in range(4000)])
+    mean, covariance = dense(model, seen)
+    spread = np.sqrt(np.diag(covariance))
+
+    assert np.abs((draws.mean(axis=0) - mean) / spread).max() < 0.08
+    assert np.abs(np.cov(draws.T) - covariance).max() < 0.1 * covariance.max()
+
+
+def test_the_noise_is_the_likeliest_of_a_few() -> None:
+    model = EffectsModel(PAIRS, DAMAGE, GAIN, rungs=2)
+    generator = np.random.default_rng(0)
+    seen = [o for o in some(model, 60) if o.rung == 0]
+    for noise in (effects.NOISE[0], effects.NOISE[-1]):
+        exact = [sum(DAMAGE[PAIRS[n]] - 0.5 * GAIN[PAIRS[n]] for n in o.choices) for o in seen]
+        noisy = [
+            Observation(o.choices, 0, loss + noise * generator.standard_normal())
+            for o, loss in zip(seen, exact, strict=True)
+        ]
+        rows = model._rows(noisy)
+        kernel = model._gram[np.ix_(rows, rows)] + effects.LEVEL**2
+        prior = np.array([model._prior()[o.choices].sum() for o in noisy])
+        losses = np.array([o.loss for o in noisy])
+        rung = np.zeros(len(noisy), dtype=int)
+        found = effects._likeliest_noise(kernel, losses - losses.mean() - prior, rung)
+
+        assert found == pytest.approx(np.full(len(noisy), noise))
+
+
+def test_features_are_kept_from_call_to_call(model: EffectsModel) -> None:
+    seen = some(model, 20)
+    for count in (3, 3, 11, 20):
+        np.testing.assert_allclose(
+            model.mean(seen[:count])[0], dense(model, seen[:count])[0], rtol=1e-6, atol=1e-9
+        )
+    assert len(model._known) == len({o.choices.tobytes() for o in seen})
