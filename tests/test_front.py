@@ -2,7 +2,7 @@
 
 import random
 
-from tune.front import crowding, dominates, front, order, ranks
+from tune.front import crowding, dominates, front, hypervolume, hypervolume_gain, order, ranks
 
 # Three layers: a, b, c cannot be beaten; d is beaten by b; e by d.
 A, B, C, D, E = (1.0, 9.0), (3.0, 4.0), (8.0, 1.0), (4.0, 5.0), (5.0, 6.0)
@@ -59,3 +59,20 @@ def test_front_against_its_definition() -> None:
         }
         assert set(front(points)) == slow
         assert sorted(order(points)) == list(range(12))
+
+
+def test_hypervolume_computed_by_hand() -> None:
+    """Steps of 1 x 3, 2 x 2 and a point that is dominated, up to (4, 4)."""
+    points = [(3.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
+
+    assert hypervolume(points, (4.0, 4.0)) == 1 * 3 + 2 * 2
+    assert hypervolume(points, (1.0, 1.0)) == 0.0
+    assert hypervolume([], (4.0, 4.0)) == 0.0
+
+
+def test_what_a_candidate_adds_is_the_area_that_it_alone_dominates() -> None:
+    points = [(3.0, 1.0), (1.0, 2.0)]
+    candidates = [(0.5, 3.0), (2.0, 2.5), (2.0, 1.0), (4.0, 4.0)]
+
+    assert hypervolume_gain(points, candidates) == [0.5, 0.0, 1.0, 0.0]
+    assert hypervolume_gain([], [(1.0, 2.0), (3.0, 5.0)]) == [6.0, 0.0]

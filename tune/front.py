@@ -63,3 +63,28 @@ def front(points: Sequence[Point]) -> list[int]:
     """Return the indices of the non-dominated points, by the second coordinate."""
     rank = ranks(points)
     return sorted((i for i in range(len(points)) if rank[i] == 0), key=lambda i: points[i][1])
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Return the area that the points dominate, up to the reference.
+
+    Zitzler and Thiele 1999, "Multiobjective evolutionary algorithms: a comparative case study and
+    the strength Pareto approach", section III-A.
+    """
+    area, height = 0.0, reference[0]
+    for loss, size in sorted(points, key=lambda point: (point[1], point[0])):
+        if loss < height and size < reference[1]:
+            area += (height - loss) * (reference[1] - size)
+            height = loss
+    return area
+
+
+def hypervolume_gain(points: Sequence[Point], candidates: Sequence[Point]) -> list[float]:
+    """Return how much each candidate alone would add to the area that the points dominate.
+
+    The reference is the worst of all points and candidates in both coordinates.
+    """
+    every = [*points, *candidates]
+    reference = (max(loss for loss, _ in every), max(size for _, size in every))
+    before = hypervolume(points, reference)
+    return [hypervolume([*points, candidate], reference) - before for candidate in candidates]

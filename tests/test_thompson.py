@@ -1,0 +1,141 @@
+"""The sampler on a synthetic, additive problem whose table is only roughly right."""
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import optuna
+import pytest
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from alrq_core.visibility import ModuleVisibility, VisibilityTable
+from search_spaces.allocation import Allocation
+from search_spaces.costs import memory_bytes
+from search_spaces.spaces import Space, make_space
+from tests.simulated import make_inventory
+from tune.front import hypervolume
+from tune.searchers import distributions, from_params
+from tune.thompson import ThompsonSampler
+
+RUNGS = (50, 100, 200)
+Loss = Callable[[Allocation], float]
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return make_space("joint", make_inventory(blocks=6))
+
+
+def make_table(space: Space) -> VisibilityTable:
+    generator = random.Random(0)
+    modules = {}
+    for name in space.inventory.names:
+        ranks, size = space.ranks[name], space.group_sizes[name][0]
+        visible = 10 ** generator.uniform(-3, -1)
+        formats = [space.choice(name, bits, 0, size).format for bits in space.bits[name]]
+        modules[name] = ModuleVisibility(
+            ranks=tuple(ranks),
+            damage={
+                f: tuple(visible * 4.0 ** (2 - f.bits) / (1 + r) for r in ranks) for f in formats
+            },
+            gain=tuple(0.004 * math.log2(1 + r) for r in ranks),
+        )
+    return VisibilityTable(
+        key="x", modules=modules, steps=1, sequences=1, start_loss=0.7, end_loss=0.5, seconds=1.0
+    )
+
+
+def make_loss(space: Space, table: VisibilityTable) -> Loss:
+    """The table's modules, each wrong by a factor of up to three, and noise of training."""
+    generator = random.Random(1)
+    wrong = {name: 3 ** generator.uniform(-1, 1) for name in space.inventory.names}
+    noise = random.Random(2)
+
+    def loss(allocation: Allocation) -> float:
+        effects = sum(wrong[n] * table.value(n, c, 0.5) for n, c in allocation.choices.items())
+        return 0.6 + effects + noise.gauss(0, 0.004)
+
+    return loss
+
+
+def run(space: Space, sampler: BaseSampler, loss: Loss, trials: int) -> list[tuple[float, float]]:
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    points = []
+    for _ in range(trials):
+        trial = study.ask(distributions(space))
+        allocation = from_params(trial.params, space)
+        size = memory_bytes(allocation, space.inventory)
+        points.append((loss(allocation), float(size)))
+        study.tell(trial, points[-1])
+    return points
+
+
+def area(points: list[tuple[float, float]]) -> float:
+    return hypervolume([(loss, math.log(size)) for loss, size in points], (1.0, math.log(4e7)))
+
+
+def test_it_finds_a_better_front_than_random_draws(space: Space) -> None:
+    table = make_table(space)
+    found = area(
+        run(space, ThompsonSampler(space, table, RUNGS, seed=0), make_loss(space, table), 12)
+    )
+    by_chance = area(run(space, RandomSampler(seed=0), make_loss(space, table), 60))
+
+    assert found > by_chance
+
+
+class Forgetful(ThompsonSampler):
+    """Knows what was tried, and nothing of how it went."""
+
+    def _observed(self, trial: FrozenTrial) -> tuple[int, float | None]:
+        return 0, None
+
+
+def test_it_learns_where_the_table_is_wrong(space: Space) -> None:
+    table = make_table(space)
+    areas = {
+        kind: np.mean(
+            [
+                area(run(space, kind(space, table, RUNGS, seed=s), make_loss(space, table), 36))
+                for s in range(3)
+            ]
+        )
+        for kind in (ThompsonSampler, Forgetful)
+    }
+
+    assert areas[ThompsonSampler] > areas[Forgetful]
+
+
+def test_proposals_that_run_together_differ_and_fit(space: Space) -> None:
+    smallest = memory_bytes(space.smallest(), space.inventory)
+    sampler = ThompsonSampler(space, make_table(space), RUNGS, round(1.3 * smallest), seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    asked = [from_params(study.ask(distributions(space)).params, space) for _ in range(12)]
+
+    assert len(set(asked)) == 12
+    assert all(memory_bytes(a, space.inventory) <= 1.3 * smallest + 1 for a in asked)
+
+
+def test_it_knows_stopped_trials_by_their_rung_and_ignores_failed_ones(space: Space) -> None:
+    sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    stopped, failed, odd = (study.ask(distributions(space)) for _ in range(3))
+    for trial, step in ((stopped, 50), (odd, 51)):
+        trial.set_user_attr("loss", 0.6)
+        trial.set_user_attr("step", step)
+        study.tell(trial, state=TrialState.PRUNED)
+    study.tell(failed, state=TrialState.FAIL)
+    known = study.get_trials(deepcopy=False)
+
+    assert sampler._observed(known[0]) == (2, 0.6)
+    assert sampler._observed(known[2])[1] is None
+    assert isinstance(sampler.propose(known), Allocation)
+
+
+def test_parameters_of_another_space_are_refused(space: Space) -> None:
+    sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    with pytest.raises(ValueError, match="`x` must be a parameter of this sampler's space"):
+        study.ask().suggest_int("x", 0, 1)

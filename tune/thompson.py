@@ -1,0 +1,130 @@
+"""Proposes allocations by Thompson sampling over effects of modules, exactly on a budget."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from alrq_core.visibility import VisibilityTable
+from search_spaces.allocation import Allocation
+from search_spaces.costs import memory_bytes
+from search_spaces.spaces import Space
+from tune.budget import BudgetSolver, space_choices
+from tune.effects import EffectsModel, Observation
+from tune.front import hypervolume_gain
+from tune.searchers import distributions, from_params, to_params
+
+# Sizes at which a draw's best allocations are looked at, from the smallest to the largest.
+SIZES = 24
+
+
+class ThompsonSampler(BaseSampler):
+    """Draws a model of all effects, solves it for sizes along the front, and takes what adds most.
+
+    Each proposal is one draw of the posterior (Thompson 1933) of `EffectsModel`. For a row of sizes
+    the budget solver finds the allocation that this draw says is best; proposed is the one whose
+    addition to all that was tried, as the draw sees that, dominates the most new area of loss and
+    the logarithm of bytes. Running trials count as tried, so parallel proposals differ.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        table: VisibilityTable,
+        rungs: Sequence[int],
+        max_memory_bytes: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Prepare the model and the solver.
+
+        Args:
+            space: What may be chosen.
+            table: Of this space.
+            rungs: Steps at which trials report, ascending. A trial that was stopped has its last
+                loss and step in the user attributes `loss` and `step`.
+            max_memory_bytes: Limit on proposals.
+            seed: Of the draws.
+        """
+        self._space = space
+        self._rungs = tuple(rungs)
+        self._generator = np.random.default_rng(seed)
+        self._solver = BudgetSolver(space.inventory, space_choices(space))
+        pairs = self._solver.pairs
+        self._model = EffectsModel(
+            pairs,
+            {pair: table.damage(*pair) for pair in pairs},
+            {pair: table.gain(*pair) for pair in pairs},
+            len(self._rungs),
+        )
+        largest = memory_bytes(space.largest(), space.inventory)
+        limit = min(largest, max_memory_bytes or largest)
+        self._sizes = np.geomspace(self._solver.smallest_bytes, limit, SIZES).astype(int)
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return all of the space."""
+        return distributions(self._space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return one allocation as parameters."""
+        earlier = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
+        return to_params(self.propose(earlier), self._space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Raise, since all parameters are drawn together.
+
+        Raises:
+            ValueError: A parameter is not one of the space.
+        """
+        raise ValueError(
+            f"`{param_name}` must be a parameter of this sampler's space, got another one. "
+            "Suggest the parameters of `distributions(space)` only."
+        )
+
+    def propose(self, earlier: Sequence[FrozenTrial]) -> Allocation:
+        """Return the next allocation after the given trials."""
+        tried = [t for t in earlier if t.params and t.state != TrialState.FAIL]
+        allocations = [from_params(t.params, self._space) for t in tried]
+        chosen = [self._model.index(allocation) for allocation in allocations]
+        seen = [
+            Observation(choices, rung, loss)
+            for t, choices in zip(tried, chosen, strict=True)
+            for rung, loss in [self._observed(t)]
+            if loss is not None
+        ]
+        effects, _ = self._model.draw(seen, self._generator)
+        found = dict.fromkeys(self._solver.frontier(effects, self._sizes.tolist()))
+        known = set(allocations)
+        new = [allocation for allocation in found if allocation not in known] or list(found)
+        points = [self._point(effects, a, c) for a, c in zip(allocations, chosen, strict=True)]
+        candidates = [self._point(effects, a, self._model.index(a)) for a in new]
+        gains = hypervolume_gain(points, candidates)
+        return new[int(np.argmax(gains))]
+
+    def _point(
+        self, effects: np.ndarray, allocation: Allocation, choices: np.ndarray
+    ) -> tuple[float, float]:
+        size = memory_bytes(allocation, self._space.inventory)
+        return float(effects[choices].sum()), float(np.log(size))
+
+    def _observed(self, trial: FrozenTrial) -> tuple[int, float | None]:
+        """Return the rung, 0 for the highest, and the loss that a trial reached; None for none."""
+        if trial.state == TrialState.COMPLETE:
+            return 0, trial.values[0]
+        step, loss = trial.user_attrs.get("step"), trial.user_attrs.get("loss")
+        if step not in self._rungs or loss is None or not np.isfinite(loss):
+            return 0, None
+        return len(self._rungs) - 1 - self._rungs.index(step), float(loss)
