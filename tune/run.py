@@ -189,8 +189,8 @@ def _forget_checkpoints(folder: Path) -> Listener:
     def forget(event: Event, state: StudyState) -> None:
         if not isinstance(event, Completed | Stopped | Failed):
             return
-        # Confirmed trials can be exported.
-        if state.trials[event.trial].role != "confirm" or isinstance(event, Failed):
+        # What was scored on the test split can be exported.
+        if state.trials[event.trial].role == "search" or isinstance(event, Failed):
             remove_checkpoint(folder, event.trial)
 
     return forget
