@@ -189,6 +189,11 @@ def train_batches(tokens: Tokens, recipe: Recipe, seed: int) -> Iterator[np.ndar
             yield batches[number]
 
 
+def part_tokens(device: torch.device) -> int | None:
+    """Return the padded tokens that go through a model at once on a device; None for no limit."""
+    return PART_TOKENS if device.type == "cpu" else None
+
+
 def train_parts(
     rows: np.ndarray, lengths: np.ndarray, most: int, most_tokens: int | None
 ) -> list[np.ndarray]:

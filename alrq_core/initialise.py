@@ -175,7 +175,7 @@ def initialise_eva(model: nn.Module, moments: Moments) -> None:
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         moment = moments[name].to(a.device)
         with torch.no_grad():
-            values, vectors = _leading_eigenvectors(partial(torch.matmul, moment), moment, len(a))
+            values, vectors = leading_eigenvectors(partial(torch.matmul, moment), moment, len(a))
             lengths = (_usual_response(moment) / _floored(values)).sqrt()
             a[: vectors.shape[1]] = (vectors * lengths).T
             b.zero_()
@@ -195,7 +195,7 @@ def _correction(weight: Tensor, stored: Tensor, moment: Tensor, rank: int) -> tu
         # There is nothing to win, and halves as small as a rounding error would get gradients as
         # small: each half's gradient is a multiple of the other.
         return lost.new_empty(0, lost.shape[1]), lost.new_empty(lost.shape[0], 0)
-    values, vectors = _leading_eigenvectors(lambda x: weighted @ (lost.T @ x), lost, rank)
+    values, vectors = leading_eigenvectors(lambda x: weighted @ (lost.T @ x), lost, rank)
     # The eigenvalue is the mean square of the row's product with the inputs.
     root = (_floored(values) / _usual_response(moment)).sqrt()
     return (vectors / root).T @ lost, vectors * root
@@ -215,7 +215,7 @@ def _floored(values: Tensor) -> Tensor:
     return values.clamp_min(EIGENVALUE_FLOOR * float(values[0]))
 
 
-def _leading_eigenvectors(
+def leading_eigenvectors(
     product: Callable[[Tensor], Tensor], like: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvalues of a symmetric operator, and their vectors as columns.

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from alrq_core.build import tied_head
 from alrq_core.context import TrialContext
-from alrq_core.encode import PART_TOKENS, Batch, EncodedTask, collate, train_batches, train_parts
+from alrq_core.encode import Batch, EncodedTask, collate, part_tokens, train_batches, train_parts
+from alrq_core.heads import head_names
+from alrq_core.initialise import leading_eigenvectors
 from alrq_core.machine import pick_device
 from alrq_core.packing import pack
 from alrq_core.trial import TrialRun
@@ -41,7 +43,6 @@ START_FRACTION, END_FRACTION, BATCH_FRACTION = 0.05, 0.5, 0.08
 SCORED_SEQUENCES = 16
 # As every trial of a study fits in memory, so does this one.
 WARM_BITS, WARM_RANK = 4, 8
-SUBSPACE_ITERATIONS = 5
 KEY_DIGITS = 32
 RECIPE_PARTS = (
     *("learning_rate", "max_steps", "batch_size", "warmup_fraction", "weight_decay"),
@@ -172,7 +173,7 @@ def _shortened(context: TrialContext, plan: MeasurePlan) -> TrialContext:
 def _measured(context: TrialContext, plan: MeasurePlan, seed: int) -> Iterator[Batch]:
     device, task = pick_device(context.recipe.device), context.task
     trained = train_batches(task.train, context.recipe, seed)
-    most_tokens = PART_TOKENS if device.type == "cpu" else None
+    most_tokens = part_tokens(device)
     for rows in islice(trained, plan.end_step, plan.end_step + plan.batches):
         for part in train_parts(rows, task.train.lengths, context.recipe.micro_batch, most_tokens):
             yield collate(task.train, part, task.pad_id).to(device)
@@ -243,18 +244,8 @@ def _damages(
 
 
 def _leading_energies(matrix: Tensor, count: int) -> Tensor:
-    """Return the squares of the largest singular values, descending.
-
-    Subspace iteration from a fixed start (Halko et al., arXiv:0909.4061, algorithm 4.4).
-    """
-    width = min(2 * count, *matrix.shape)
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(matrix.shape[1], width, generator=generator).to(matrix)
-    basis = torch.linalg.qr(matrix @ start).Q
-    for _ in range(SUBSPACE_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
-    values: Tensor = torch.linalg.svdvals(basis.T @ matrix)[:count]
-    return values.square()
+    """Return the squares of the largest singular values, descending."""
+    return leading_eigenvectors(lambda x: matrix @ (matrix.T @ x), matrix, count)[0]
 
 
 def _formats(space: Space, name: str) -> list[Format]:
@@ -275,10 +266,14 @@ def table_key(context: TrialContext, space: Space, seed: int) -> str:
     """Return a key of all that a table is made from.
 
     The model's weights, the training tokens, the parts of the recipe that change what is learned,
-    formats and ranks. How it is computed (device, execution, type of products) is left out.
+    formats and ranks. How it is computed (device, execution, type of products) is left out, and so
+    is the new head, which each process draws anew and each trial replaces.
     """
     digest = hashlib.sha256()
+    head = tuple(f"{name}." for name in head_names(context.base, context.task.kind))
     for name, tensor in context.base.state_dict().items():
+        if name.startswith(head):
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     _add_task(digest, context.task)

@@ -2,10 +2,8 @@
 
 import hashlib
 import importlib.metadata
-import os
 import sys
 import zlib
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alrq_core.files import replaced
 from alrq_core.quantise import quantise
 from search_spaces.formats import Format
 
@@ -75,14 +74,10 @@ class PackedCache:
         self.made += 1
         tensors = {name: tensor.cpu().contiguous() for name, tensor in made.items()}
         checksum = _checksum(tensors)
-        partial = self._folder / f"{key}.{os.getpid()}.partial"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata={"crc32": str(checksum)})
-            partial.replace(self._path(key))
+            with replaced(self._path(key)) as partial:
+                save_file(tensors, partial, metadata={"crc32": str(checksum)})
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             print(f"packed weights can't be kept in {self._folder}: {error}", file=sys.stderr)
             return tensors, checksum
         # The map of the file takes the place of this process's own copy.

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from alrq_core.encode import (
     EVAL_BATCH_FACTOR,
-    PART_TOKENS,
     Batch,
     EncodedTask,
     Tokens,
     collate,
     eval_batches,
+    part_tokens,
 )
 from alrq_core.records import Recipe, TestScore
 
@@ -128,7 +128,7 @@ def evaluate(
     losses = np.empty(len(tokens), dtype=np.float64)
     predictions = np.zeros(len(tokens.labels), dtype=np.int64)
     most = recipe.micro_batch * EVAL_BATCH_FACTOR
-    for rows in eval_batches(tokens, most, PART_TOKENS if device.type == "cpu" else None):
+    for rows in eval_batches(tokens, most, part_tokens(device)):
         batch = collate(tokens, rows, task.pad_id).to(device)
         with torch.inference_mode(), autocast(compute_dtype, device):
             batch_losses, logits = sequence_losses(model, batch)

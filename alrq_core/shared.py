@@ -1,10 +1,8 @@
 """Lets all processes of a machine share one copy of a base model's weights."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Container, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import transformers
@@ -13,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from alrq_core.files import replaced
 
 
 def weights_folder() -> Path:
@@ -48,18 +48,15 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
     """
     weights = {name: p for name, p in model.named_parameters() if name not in new}
     path = weights_folder() / f"{_key(weights, source)}.safetensors"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: p.detach().contiguous() for name, p in weights.items()}, partial)
-            partial.replace(path)
+            tensors = {name: parameter.detach().contiguous() for name, parameter in weights.items()}
+            with replaced(path) as partial:
+                save_file(tensors, partial)
         with safe_open(path, framework="pt") as file:
             for name, parameter in weights.items():
                 parameter.data = file.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         print(f"weights can't be shared through {weights_folder()}: {error}", file=sys.stderr)
 
 

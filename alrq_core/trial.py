@@ -1,6 +1,5 @@
 """Trains and scores one allocation, rung by rung, and proves with a receipt what ran."""
 
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -15,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from alrq_core.adalora import AdaptiveRanks
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
-from alrq_core.encode import PART_TOKENS, Batch, Tokens, collate, train_batches, train_parts
+from alrq_core.encode import Batch, Tokens, collate, part_tokens, train_batches, train_parts
+from alrq_core.files import replaced
 from alrq_core.heads import head_names, reset_head
 from alrq_core.layers import STORAGE_DTYPE, keep_dequantised
 from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
@@ -162,8 +162,6 @@ class TrialRun:
 
         At full fidelity the optimiser's state is left out, since nothing is left to train.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
         finished = self.step == self.context.recipe.max_steps
         state = {
             "step": self.step,
@@ -175,8 +173,8 @@ class TrialRun:
             "schedule": self._schedule.state_dict(),
             "randomness": self._randomness.states,
         }
-        torch.save(state, partial)
-        partial.replace(path)
+        with replaced(path) as partial:
+            torch.save(state, partial)
 
     def load_checkpoint(self, path: Path) -> TrialReport:
         """Continue from a checkpoint of this allocation and seed; return its last report."""
@@ -204,7 +202,7 @@ class TrialRun:
         """Do one optimiser step; return its mean loss over sequences, on the device."""
         task, recipe = self.context.task, self.context.recipe
         rows = next(self._batches)
-        most_tokens = PART_TOKENS if self._device.type == "cpu" else None
+        most_tokens = part_tokens(self._device)
         parts = train_parts(rows, task.train.lengths, recipe.micro_batch, most_tokens)
         losses = []
         for part in parts:

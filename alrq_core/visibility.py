@@ -1,7 +1,6 @@
 """The visibility table: what each format of each module costs the task, and what rank wins back."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from alrq_core.files import replaced
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Format
 
@@ -183,11 +183,9 @@ class VisibilityTable:
 
     def save(self, folder: Path) -> Path:
         """Write the table into a folder, at once or not at all; return its file."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = table_path(folder, self.key)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.to_json()), encoding="utf-8")
-        partial.replace(path)
+        with replaced(path) as partial:
+            partial.write_text(json.dumps(self.to_json()), encoding="utf-8")
         return path
 
 

@@ -19,7 +19,7 @@ from alrq_core.context import TrialContext, load_context
 from alrq_core.records import Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
-from search_spaces.spaces import Space, make_space
+from search_spaces.spaces import make_space
 
 TRIALS, STEPS = 4, 2
 
@@ -71,28 +71,14 @@ def run_worker() -> tuple[TrialContext, int, list[tuple[int, int]]]:
     space = make_space("joint", shared.inventory)
     seen, copied = set(), []
     for number in range(TRIALS):
-        allocation = draw(space, number)
+        generator = random.Random(number)
+        names = space.inventory.names
+        allocation = Allocation({name: space.draw(name, generator) for name in names})
         seen |= {(name, choice.format) for name, choice in allocation.choices.items()}
         run = TrialRun(shared, allocation, seed=0)
         run.advance(1)
         copied.append(own_bytes(shared, run))
     return shared, len(seen), copied
-
-
-def draw(space: Space, seed: int) -> Allocation:
-    """Return a random allocation."""
-    generator = random.Random(seed)
-    return Allocation(
-        {
-            name: space.choice(
-                name,
-                generator.choice(space.bits[name]),
-                generator.choice(space.ranks[name]),
-                space.group_sizes[name][0],
-            )
-            for name in space.inventory.names
-        }
-    )
 
 
 def own_bytes(shared: TrialContext, run: TrialRun) -> tuple[int, int]:

@@ -170,11 +170,7 @@ def fill_cache(prepared: Prepared, folder: Path) -> None:
 
 def random_allocation(space: Space, generator: random.Random) -> Allocation:
     """Return bits and ranks that are drawn evenly, module by module."""
-    choices = {}
-    for name in space.inventory.names:
-        drawn = (generator.choice(of[name]) for of in (space.bits, space.ranks, space.group_sizes))
-        choices[name] = space.choice(name, *drawn)
-    return Allocation(choices)
+    return Allocation({name: space.draw(name, generator) for name in space.inventory.names})
 
 
 def run_trials(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import log10
+from random import Random
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes, module_bytes, packable
@@ -61,12 +62,27 @@ class Space:
         """Decimal logarithm of the number of allocations, group sizes counted where they matter."""
         if self.points:
             return log10(len(self.points))
-        return sum(log10(len(self._choices(module))) for module in self.inventory.modules)
+        return sum(log10(len(self.choices(name))) for name in self.inventory.names)
 
     def choice(self, name: str, bits: int, rank: int, group_size: int) -> Choice:
         """Return a module's choice in the format that the backend has for these bits."""
         chosen = self.formats.of(bits, group_size)
         return Choice(bits, rank, chosen.method, chosen.group_size)
+
+    def choices(self, name: str) -> tuple[Choice, ...]:
+        """Return all that a module of a searched space may take, each once."""
+        every = (
+            self.choice(name, bits, rank, group_size)
+            for bits in self.bits[name]
+            for rank in self.ranks[name]
+            for group_size in self.group_sizes[name]
+        )
+        return tuple(dict.fromkeys(every))
+
+    def draw(self, name: str, generator: Random) -> Choice:
+        """Return a module's choice with bits, rank and group size each drawn evenly."""
+        bits, rank = generator.choice(self.bits[name]), generator.choice(self.ranks[name])
+        return self.choice(name, bits, rank, generator.choice(self.group_sizes[name]))
 
     def smallest(self) -> Allocation:
         """Return the allocation with the fewest bytes."""
@@ -104,20 +120,11 @@ class Space:
                 found[allocation] = None
         return list(found)[:limit]
 
-    def _choices(self, module: TargetModule) -> set[Choice]:
-        name = module.name
-        return {
-            self.choice(name, bits, rank, group_size)
-            for bits in self.bits[name]
-            for rank in self.ranks[name]
-            for group_size in self.group_sizes[name]
-        }
-
     def _extreme(self, pick: Callable[..., Choice]) -> Allocation:
         return Allocation(
             {
                 module.name: pick(
-                    self._choices(module),
+                    self.choices(module.name),
                     key=lambda choice, module=module: module_bytes(module, choice),
                 )
                 for module in self.inventory.modules

@@ -1,5 +1,6 @@
 import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from alrq_core import measure
 from alrq_core.context import TrialContext
 from alrq_core.encode import collate
+from alrq_core.heads import head_names, reset_head
 from alrq_core.measure import measure_plan, table_key, visibility_table
 from alrq_core.records import TaskKind
 from alrq_core.scoring import sequence_losses
@@ -190,6 +192,9 @@ def test_the_key_tells_what_matters(context_of: Contexts) -> None:
         return table_key(replace(context, recipe=recipe), space, 0)
 
     assert key == other(execution="dequantized", accumulation_steps=2, device="cpu")
+    base = deepcopy(context.base)
+    reset_head(base, head_names(base, "classification"))
+    assert key == table_key(replace(context, base=base), space, 0)
     shorter = replace(context, task=replace(context.task, train=context.task.validation))
     assert (
         len({key, other(learning_rate=0.1), other(max_steps=9), table_key(context, space, 1)}) == 4

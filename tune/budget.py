@@ -134,17 +134,7 @@ class BudgetSolver:
 
 def space_choices(space: Space) -> dict[str, tuple[Choice, ...]]:
     """Return every module's choices in a searched space, each once."""
-    return {
-        name: tuple(
-            dict.fromkeys(
-                space.choice(name, bits, rank, size)
-                for bits in space.bits[name]
-                for rank in space.ranks[name]
-                for size in space.group_sizes[name]
-            )
-        )
-        for name in space.inventory.names
-    }
+    return {name: space.choices(name) for name in space.inventory.names}
 
 
 def tie_groups(inputs: Mapping[str, object]) -> list[tuple[str, ...]]:

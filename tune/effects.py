@@ -85,14 +85,14 @@ class EffectsModel:
 
     def draw(
         self, observations: Sequence[Observation], generator: np.random.Generator
-    ) -> tuple[np.ndarray, float]:
-        """Return a draw of every pair's effect, and the level of the highest rung."""
+    ) -> np.ndarray:
+        """Return a draw of every pair's effect."""
         sample = generator.standard_normal(self._size)
         levels = LEVEL * generator.standard_normal(self._rungs)
         return self._moved(observations, sample, levels, generator.standard_normal)
 
-    def mean(self, observations: Sequence[Observation]) -> tuple[np.ndarray, float]:
-        """Return the posterior mean of every pair's effect, and of the highest rung's level."""
+    def mean(self, observations: Sequence[Observation]) -> np.ndarray:
+        """Return the posterior mean of every pair's effect."""
         return self._moved(observations, np.zeros(self._size), np.zeros(self._rungs), np.zeros)
 
     def _deviation(self, groups: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
@@ -124,10 +124,10 @@ class EffectsModel:
         sample: np.ndarray,
         levels: np.ndarray,
         noises: Callable[[int], np.ndarray],
-    ) -> tuple[np.ndarray, float]:
+    ) -> np.ndarray:
         """Return the effects of a draw of the prior, moved by what observations say against it."""
         if not observations:
-            return self._effects(sample), 0.0
+            return self._effects(sample)
         rows = self._rows(observations)
         rung = np.array([seen.rung for seen in observations])
         losses = np.array([seen.loss for seen in observations])
@@ -140,8 +140,7 @@ class EffectsModel:
         drawn = prior + features @ sample + levels[rung] + noise * noises(len(rows))
         factor = cho_factor(kernel + np.diag(noise**2), lower=True)
         weights = cho_solve(factor, losses - middle - drawn)
-        level = levels + LEVEL**2 * np.bincount(rung, weights, self._rungs)
-        return self._effects(sample + features.T @ weights), float(level[0] + middle)
+        return self._effects(sample + features.T @ weights)
 
     def _rows(self, observations: Sequence[Observation]) -> np.ndarray:
         """Return where each observation's features are, after adding those that are new."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scipy.stats import binomtest
 
+from alrq_core.files import replaced
 from tune.state import StudyState, TrialState
 
 FILE_NAME = "mcnemar.csv"
@@ -63,12 +64,12 @@ def write_mcnemar(folder: Path, state: StudyState) -> Path | None:
     comparisons = compare_runs(state)
     if not comparisons:
         return None
-    partial = folder / f"{FILE_NAME}.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    path = folder / FILE_NAME
+    with replaced(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Comparison)])
         writer.writeheader()
         writer.writerows(asdict(comparison) for comparison in comparisons)
-    return partial.replace(folder / FILE_NAME)
+    return path
 
 
 def _compare(a: TrialState, b: TrialState) -> Comparison:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from alrq_core.files import replaced
 from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.fixed import FIXED
 from search_spaces.inventory import Inventory
@@ -50,10 +51,8 @@ SUMMARY_COLUMNS = (
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_study_tables(folder: Path, state: StudyState, inventory: Inventory) -> None:
@@ -124,12 +123,13 @@ def _write_overviews(folder: Path) -> None:
     for path in sorted(folder.glob("results_*_*.json")):
         entries.append(json.loads(path.read_text(encoding="utf-8")))
     write_json(folder / "all_results.json", {"version": RESULTS_VERSION, "results": entries})
-    partial = folder / "experiment_summary.csv.partial"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replaced(folder / "experiment_summary.csv") as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, SUMMARY_COLUMNS)
         writer.writeheader()
         writer.writerows(_summary(entry) for entry in entries)
-    partial.replace(folder / "experiment_summary.csv")
 
 
 def _summary(entry: dict[str, Any]) -> dict[str, Any]:

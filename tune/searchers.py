@@ -123,12 +123,7 @@ class FittingSampler(BaseSampler):
         attempts = 0
         while fitted in self._seen and attempts < ATTEMPTS * len(allocation.choices):
             name = self._random.choice(self._space.inventory.names)
-            choice = self._space.choice(
-                name,
-                self._random.choice(self._space.bits[name]),
-                self._random.choice(self._space.ranks[name]),
-                self._random.choice(self._space.group_sizes[name]),
-            )
+            choice = self._space.draw(name, self._random)
             fitted = self._fit(Allocation({**fitted.choices, name: choice}))
             attempts += 1
         return fitted

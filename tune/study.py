@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from alrq_core.files import replaced
 from alrq_core.records import Receipt, TestScore, TrialReport
 from tune.answers import pack_answers, pack_classes
 from tune.events import (
@@ -156,10 +157,8 @@ class Study:
 
     def _write_receipt(self, trial_id: str, receipt: Receipt) -> None:
         path = self.folder / "receipts" / f"{trial_id}.json"
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(receipt.to_json(), indent=1), encoding="utf-8")
-        partial.replace(path)
+        with replaced(path) as partial:
+            partial.write_text(json.dumps(receipt.to_json(), indent=1), encoding="utf-8")
 
 
 def _realised(trial: TrialState, receipt: Receipt) -> Realised:

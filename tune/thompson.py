@@ -105,7 +105,7 @@ class ThompsonSampler(BaseSampler):
             for rung, loss in [self._observed(t)]
             if loss is not None
         ]
-        effects, _ = self._model.draw(seen, self._generator)
+        effects = self._model.draw(seen, self._generator)
         found = dict.fromkeys(self._solver.frontier(effects, self._sizes.tolist()))
         known = set(allocations)
         new = [allocation for allocation in found if allocation not in known] or list(found)
