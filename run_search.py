@@ -141,8 +141,14 @@ def _add_search(group: Any) -> None:
     group.add_argument(
         "--budget", type=_whole("--budget"), help="trials of the search (default: 50)"
     )
-    group.add_argument("--searcher", help="tpe, nsga2 or random (default: tpe)")
-    group.add_argument("--scheduler", help="front-asha, asha or none (default: front-asha)")
+    group.add_argument(
+        "--anchors",
+        type=_whole("--anchors"),
+        metavar="N",
+        help="uniform allocations that are tried first (default: a sixth of the budget)",
+    )
+    group.add_argument("--searcher", help="one of alrq, tpe, nsga2, gp, random (default: alrq)")
+    group.add_argument("--scheduler", help="front-asha, asha, median or none (default: front-asha)")
     group.add_argument(
         "--time-limit",
         dest="time_limit_seconds",
@@ -350,6 +356,8 @@ def _report(console: Console, config: Any, result: Any) -> int:
         return EXIT_FAILED
     for trial in failed:
         print(f"failed: {trial.id}: {trial.reason}")
+    for line in result.evidence:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         recommendation_line(result.confirmed, result.recommendation, config.margin),
         markup=False,

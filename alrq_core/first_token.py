@@ -10,6 +10,8 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from alrq_core.attention import attend
+
 # Their heads read the first token alone (`BertPooler`, `RobertaClassificationHead`), and their
 # blocks have one layout.
 FIRST_TOKEN_CLASSIFIERS = (
@@ -45,11 +47,11 @@ def _first_token_of_block(
         split = x.view(*x.shape[:-1], -1, attention.attention_head_size)
         return split.transpose(1, 2)
 
-    context = nn.functional.scaled_dot_product_attention(
+    context = attend(
         heads(attention.query(first)),
         heads(attention.key(hidden_states)),
         heads(attention.value(hidden_states)),
-        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+        None if attention_mask is None else attention_mask[:, :, :1],
         dropout_p=attention.dropout.p if attention.training else 0.0,
         scale=attention.scaling,
     )

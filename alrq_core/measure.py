@@ -73,6 +73,11 @@ def measure_plan(max_steps: int) -> MeasurePlan:
     )
 
 
+def warm_allocation(space: Space) -> Allocation:
+    """Return the allocation that is trained for the table of a space."""
+    return space.nearest_uniform(WARM_BITS, WARM_RANK)
+
+
 def visibility_table(
     context: TrialContext, space: Space, folder: Path | None = None, seed: int = 0
 ) -> VisibilityTable:
@@ -114,7 +119,7 @@ def measure_table(context: TrialContext, space: Space, key: str, seed: int) -> V
     """
     started = time.perf_counter()
     plan = measure_plan(context.recipe.max_steps)
-    run = TrialRun(_shortened(context, plan), space.nearest_uniform(WARM_BITS, WARM_RANK), seed)
+    run = TrialRun(_shortened(context, plan), warm_allocation(space), seed)
     names = {target.name: target.name for target in space.inventory.targets}
     batches = list(_measured(context, plan, seed))
     summed, squared = SummedGradients(), SquaredGradients()

@@ -1,18 +1,23 @@
 """The visibility table: what each format of each module costs the task, and what rank wins back."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from huggingface_hub import constants
+
 from alrq_core.files import replaced
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Format
+from search_spaces.spaces import Space
 
 VERSION = 1
+# Loss of uniform 2 bits against 16, and of no adapters against rank 1.
+FLAT_DAMAGE, FLAT_GAIN = 0.05, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +194,11 @@ class VisibilityTable:
         return path
 
 
+def table_folder() -> Path:
+    """Return where tables lie: in the hub's cache, safe to delete."""
+    return Path(constants.HF_HOME) / "alrq" / "visibility"
+
+
 def table_path(folder: Path, key: str) -> Path:
     """Return where the table of a key lies in a folder."""
     return folder / f"visibility-{key}.json"
@@ -204,6 +214,31 @@ def load_table(folder: Path, key: str) -> VisibilityTable | None:
     return table if table.key == key else None
 
 
+def flat_table(space: Space) -> VisibilityTable:
+    """Return a table in which every weight of the space counts alike, where none was measured.
+
+    An error's square falls by four with each bit, and rank wins back ever less. The two scales are
+    guesses of what uniform allocations lose and win on a small classifier.
+    """
+    inventory = space.inventory
+    weights = sum(module.weights for module in inventory.modules)
+    modules = {}
+    for module in inventory.modules:
+        choices, share = space.choices(module.name), module.weights / weights
+        ranks = tuple(sorted({0, *space.ranks[module.name]}))
+        modules[module.name] = ModuleVisibility(
+            ranks=ranks,
+            damage={
+                choice.format: (share * FLAT_DAMAGE * 4.0 ** (2 - choice.bits),) * len(ranks)
+                for choice in choices
+            },
+            gain=tuple(share * FLAT_GAIN * math.log2(1 + rank) for rank in ranks),
+        )
+    return VisibilityTable(
+        key="", modules=modules, steps=0, sequences=0, start_loss=0.0, end_loss=0.0, seconds=0.0
+    )
+
+
 def decay(table: VisibilityTable, blocks: Mapping[str, int], stored: Format) -> float:
     """Return how many times the first block's damage is the last one's, without adapters.
 
@@ -217,4 +252,4 @@ def decay(table: VisibilityTable, blocks: Mapping[str, int], stored: Format) -> 
     for name, block in blocks.items():
         if block in total:
             total[block] += table.modules[name].damage[stored][0]
-    return total[first] / total[last] if total[last] else nan
+    return total[first] / total[last] if total[last] else math.nan

@@ -1,6 +1,6 @@
 """Records learning curves of many allocations, for replaying searches without training.
 
-    python benchmarks/record_curves.py --folder curves --count 320
+    python -m benchmarks.record_curves --folder curves --count 320
 
 MiniLM-L6 on Rotten Tomatoes with a short recipe. Allocations come from mixed sources: uniform ones,
 random draws, what the visibility table (its values blurred) predicts to be best at random sizes,
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from alrq_core.cores import usable_cores
 from alrq_core.measure import visibility_table
 from alrq_core.records import Recipe
 from alrq_core.trial import TrialRun
+from benchmarks.surrogate import CURVES, recorded_lines
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
@@ -73,7 +73,15 @@ def main() -> None:
         # Once, before all others read it.
         context = load()
         visibility_table(context, make_space("joint", context.inventory), flags.folder)
-    command = [sys.executable, __file__, "--folder", str(flags.folder), "--count", str(flags.count)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.record_curves",
+        "--folder",
+        str(flags.folder),
+        "--count",
+        str(flags.count),
+    ]
     workers = [
         subprocess.Popen([*command, "--worker", str(number)]) for number in range(usable_cores())
     ]
@@ -94,7 +102,7 @@ def record(folder: Path, count: int, worker: int) -> None:
     """Train every allocation of a worker's share that has no line yet."""
     context = load()
     space = make_space("joint", context.inventory)
-    done = {line["number"] for line in lines(folder)}
+    done = {line["number"] for line in recorded_lines(folder)}
     with (folder / f"worker-{worker}.jsonl").open("a", encoding="utf-8") as file:
         # Ends a line that was cut short.
         file.write("\n")
@@ -173,20 +181,10 @@ def mixed(
             yield source, allocation
 
 
-def lines(folder: Path) -> list[dict[str, object]]:
-    """Return all recorded curves; lines that were cut short are left out."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("worker-*.jsonl"))]
-    found = []
-    for line in "\n".join(texts).splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
 def merge(folder: Path) -> None:
     """Write all curves into one file."""
-    found = sorted(lines(folder), key=lambda line: line["number"])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), folder / "curves.parquet")
+    found = recorded_lines(folder)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), folder / CURVES)
     print(f"{len(found)} curves in {folder / 'curves.parquet'}")
 
 

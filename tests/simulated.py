@@ -9,14 +9,15 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from alrq_core.records import TestScore, TrialReport
+from alrq_core.visibility import flat_table
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
 from tune.events import LOG_NAME, EventLog, Started
 from tune.plan import Plan
 from tune.schedulers import SCHEDULERS
-from tune.searchers import Proposer
+from tune.searchers import Proposer, Setting
 from tune.state import StudyState, TrialState
-from tune.study import Listener, Outcome, Study
+from tune.study import Listener, Outcome, Study, known_table
 
 RUNGS = (2, 4, 8)
 LABELS = np.arange(40) % 2
@@ -104,13 +105,18 @@ def make_study(
     log.close()
     state.apply(started)
     searched = make_space(space, inventory)
-    proposer = Proposer(searched, searcher, budget, 0, max_memory_bytes, folder)
+    setting = Setting(
+        space=searched, rungs=RUNGS, budget=budget, seed=0, max_memory_bytes=max_memory_bytes
+    )
+    table = known_table(folder, state)
+    proposer = Proposer(setting, searcher, folder, table)
     proposer.replay(events, state)
     plan = Plan(
         space=searched,
         state=state,
         proposer=proposer,
         budget=budget,
+        anchors=max(1, budget // 6),
         seed=0,
         max_memory_bytes=max_memory_bytes,
         deadline=deadline,
@@ -122,13 +128,15 @@ def make_study(
         state=state,
         plan=plan,
         rungs=RUNGS,
-        rule=SCHEDULERS[scheduler],
+        scheduler=SCHEDULERS[scheduler],
         listeners=listeners,
     )
 
 
 def advance(study: Study, trial: TrialState, loss_of: LossOf) -> bool:
     """Report a trial's next rung; tell whether it goes on."""
+    if trial.role == "table":
+        return study.take(trial.id, Outcome(table=flat_table(study.plan.space))) == "continue"
     done = trial.last.step if trial.last else 0
     step = RUNGS[-1] if trial.role != "search" else next(s for s in RUNGS if s > done)
     last = trial.role != "search" and step == RUNGS[-1]

@@ -61,7 +61,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--four-bit", "int4"), "`--four-bit` must be one of nf4-double, nf4, fp4"),
         (("--task", "sst3"), "`--task` must be one of rotten_tomatoes"),
         (("--model", "/nowhere/at/all"), "`--model` must be minilm, smollm2, a local folder"),
-        (("--searcher", "best"), "`--searcher` must be one of tpe"),
+        (("--searcher", "best"), "`--searcher` must be one of alrq"),
         (("--scheduler", "best"), "`--scheduler` must be one of front-asha"),
         (("--budget", "0"), "`--budget` must be a whole number of at least 1, got 0"),
         (("--budget", "-4"), "`--budget` must be a whole number of at least 1, got -4"),

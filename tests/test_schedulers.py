@@ -7,6 +7,12 @@ import pytest
 from tune.front import ranks
 from tune.schedulers import SCHEDULERS, rung_steps
 
+RULES = sorted(set(SCHEDULERS) - {"none"})
+
+
+def passes(name: str, points: list[tuple[float, float]], closing: bool = False) -> list[bool]:
+    return SCHEDULERS[name].passes(points, closing)
+
 
 @pytest.mark.parametrize(
     ("max_steps", "expected"),
@@ -17,23 +23,33 @@ def test_rungs_end_with_full_fidelity(max_steps: int, expected: tuple[int, ...])
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_rule_lets_the_first_and_the_best_go_on(name: str) -> None:
-    rule = SCHEDULERS[name]
+def test_every_rule_lets_the_best_of_many_go_on(name: str) -> None:
     worse = [(2.0 + number, 20.0) for number in range(9)]
 
-    assert rule([(5.0, 50.0)])
-    assert rule([*worse, (1.0, 10.0)])
+    assert passes(name, [*worse, (1.0, 10.0)])[-1]
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"none"}))
-def test_every_stopping_rule_stops_the_worst_of_many(name: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_only_one_goes_on_at_the_end_at_the_latest(name: str) -> None:
+    assert passes(name, [(5.0, 50.0)], closing=True) == [True]
+    assert passes(name, [(5.0, 50.0)]) == [not SCHEDULERS[name].pauses]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_holds_the_worst_of_many(name: str) -> None:
     better = [(1.0 + number / 10, 10.0 + number) for number in range(9)]
 
-    assert not SCHEDULERS[name]([*better, (9.0, 99.0)])
+    assert not passes(name, [*better, (9.0, 99.0)])[-1]
 
 
-def test_none_stops_nothing() -> None:
-    assert SCHEDULERS["none"]([(1.0, 1.0)] * 9 + [(9.0, 9.0)])
+@pytest.mark.parametrize("closing", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_equal_losses_are_no_reason_to_hold_all(name: str, closing: bool) -> None:
+    assert any(passes(name, [(1.0, 2.0)] * 9, closing))
+
+
+def test_none_holds_nothing() -> None:
+    assert passes("none", [(1.0, 1.0)] * 9 + [(9.0, 9.0)]) == [True] * 10
 
 
 def test_size_is_not_free_for_the_front_only() -> None:
@@ -41,25 +57,35 @@ def test_size_is_not_free_for_the_front_only() -> None:
     large = [(1.0 + number / 100, 100.0 + number) for number in range(9)]
     small = (1.5, 10.0)
 
-    assert SCHEDULERS["front-asha"]([*large, small])
-    assert not SCHEDULERS["asha"]([*large, small])
+    assert passes("front-asha", [*large, small])[-1]
+    assert not passes("asha", [*large, small])[-1]
+    assert not passes("median", [*large, small])[-1]
 
 
-def test_a_front_of_any_size_goes_on() -> None:
-    line = [(float(number), float(20 - number)) for number in range(20)]
+def test_half_and_median_by_hand() -> None:
+    points = [(loss, 1.0) for loss in (5.0, 1.0, 4.0, 2.0, 3.0)]
 
-    assert all(SCHEDULERS["front-asha"]([*line[:n], *line[n + 1 :], line[n]]) for n in range(20))
+    assert passes("asha", points) == [False, True, False, True, True]
+    assert passes("median", points) == [False, True, False, True, True]
+    assert passes("median", points[:3]) == [True] * 3
 
 
-def test_about_a_third_of_random_trials_goes_on() -> None:
+@pytest.mark.parametrize("count", range(1, 40))
+def test_a_third_of_any_front_goes_on_rounded_up_at_the_end(count: int) -> None:
+    line = [(float(number), float(count - number)) for number in range(count)]
+    kept, last = passes("front-asha", line), passes("front-asha", line, closing=True)
+
+    assert sum(kept) == count // 3
+    assert sum(last) == -(-count // 3)
+    assert all(later for now, later in zip(kept, last, strict=True) if now)
+
+
+def test_better_ranks_pass_before_worse_ones() -> None:
     generator = random.Random(0)
-    points: list[tuple[float, float]] = []
-    passed = 0
-    for _ in range(300):
-        points.append((generator.random(), generator.random()))
-        kept = SCHEDULERS["front-asha"](points)
-        passed += kept
-        if ranks(points)[-1] == 0:
-            assert kept
+    points = [(generator.random(), generator.random()) for _ in range(300)]
+    kept, rank = passes("front-asha", points), ranks(points)
 
-    assert 0.25 < passed / 300 < 0.45
+    assert sum(kept) == 100
+    assert max(r for r, k in zip(rank, kept, strict=True) if k) <= min(
+        r for r, k in zip(rank, kept, strict=True) if not k
+    )

@@ -5,10 +5,11 @@ from pathlib import Path
 import optuna
 import pytest
 
+from alrq_core.visibility import flat_table
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import make_space
-from tests.simulated import bytes_help, drive, make_inventory, make_report, make_study
-from tune.searchers import SEARCHERS, STORAGE_NAME, Proposer
+from tests.simulated import RUNGS, bytes_help, drive, make_inventory, make_report, make_study
+from tune.searchers import SEARCHERS, STORAGE_NAME, Proposer, Setting
 from tune.state import TrialState
 
 INVENTORY = make_inventory()
@@ -16,7 +17,8 @@ JOINT = make_space("joint", INVENTORY)
 
 
 def make_proposer(folder: Path, searcher: str, limit: int | None = None) -> Proposer:
-    return Proposer(JOINT, searcher, 30, 0, limit, folder)
+    setting = Setting(space=JOINT, rungs=RUNGS, budget=30, seed=0, max_memory_bytes=limit)
+    return Proposer(setting, searcher, folder, flat_table(JOINT))
 
 
 def as_trial(number: int, proposer: Proposer) -> TrialState:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from alrq_core.records import ModuleReceipt, Receipt, TestScore
+from alrq_core.visibility import flat_table
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import FIXED
 from search_spaces.spaces import make_space
@@ -27,6 +28,8 @@ from tune.events import (
     Event,
     EventLog,
     Failed,
+    Paused,
+    Promoted,
     Proposed,
     Reported,
     Started,
@@ -37,8 +40,8 @@ from tune.events import (
 from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS, finalists
 from tune.schedulers import SCHEDULERS
 from tune.searchers import SEARCHERS
-from tune.state import StudyState
-from tune.study import Outcome, _tested
+from tune.state import StudyState, TrialState
+from tune.study import Outcome, _tested, load_study_table
 
 INVENTORY = make_inventory()
 
@@ -76,8 +79,14 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
     assert roles[:2] == ["baseline", "baseline"]
     assert roles[2:12] == ["search"] * 10
     # The fixed configurations were trained on the first of the fresh seeds before.
-    assert roles[12:] == ["confirm"] * (CONFIRM_SEEDS * len(finals) - 2)
-    assert len(study.state.confirmed_runs()) == CONFIRM_SEEDS * len(finals)
+    controls = study.state.of_role("control")
+    assert {control.id for control in controls} <= {"uniform", "random"}
+    confirmed = CONFIRM_SEEDS * (len(finals) + len(controls))
+    assert Counter(roles[12:]) == {
+        "control": len(controls),
+        "confirm": confirmed - 2 - len(controls),
+    }
+    assert len(study.state.confirmed_runs()) == confirmed
     assert {trial.id for trial in finals} >= {"B-FP", "B-Q4"}
     assert len(finals) <= 2 + MAX_FINALISTS
 
@@ -115,8 +124,13 @@ def test_the_scheduler_never_stops_baselines_or_confirmation(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_fails_the_trial_at_once(tmp_path: Path, loss: float) -> None:
+    def fails_at_the_second_rung(trial: TrialState, step: int) -> float:
+        if trial.id != "t003":
+            return bytes_help(trial, step)
+        return 0.0 if step == 2 else loss
+
     study = make_study(tmp_path)
-    drive(study, lambda t, step: loss if t.id == "t003" and step == 4 else bytes_help(t, step))
+    drive(study, fails_at_the_second_rung)
     trial = study.state.trials["t003"]
 
     assert trial.status == "failed"
@@ -381,3 +395,78 @@ def test_a_study_whose_fixed_configurations_were_not_tested_confirms_them_thrice
     drive(study)
 
     assert [t.id for t in study.state.confirmed_runs()] == ["B-FP-s1", "B-FP-s2", "B-FP-s3"]
+
+
+def test_a_paused_trial_goes_on_from_its_rung_or_is_stopped_at_the_end(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=20)
+    drive(study, workers=3)
+    log = events(tmp_path)
+    paused = [event for event in log if isinstance(event, Paused)]
+    promoted = [event for event in log if isinstance(event, Promoted)]
+    stopped = [event for event in log if isinstance(event, Stopped)]
+
+    assert promoted
+    assert {(e.trial, e.rung) for e in promoted} <= {(e.trial, e.rung) for e in paused}
+    assert len(paused) == len(promoted) + len(stopped)
+    # What passed among the first may not be among the best third of all.
+    searched = study.state.of_role("search")
+    second = sum(len(trial.reports) >= 2 for trial in searched)
+    assert 7 <= second <= 10
+    assert sum(trial.status == "completed" for trial in searched) in (3, 4)
+
+
+def test_what_goes_on_is_decided_by_all_that_came_and_not_by_the_first(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=9, space="bits")
+    drive(study, lambda t, step: 1.0 if t.role != "search" else 20.0 - int(t.id[1:]), workers=1)
+    done = [t.id for t in study.state.of_role("search") if t.status == "completed"]
+
+    assert "t009" in done
+    assert len(done) < 4
+
+
+def test_no_paused_trial_goes_on_after_the_time_limit(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=12)
+    drive(study, workers=1, reports=16)
+    assert study.state.with_status("paused")
+    again = make_study(tmp_path, budget=12, deadline=time.monotonic() - 1)
+    drive(again)
+
+    assert not again.state.with_status("paused")
+    assert again.finished
+    assert any(trial.status == "stopped" for trial in again.state.of_role("search"))
+
+
+def test_the_search_waits_for_its_table_and_no_one_else_does(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=4, searcher="alrq")
+    table, *others = [study.next_trial() for _ in range(3)]
+    assert table is not None
+    assert table.role == "table"
+    assert [trial.id for trial in others if trial] == ["B-FP", "B-Q4"]
+    assert study.next_trial() is None
+    assert study.take(table.id, Outcome(table=flat_table(study.plan.space))) == "stop"
+    first = study.next_trial()
+    study.log.close()
+
+    assert first is not None
+    assert first.role == "search"
+    assert load_study_table(tmp_path) == flat_table(study.plan.space)
+
+
+def test_a_search_whose_table_failed_goes_on_and_keeps_the_reason(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=6, searcher="alrq")
+    table = study.next_trial()
+    assert table is not None
+    study.take(table.id, Outcome(error="out of memory"))
+    drive(study)
+
+    assert study.finished
+    assert study.state.trials[table.id].reason == "out of memory"
+    assert len(study.state.of_role("search")) == 6
+
+
+def test_a_study_without_its_table_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"readable visibility.json.*Restore the file"):
+        load_study_table(tmp_path)
+    (tmp_path / "visibility.json").write_text('{"version": 99}')
+    with pytest.raises(ValueError, match="Restore the file"):
+        load_study_table(tmp_path)

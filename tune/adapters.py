@@ -44,9 +44,9 @@ class StudySearcher(_Uncopied, Searcher):
         self._ids[trial_id] = trial.id
         return TrialSpec(
             trial=trial.id,
+            role=trial.role,
             allocation=trial.allocation.encode(),
             seed=trial.seed,
-            confirm=trial.role != "search",
         ).to_config()
 
     def on_trial_complete(

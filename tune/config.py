@@ -20,6 +20,7 @@ STUDIES_FOLDER = "studies"
 CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
 # Fewer say nothing, and below full fidelity half of them are scored.
 MIN_EVAL_SEQUENCES = 8
+ANCHOR_SHARE = 6
 # Flags that are not spelled like their field.
 FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
 
@@ -32,6 +33,7 @@ class StudyConfig:
         space, model, task, searcher, scheduler: Names, as on the command line.
         data, text_column, label_column: Where a task's texts are, if not in a package.
         budget: Trials of the search, baselines and confirmation not counted.
+        anchors: Uniform allocations that the search tries first; None for a sixth of the budget.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
         seed: Of the proposals and of every trial's training.
@@ -56,9 +58,10 @@ class StudyConfig:
     data: str | None = None
     text_column: str | None = None
     label_column: str | None = None
-    searcher: str = "tpe"
+    searcher: str = "alrq"
     scheduler: str = "front-asha"
     budget: int = 50
+    anchors: int | None = None
     epochs: float | None = None
     recipe: Recipe = Recipe()
     seed: int = 0
@@ -92,6 +95,11 @@ class StudyConfig:
                 f"`--budget` must be a whole number of at least 1, got {self.budget}. "
                 "Give the number of trials."
             )
+        if self.anchors is not None and self.anchors < 0:
+            raise ValueError(
+                f"`--anchors` must be a whole number of at least 0, got {self.anchors}. "
+                "Give 0 to try only what the searcher proposes."
+            )
         if self.eval_sequences is not None and self.eval_sequences < MIN_EVAL_SEQUENCES:
             raise ValueError(
                 f"`--eval-sequences` must be at least {MIN_EVAL_SEQUENCES}, got "
@@ -114,6 +122,11 @@ class StudyConfig:
                 f"`--name` must be the name of a folder, got {self.name!r}. "
                 "Leave out slashes; use --output-dir for the place."
             )
+
+    @property
+    def anchor_count(self) -> int:
+        """Uniform allocations that the search tries first, at most."""
+        return max(1, self.budget // ANCHOR_SHARE) if self.anchors is None else self.anchors
 
     @property
     def folder(self) -> Path:

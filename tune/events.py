@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from alrq_core.records import TrialReport
 
 VERSION = 1
 LOG_NAME = "events.jsonl"
-Role = Literal["baseline", "search", "confirm"]
+Role = Literal["table", "baseline", "search", "control", "confirm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Proposed:
     Attributes:
         trial: Its id.
         role: Why it runs.
-        origin: Who chose it: `anchor`, a searcher's name, `fixed`, or the trial it confirms.
+        origin: Who chose it: `anchor`, a searcher's name, `fixed`, `table` for the trial from which
+            the visibility table is measured; or the trial that it confirms, or is a control of.
         seed: Of its training.
         allocation: `Allocation.encode`'s form.
         memory_bytes: Of the deployed model, as predicted.
@@ -93,6 +94,22 @@ class Realised:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paused:
+    """The scheduler lets a trial wait at a rung; its checkpoint is kept."""
+
+    trial: str
+    rung: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promoted:
+    """A paused trial goes on from its rung."""
+
+    trial: str
+    rung: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped:
     """The scheduler ended a trial early."""
 
@@ -115,11 +132,9 @@ class Completed:
     trial: str
 
 
-Event = Started | Proposed | Reported | Tested | Realised | Stopped | Failed | Completed
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind
-    for kind in (Started, Proposed, Reported, Tested, Realised, Stopped, Failed, Completed)
-}
+Ended = Stopped | Failed | Completed
+Event = Started | Proposed | Reported | Tested | Realised | Paused | Promoted | Ended
+_KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 
 
 def encode_event(event: Event) -> str:

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from alrq_core.files import write_json
 from tune.confirmation import Confirmed, confirmed, recommend
+from tune.evidence import agreements, comparisons, evidence_json, evidence_lines
 from tune.mcnemar import write_mcnemar
 from tune.plots import draw_front
 from tune.prepare import Prepared
 from tune.results import write_results, write_study_tables
 from tune.state import StudyState
+from tune.study import known_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,7 @@ class StudyResult:
         recommendation: The allocation to use; None if there is none.
         finished: Whether nothing is left to do.
         files: The result files.
+        evidence: What was worth its cost, and what the search was compared to, in words.
     """
 
     state: StudyState
@@ -28,6 +32,7 @@ class StudyResult:
     recommendation: Confirmed | None
     finished: bool
     files: list[Path]
+    evidence: list[str]
 
 
 def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult:
@@ -37,19 +42,27 @@ def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult
     recommendation = recommend(rows, config.margin)
     write_study_tables(config.folder, state, prepared.inventory)
     write_mcnemar(config.folder, state)
+    table = known_table(config.folder, state)
+    ordered, compared = agreements(state, table), comparisons(state, rows)
+    write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
     files = write_results(config, prepared.task.splits, state, rows, recommendation)
     if any(trial.reports for trial in state.trials.values()):
         picture = config.folder / "front.png"
         draw_front(picture, state, rows, recommendation, _caption(prepared, state))
         files.append(picture)
     return StudyResult(
-        state=state, confirmed=rows, recommendation=recommendation, finished=finished, files=files
+        state=state,
+        confirmed=rows,
+        recommendation=recommendation,
+        finished=finished,
+        files=files,
+        evidence=evidence_lines(ordered, compared),
     )
 
 
 def _caption(prepared: Prepared, state: StudyState) -> str:
     config, recipe = prepared.config, prepared.config.recipe
-    ended = sum(trial.status != "running" for trial in state.of_role("search"))
+    ended = sum(trial.status not in ("running", "paused") for trial in state.of_role("search"))
     searched = f"{ended} trials, {config.searcher} with {config.scheduler}; "
     return (
         f"{config.model} on {config.task}, space {config.space}: "

@@ -1,5 +1,6 @@
 """Non-dominated ranks, spread and fronts of points whose coordinates all shall be small."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,21 +16,17 @@ def dominates(a: Point, b: Point) -> bool:
 def ranks(points: Sequence[Point]) -> list[int]:
     """Return the non-dominated rank of each point, 0 for the front.
 
-    Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II", section III-A.
+    Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II", section III-A;
+    in two coordinates a point's rank is the first whose points so far, the smaller ones in the
+    first coordinate, are all larger in the second.
     """
-    result = [-1] * len(points)
-    rank = 0
-    while -1 in result:
-        left = [index for index, value in enumerate(result) if value == -1]
-        layer = [
-            index
-            for index in left
-            if not any(dominates(points[other], points[index]) for other in left)
-        ]
-        for index in layer:
-            result[index] = rank
-        rank += 1
-    return result
+    found: dict[Point, int] = {}
+    lowest: list[float] = []
+    for point in sorted(set(points)):
+        rank = bisect_right(lowest, point[1])
+        lowest[rank : rank + 1] = [point[1]]
+        found[point] = rank
+    return [found[point] for point in points]
 
 
 def crowding(points: Sequence[Point]) -> list[float]:
@@ -86,5 +83,11 @@ def hypervolume_gain(points: Sequence[Point], candidates: Sequence[Point]) -> li
     """
     every = [*points, *candidates]
     reference = (max(loss for loss, _ in every), max(size for _, size in every))
-    before = hypervolume(points, reference)
-    return [hypervolume([*points, candidate], reference) - before for candidate in candidates]
+    best = np.array([points[index] for index in front(points)]).reshape(-1, 2)
+    # From each size on, the least loss.
+    heights = np.append(reference[0], best[:, 0])
+    starts, ends = np.append(-np.inf, best[:, 1]), np.append(best[:, 1], reference[1])
+    losses, sizes = np.array(candidates).reshape(-1, 2, 1).swapaxes(0, 1)
+    widths = np.maximum(ends - np.maximum(starts, sizes), 0.0)
+    gains: list[float] = (widths * np.maximum(heights - losses, 0.0)).sum(axis=1).tolist()
+    return gains

@@ -3,18 +3,22 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 
+from alrq_core.measure import warm_allocation
 from search_spaces.allocation import Allocation
+from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
 from search_spaces.spaces import Space
 from tune.events import Proposed
-from tune.searchers import Proposer
+from tune.searchers import NEED_TABLE, Proposer
 from tune.state import StudyState, TrialState
 
 CONFIRM_SEEDS = 3
 MAX_FINALISTS = 3
-ANCHOR_SHARE = 6
+# Id of the trial that measures the visibility table.
+TABLE = "visibility"
 
 
 @dataclass
@@ -26,6 +30,7 @@ class Plan:
         state: Kept up to date by the study.
         proposer: Optuna's side.
         budget: Trials of the search.
+        anchors: Uniform allocations that are tried first, at most.
         seed: Of every trial of the search.
         max_memory_bytes: Limit on proposals.
         deadline: Time, as of `time.monotonic`, after which the search proposes nothing.
@@ -36,6 +41,7 @@ class Plan:
     state: StudyState
     proposer: Proposer
     budget: int
+    anchors: int
     seed: int
     max_memory_bytes: int | None
     deadline: float | None
@@ -43,13 +49,18 @@ class Plan:
 
     def next(self) -> Proposed | None:
         """Return the next trial; None while it depends on running ones, or at the end."""
-        return self._baseline() or self._search() or self._confirmation()
+        first = self._table() or self._baseline() or self._search()
+        return first or self._control() or self._confirmation()
 
     @property
     def search_closed(self) -> bool:
         """Whether no more trials of the search will be proposed."""
-        late = self.deadline is not None and time.monotonic() > self.deadline
-        return late or len(self.state.of_role("search")) >= self.search_size
+        return self.late or len(self.state.of_role("search")) >= self.search_size
+
+    @property
+    def late(self) -> bool:
+        """Whether the time of the search is over."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     @property
     def search_size(self) -> int:
@@ -59,9 +70,19 @@ class Plan:
     @property
     def finished(self) -> bool:
         """Whether nothing runs and nothing is left to run. Proposes nothing."""
-        if self.state.with_status("running") or not self.search_closed:
+        if self.state.with_status("running") or self.state.with_status("paused"):
             return False
-        return self._baseline() is None and self._confirmation() is None
+        if not self.search_closed:
+            return False
+        return not (self._baseline() or self._control() or self._confirmation())
+
+    def _table(self) -> Proposed | None:
+        """Return the trial that measures the visibility table: it goes first, since the search
+        waits for it.
+        """
+        if self.search_closed or self.searcher not in NEED_TABLE or TABLE in self.state.trials:
+            return None
+        return self._proposed(TABLE, "table", "table", self.seed, warm_allocation(self.space))
 
     def _baseline(self) -> Proposed | None:
         for name, allocation in baselines(self.space).items():
@@ -71,23 +92,46 @@ class Plan:
         return None
 
     def _search(self) -> Proposed | None:
-        if self.search_closed:
+        table = self.state.trials.get(TABLE)
+        if self.search_closed or (table is not None and table.status == "running"):
             return None
         number = len(self.state.of_role("search"))
         trial = f"t{number + 1:03d}"
-        anchors = self.space.anchors(max(1, self.budget // ANCHOR_SHARE), self.max_memory_bytes)
+        anchors = self.space.anchors(self.anchors, self.max_memory_bytes)
         if number < len(anchors):
             return self._proposed(trial, "search", "anchor", self.seed, anchors[number])
         allocation = self.proposer.propose(trial)
         return self._proposed(trial, "search", self.searcher, self.seed, allocation)
 
+    def _control(self) -> Proposed | None:
+        """Return an allocation of the smallest finalist's bytes that no search has found."""
+        if not self.search_closed or self._unended_search():
+            return None
+        chosen = [trial for trial in finalists(self.state, self.budget) if trial.role == "search"]
+        if not chosen:
+            return None
+        smallest = chosen[0]
+        generator = Random(f"{self.seed}-{smallest.id}")
+        controls = {
+            "uniform": uniform_of_bytes(self.space, smallest.memory_bytes),
+            "random": random_of_bytes(self.space, smallest.memory_bytes, generator),
+        }
+        for name, allocation in controls.items():
+            # A finalist that is uniform itself needs no control of that kind.
+            known = allocation in [trial.allocation for trial in chosen]
+            if name not in self.state.trials and not known:
+                return self._proposed(name, "control", smallest.id, self.seed + 1, allocation)
+        return None
+
     def _confirmation(self) -> Proposed | None:
         if not self.search_closed:
             return None
         sources = finalists(self.state, self.budget)
-        if any(trial.role != "confirm" for trial in self.state.with_status("running")):
+        if self._unended_search():
             # Who the others are isn't known yet.
             sources = [source for source in sources if source.role == "baseline"]
+        controls = self.state.of_role("control")
+        sources += [control for control in controls if control.status == "completed"]
         for repeat in range(CONFIRM_SEEDS):
             for source in sources:
                 if repeat == 0 and source.test is not None:
@@ -97,6 +141,11 @@ class Plan:
                     seed = self.seed + 1 + repeat
                     return self._proposed(trial, "confirm", source.id, seed, source.allocation)
         return None
+
+    def _unended_search(self) -> bool:
+        """Tell whether finalists may still change."""
+        unended = [*self.state.with_status("running"), *self.state.with_status("paused")]
+        return any(trial.role in ("baseline", "search") for trial in unended)
 
     def _proposed(
         self, trial: str, role: str, origin: str, seed: int, allocation: Allocation

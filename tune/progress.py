@@ -10,7 +10,7 @@ from rich.text import Text
 from search_spaces.costs import average_rank, format_bytes
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
-from tune.events import Completed, Event, Failed, Proposed, Reported, Role, Stopped
+from tune.events import Completed, Ended, Event, Failed, Proposed, Reported, Role, Stopped
 from tune.state import StudyState, TrialState
 
 FRONT_ROWS = 8
@@ -53,7 +53,7 @@ class Progress:
     def __call__(self, event: Event, state: StudyState) -> None:
         """Show one event."""
         if self._ended_before is None:
-            new = 1 if isinstance(event, Completed | Failed | Stopped) else 0
+            new = 1 if isinstance(event, Ended) else 0
             self._ended_before = self._ended(state) - new
         line = self._line(event, state)
         if self._live is not None:
@@ -85,10 +85,10 @@ class Progress:
         search = state.of_role(self._role)
         numbers = {
             status: sum(trial.status == status for trial in search)
-            for status in ("completed", "stopped", "failed", "running")
+            for status in ("completed", "stopped", "failed", "paused", "running")
         }
         parts = ", ".join(f"{count} {status}" for status, count in numbers.items())
-        ended = sum(trial.status != "running" for trial in search)
+        ended = self._ended(state)
         text = f"{ended} of {self._size} trials: {parts}"
         confirm = state.of_role("confirm")
         if confirm:
@@ -101,13 +101,14 @@ class Progress:
         """Return the time until the search ends, from this run's pace."""
         ended = self._ended(state)
         new = ended - (self._ended_before or 0)
-        left = self._size - sum(trial.status != "running" for trial in state.of_role(self._role))
+        left = self._size - ended
         if new < 2 or left <= 0:
             return None
         return (time.monotonic() - self._started) / new * left
 
     def _ended(self, state: StudyState) -> int:
-        return sum(trial.status != "running" for trial in state.of_role(self._role))
+        unended = ("running", "paused")
+        return sum(trial.status not in unended for trial in state.of_role(self._role))
 
     def _view(self, state: StudyState) -> Group:
         table = Table(title="Best front so far (full fidelity)", title_justify="left")

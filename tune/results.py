@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from alrq_core.files import replaced
+from alrq_core.files import replaced, write_json
 from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.fixed import FIXED
 from search_spaces.inventory import Inventory
@@ -47,12 +47,6 @@ SUMMARY_COLUMNS = (
     "seeds",
     "recommended",
 )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    with replaced(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_study_tables(folder: Path, state: StudyState, inventory: Inventory) -> None:

@@ -13,20 +13,20 @@ from ray.air.execution import FixedResourceManager
 from ray.tune.execution import class_cache, tune_controller
 from rich.console import Console
 
+from alrq_core.files import write_json
 from alrq_core.memory import base_bytes
 from alrq_core.planner import PROCESS_BASELINE_BYTES
 from tune.adapters import StudyScheduler, StudySearcher
 from tune.config import STUDY_FILE, load_study_file
-from tune.events import LOG_NAME, Completed, Event, EventLog, Failed, Started, Stopped
+from tune.events import LOG_NAME, Ended, Event, EventLog, Failed, Started
 from tune.plan import Plan
 from tune.prepare import Prepared, run_content, study_content
 from tune.progress import Progress
-from tune.results import write_json
 from tune.schedulers import SCHEDULERS
-from tune.searchers import Proposer
+from tune.searchers import Proposer, Setting
 from tune.sinks import TensorBoard, Wandb
 from tune.state import StudyState
-from tune.study import Listener, Study
+from tune.study import Listener, Study, known_table
 from tune.workers import (
     CHECKPOINTS,
     AllocationTrainable,
@@ -66,7 +66,7 @@ def run_study(prepared: Prepared, console: Console) -> tuple[StudyState, bool]:
         state=state,
         plan=plan,
         rungs=prepared.rungs,
-        rule=SCHEDULERS[config.scheduler],
+        scheduler=SCHEDULERS[config.scheduler],
         listeners=[progress, _forget_checkpoints(folder / CHECKPOINTS), *sinks],
     )
     try:
@@ -82,14 +82,15 @@ def run_study(prepared: Prepared, console: Console) -> tuple[StudyState, bool]:
 
 def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
     config = prepared.config
-    proposer = Proposer(
-        prepared.space,
-        config.searcher,
-        config.budget,
-        config.seed,
-        config.max_memory_bytes,
-        config.folder,
+    setting = Setting(
+        space=prepared.space,
+        rungs=prepared.rungs,
+        budget=config.budget,
+        seed=config.seed,
+        max_memory_bytes=config.max_memory_bytes,
     )
+    table = known_table(config.folder, state)
+    proposer = Proposer(setting, config.searcher, config.folder, table)
     proposer.replay(events, state)
     limit = config.time_limit_seconds
     return Plan(
@@ -97,6 +98,7 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
         state=state,
         proposer=proposer,
         budget=config.budget,
+        anchors=config.anchor_count,
         seed=config.seed,
         max_memory_bytes=config.max_memory_bytes,
         deadline=None if limit is None else time.monotonic() + limit,
@@ -125,6 +127,7 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
             recipe=config.recipe,
             rungs=prepared.rungs,
             checkpoints=folder / CHECKPOINTS,
+            space=prepared.space,
             threads=1,
         )
         trainable = ray_tune.with_parameters(AllocationTrainable, context=context)
@@ -187,7 +190,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def _forget_checkpoints(folder: Path) -> Listener:
     def forget(event: Event, state: StudyState) -> None:
-        if not isinstance(event, Completed | Stopped | Failed):
+        if not isinstance(event, Ended):
             return
         # What was scored on the test split can be exported.
         if state.trials[event.trial].role == "search" or isinstance(event, Failed):

@@ -1,18 +1,34 @@
 """Rungs, and the rules that say at a rung which trials go on."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
+from statistics import median
 
-from tune.front import Point, dominates, order
+from tune.front import Point, order
 
 RUNG_FACTOR = 2
 RUNGS = 3
-# Harsher than the rungs' spacing, since what no other trial beats goes on besides.
+# Harsher than the rungs' spacing: few trials of a good searcher beat each other on both loss and
+# bytes, so it is their spread along the front that decides.
 FRONT_REDUCTION = 3
+# The median of fewer says nothing.
+MEDIAN_TRIALS = 4
 
-# A rule sees the (loss, memory_bytes) of all that reached the rung, the newest last, and tells
-# whether the newest goes on.
-Rule = Callable[[Sequence[Point]], bool]
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduler:
+    """Which trials go on at a rung.
+
+    Attributes:
+        passes: Tells for each of the (loss, memory_bytes) that reached the rung whether that trial
+            goes on; also given is whether no others will follow.
+        pauses: Whether what doesn't pass waits, to be asked again when others have come, until the
+            search ends; else it is stopped.
+    """
+
+    passes: Callable[[Sequence[Point], bool], list[bool]]
+    pauses: bool
 
 
 def rung_steps(max_steps: int) -> tuple[int, ...]:
@@ -25,25 +41,40 @@ def rung_steps(max_steps: int) -> tuple[int, ...]:
     return tuple(sorted(step for step in steps if step > 0))
 
 
-def _front_asha(points: Sequence[Point]) -> bool:
-    """Keep what no other trial beats in both loss and bytes, and of the rest what is in the
-    better third by non-dominated rank, then by spread.
+def _front_asha(points: Sequence[Point], closing: bool) -> list[bool]:
+    """Let the best third pass, by non-dominated rank and then by spread.
+
+    Li et al. 2020, arXiv:1810.05934, algorithm 2, `get_job`, with an order of the front for the
+    order by loss. Where no more will come the third is rounded up, so that one always passes.
     """
-    newest = len(points) - 1
-    if not any(dominates(point, points[newest]) for point in points):
-        return True
-    return order(points).index(newest) < ceil(len(points) / FRONT_REDUCTION)
+    passing = ceil(len(points) / FRONT_REDUCTION) if closing else len(points) // FRONT_REDUCTION
+    best = set(order(points)[:passing])
+    return [index in best for index in range(len(points))]
 
 
-def _asha(points: Sequence[Point]) -> bool:
-    """Keep the better half by loss alone (Li et al. 2020, arXiv:1810.05934, algorithm 2)."""
-    better = sum(loss < points[-1][0] for loss, _ in points)
-    return better < ceil(len(points) / RUNG_FACTOR)
+def _asha(points: Sequence[Point], closing: bool) -> list[bool]:
+    """Let the better half by loss pass, of those that came so far."""
+    passing = ceil(len(points) / RUNG_FACTOR)
+    worst = sorted(loss for loss, _ in points)[passing - 1]
+    return [loss <= worst for loss, _ in points]
 
 
-def _none(points: Sequence[Point]) -> bool:
-    """Keep all."""
-    return True
+def _median(points: Sequence[Point], closing: bool) -> list[bool]:
+    """Let what is no worse by loss than the median of those that came so far pass.
+
+    Golovin et al. 2017, "Google Vizier: a service for black-box optimization", section 3.2.
+    """
+    middle = median(loss for loss, _ in points)
+    return [len(points) < MEDIAN_TRIALS or loss <= middle for loss, _ in points]
 
 
-SCHEDULERS: Mapping[str, Rule] = {"front-asha": _front_asha, "asha": _asha, "none": _none}
+def _all(points: Sequence[Point], closing: bool) -> list[bool]:
+    return [True] * len(points)
+
+
+SCHEDULERS: Mapping[str, Scheduler] = {
+    "front-asha": Scheduler(passes=_front_asha, pauses=True),
+    "asha": Scheduler(passes=_asha, pauses=False),
+    "median": Scheduler(passes=_median, pauses=False),
+    "none": Scheduler(passes=_all, pauses=False),
+}

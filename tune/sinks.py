@@ -10,7 +10,7 @@ from tensorboardX.summary import hparams
 
 from search_spaces.costs import average_bits, average_rank
 from search_spaces.inventory import Inventory
-from tune.events import Completed, Event, Failed, Reported, Stopped, Tested
+from tune.events import Ended, Event, Paused, Reported, Tested
 from tune.state import StudyState, TrialState
 
 METRICS = ("loss", "train_loss", "accuracy", "f1", "perplexity", "peak_memory_bytes")
@@ -43,9 +43,12 @@ class TensorBoard:
             for name, value in _metrics(event).items():
                 writer.add_scalar(name, value, event.report.step)
             writer.flush()
+        elif isinstance(event, Paused):
+            # Each open writer has a thread and a file, and many trials may wait.
+            self._writers.pop(event.trial).close()
         elif isinstance(event, Tested):
             self._writer(event.trial).add_scalar(f"test_{event.metric}", event.value, 0)
-        elif isinstance(event, Completed | Stopped | Failed):
+        elif isinstance(event, Ended):
             trial = state.trials[event.trial]
             writer = self._writer(event.trial)
             values = {} if trial.last is None else {"final/loss": trial.last.loss}
@@ -65,7 +68,10 @@ class TensorBoard:
 
     def _writer(self, trial_id: str) -> SummaryWriter:
         if trial_id not in self._writers:
-            self._writers[trial_id] = SummaryWriter(str(self._folder / trial_id))
+            folder = self._folder / trial_id
+            # The time in a file's name is in whole seconds: a second file could be the first again.
+            suffix = f".{len(list(folder.glob('*')))}"
+            self._writers[trial_id] = SummaryWriter(str(folder), filename_suffix=suffix)
         return self._writers[trial_id]
 
 
@@ -95,7 +101,7 @@ class Wandb:
         elif isinstance(event, Tested):
             run = self._run(state.trials[event.trial])
             run.summary[f"test_{event.metric}"] = event.value
-        elif isinstance(event, Completed | Stopped | Failed):
+        elif isinstance(event, Ended):
             trial = state.trials[event.trial]
             run = self._run(trial)
             run.summary["status"] = trial.status

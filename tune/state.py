@@ -11,6 +11,8 @@ from tune.events import (
     Completed,
     Event,
     Failed,
+    Paused,
+    Promoted,
     Proposed,
     Realised,
     Reported,
@@ -21,7 +23,7 @@ from tune.events import (
 )
 from tune.front import front
 
-Status = Literal["running", "stopped", "failed", "completed"]
+Status = Literal["running", "paused", "stopped", "failed", "completed"]
 
 
 @dataclass
@@ -32,6 +34,7 @@ class TrialState:
         reports: One a rung, in order.
         status: `running` until an end was logged, also after a crash.
         reason: Why it failed.
+        promoted_step: The step from which it last went on after a pause; 0 if it never paused.
         trainable_parameters: From its receipt, once completed.
         realised: With AdaLoRA, the allocation that it ended with; its bytes are then known too.
     """
@@ -45,6 +48,7 @@ class TrialState:
     reports: list[TrialReport] = field(default_factory=list)
     status: Status = "running"
     reason: str | None = None
+    promoted_step: int = 0
     test: TestScore | None = None
     trainable_parameters: int | None = None
     realised: Allocation | None = None
@@ -104,28 +108,14 @@ class StudyState:
         if isinstance(event, Reported):
             trial.reports.append(event.report)
         elif isinstance(event, Tested):
-            scores = event.scores
-            trial.test = TestScore(
-                metric=event.metric,
-                value=event.value,
-                loss=event.loss,
-                f1=event.f1,
-                scores=unpack_answers(scores) if isinstance(scores, str) else scores,
-                predictions=unpack_classes(event.predictions),
-                context_tokens=event.context_tokens,
-                stride_tokens=event.stride_tokens,
-            )
+            trial.test = _test_score(event)
         elif isinstance(event, Realised):
             trial.memory_bytes = event.memory_bytes
             trial.trainable_parameters = event.trainable_parameters
             if event.allocation is not None:
                 trial.realised = decode(event.allocation, self.names)
-        elif isinstance(event, Stopped):
-            trial.status = "stopped"
-        elif isinstance(event, Failed):
-            trial.status, trial.reason = "failed", event.reason
-        elif isinstance(event, Completed):
-            trial.status = "completed"
+        else:
+            _change_status(trial, event)
 
     def of_role(self, role: Role) -> list[TrialState]:
         """Return the trials of one role, in order."""
@@ -147,3 +137,31 @@ class StudyState:
         done = [t for t in self.of_role("search") if t.status == "completed" and t.reports]
         points = [(trial.reports[-1].loss, float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
+
+
+def _test_score(event: Tested) -> TestScore:
+    scores = event.scores
+    return TestScore(
+        metric=event.metric,
+        value=event.value,
+        loss=event.loss,
+        f1=event.f1,
+        scores=unpack_answers(scores) if isinstance(scores, str) else scores,
+        predictions=unpack_classes(event.predictions),
+        context_tokens=event.context_tokens,
+        stride_tokens=event.stride_tokens,
+    )
+
+
+def _change_status(trial: TrialState, event: Event) -> None:
+    if isinstance(event, Paused):
+        trial.status = "paused"
+    elif isinstance(event, Promoted):
+        trial.status = "running"
+        trial.promoted_step = trial.reports[event.rung].step
+    elif isinstance(event, Stopped):
+        trial.status = "stopped"
+    elif isinstance(event, Failed):
+        trial.status, trial.reason = "failed", event.reason
+    elif isinstance(event, Completed):
+        trial.status = "completed"

@@ -4,26 +4,32 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
-from alrq_core.files import replaced
+from alrq_core.files import write_json
 from alrq_core.records import Receipt, TestScore, TrialReport
+from alrq_core.visibility import VisibilityTable
 from tune.answers import pack_answers, pack_classes
 from tune.events import (
     Completed,
     Event,
     EventLog,
     Failed,
+    Paused,
+    Promoted,
     Realised,
     Reported,
     Stopped,
     Tested,
 )
-from tune.plan import Plan
-from tune.schedulers import Rule
+from tune.plan import TABLE, Plan
+from tune.schedulers import Scheduler
 from tune.state import StudyState, TrialState
 
+# Whether a worker goes on with the trial that it has.
+TABLE_FILE = "visibility.json"
 Decision = Literal["continue", "stop"]
 Listener = Callable[[Event, StudyState], None]
 
@@ -36,12 +42,14 @@ class Outcome:
         report: The rung's measurements; None if it never got there.
         receipt: What was really built; None if building failed.
         test: The score of a confirmed trial, with its last report.
+        table: What a trial of the role `table` measured, instead of a report.
         error: Why the trial can't go on.
     """
 
     report: TrialReport | None = None
     receipt: Receipt | None = None
     test: TestScore | None = None
+    table: VisibilityTable | None = None
     error: str | None = None
 
 
@@ -55,7 +63,7 @@ class Study:
         state: Made from the log.
         plan: What runs next.
         rungs: Steps at which trials report.
-        rule: The scheduler's decision at a rung.
+        scheduler: Decides at rungs.
         listeners: Told of every new event after it took effect.
     """
 
@@ -64,7 +72,7 @@ class Study:
     state: StudyState
     plan: Plan
     rungs: tuple[int, ...]
-    rule: Rule
+    scheduler: Scheduler
     listeners: Sequence[Listener] = ()
     _orphans: list[str] = field(default_factory=list)
 
@@ -76,6 +84,9 @@ class Study:
         """Return the next trial to run, logged; None if none can be proposed now."""
         if self._orphans:
             return self.state.trials[self._orphans.pop(0)]
+        promoted = self._promoted()
+        if promoted is not None:
+            return promoted
         proposed = self.plan.next()
         if proposed is None:
             return None
@@ -100,7 +111,12 @@ class Study:
             return "stop"
         if outcome.receipt is not None:
             self._write_receipt(trial_id, outcome.receipt)
+        if outcome.table is not None:
+            self._take_table(trial_id, outcome.table)
+            return "stop"
         report = outcome.report
+        if report is not None and report.step <= trial.promoted_step:
+            return "continue"
         if report is not None and not math.isfinite(report.loss):
             self.fail(trial_id, f"validation loss became {report.loss} at step {report.step}")
             return "stop"
@@ -111,6 +127,12 @@ class Study:
             self.fail(trial_id, outcome.error)
             return "stop"
         return self._decide(trial, outcome)
+
+    def _take_table(self, trial_id: str, table: VisibilityTable) -> None:
+        """Keep the table in the study, from which a resumed one reads it."""
+        write_json(self.folder / TABLE_FILE, table.to_json())
+        self.plan.proposer.use_table(table)
+        self._record(Completed(trial=trial_id))
 
     def fail(self, trial_id: str, reason: str) -> None:
         """End a trial with its reason, unless it has ended."""
@@ -130,20 +152,42 @@ class Study:
             self._record(Completed(trial=trial.id))
             self._tell(trial)
             return "stop"
-        if trial.role == "search" and not self.rule(self._points(trial, len(trial.reports) - 1)):
+        rung = len(trial.reports) - 1
+        if trial.role != "search" or trial in self._passing(rung, closing=False):
+            self._tell(trial)
+            return "continue"
+        if self.scheduler.pauses:
+            self._record(Paused(trial=trial.id, rung=rung))
+        else:
+            self._record(Stopped(trial=trial.id, rung=rung))
+        self._tell(trial)
+        return "stop"
+
+    def _passing(self, rung: int, closing: bool) -> list[TrialState]:
+        """Return the trials of the search that may go on from a rung, of all that reached it."""
+        there = [t for t in self.state.of_role("search") if len(t.reports) > rung]
+        points = [(t.reports[rung].loss, float(t.memory_bytes)) for t in there]
+        return list(compress(there, self.scheduler.passes(points, closing)))
+
+    def _promoted(self) -> TrialState | None:
+        """Return a paused trial that may go on by now, logged; the longest trained comes first.
+
+        Once the search is over, and all that runs of it is at its end, no trial waits any longer.
+        """
+        paused = self.state.with_status("paused")
+        if not paused:
+            return None
+        running = any(trial.role == "search" for trial in self.state.with_status("running"))
+        closing = self.plan.search_closed and not running
+        for rung in reversed(range(len(self.rungs) - 1)):
+            for trial in [] if self.plan.late else self._passing(rung, closing):
+                if trial.status == "paused" and len(trial.reports) == rung + 1:
+                    self._record(Promoted(trial=trial.id, rung=rung))
+                    return trial
+        for trial in paused if closing else []:
             self._record(Stopped(trial=trial.id, rung=len(trial.reports) - 1))
             self._tell(trial)
-            return "stop"
-        return "continue"
-
-    def _points(self, newest: TrialState, rung: int) -> list[tuple[float, float]]:
-        """Return (loss, bytes) of the search's trials at a rung, the given one last."""
-        others = [t for t in self.state.of_role("search") if t is not newest]
-        return [
-            (trial.reports[rung].loss, float(trial.memory_bytes))
-            for trial in [*others, newest]
-            if len(trial.reports) > rung
-        ]
+        return None
 
     def _tell(self, trial: TrialState) -> None:
         if trial.role == "search":
@@ -157,8 +201,35 @@ class Study:
 
     def _write_receipt(self, trial_id: str, receipt: Receipt) -> None:
         path = self.folder / "receipts" / f"{trial_id}.json"
-        with replaced(path) as partial:
-            partial.write_text(json.dumps(receipt.to_json(), indent=1), encoding="utf-8")
+        write_json(path, receipt.to_json())
+
+
+def known_table(folder: Path, state: StudyState) -> VisibilityTable | None:
+    """Return the visibility table of a study; None where it has measured none.
+
+    Raises:
+        ValueError: See `load_study_table`.
+    """
+    measured = state.trials.get(TABLE)
+    if measured is None or measured.status != "completed":
+        return None
+    return load_study_table(folder)
+
+
+def load_study_table(folder: Path) -> VisibilityTable:
+    """Return the visibility table that a study has kept.
+
+    Raises:
+        ValueError: Its file can't be read.
+    """
+    try:
+        content = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8"))
+        return VisibilityTable.from_json(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`--resume` must be a study with a readable {TABLE_FILE}, since its search began with "
+            f"one, got {str(folder)!r} ({error}). Restore the file, or start a new study."
+        ) from error
 
 
 def _realised(trial: TrialState, receipt: Receipt) -> Realised:

@@ -1,6 +1,7 @@
 """Proposes allocations by Thompson sampling over effects of modules, exactly on a budget."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from alrq_core.visibility import VisibilityTable
 from search_spaces.allocation import Allocation
-from search_spaces.costs import memory_bytes
+from search_spaces.costs import BYTES_16_BIT, memory_bytes, module_bytes
 from search_spaces.spaces import Space
 from tune.budget import BudgetSolver, space_choices
 from tune.effects import EffectsModel, Observation
-from tune.front import hypervolume_gain
-from tune.searchers import distributions, from_params, to_params
+from tune.front import Point, hypervolume_gain
+from tune.parameters import distributions, from_params, to_params
 
 # Sizes at which a draw's best allocations are looked at, from the smallest to the largest.
 SIZES = 24
@@ -51,7 +52,7 @@ class ThompsonSampler(BaseSampler):
         """
         self._space = space
         self._rungs = tuple(rungs)
-        self._generator = np.random.default_rng(seed)
+        self._entropy = np.random.SeedSequence(seed).entropy
         self._solver = BudgetSolver(space.inventory, space_choices(space))
         pairs = self._solver.pairs
         self._model = EffectsModel(
@@ -62,6 +63,10 @@ class ThompsonSampler(BaseSampler):
         )
         largest = memory_bytes(space.largest(), space.inventory)
         limit = min(largest, max_memory_bytes or largest)
+        targets = {target.name: target for target in space.inventory.modules}
+        self._bytes = np.array([module_bytes(targets[name], choice) for name, choice in pairs])
+        self._other = BYTES_16_BIT * space.inventory.other_parameters
+        self._chosen: dict[int, np.ndarray] = {}
         self._sizes = np.geomspace(self._solver.smallest_bytes, limit, SIZES).astype(int)
 
     def infer_relative_search_space(
@@ -75,7 +80,7 @@ class ThompsonSampler(BaseSampler):
     ) -> dict[str, Any]:
         """Return one allocation as parameters."""
         earlier = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number]
-        return to_params(self.propose(earlier), self._space)
+        return to_params(self.propose(earlier, trial.number), self._space)
 
     def sample_independent(
         self,
@@ -94,31 +99,44 @@ class ThompsonSampler(BaseSampler):
             "Suggest the parameters of `distributions(space)` only."
         )
 
-    def propose(self, earlier: Sequence[FrozenTrial]) -> Allocation:
-        """Return the next allocation after the given trials."""
+    def propose(self, earlier: Sequence[FrozenTrial], number: int) -> Allocation:
+        """Return the next allocation after the given trials.
+
+        Args:
+            earlier: Of one study in all calls: each trial's parameters are read once.
+            number: Of the trial that it is for. The draw depends on it, and not on the draws
+                before: a resumed study goes on as if never interrupted.
+        """
         tried = [t for t in earlier if t.params and t.state != TrialState.FAIL]
-        allocations = [from_params(t.params, self._space) for t in tried]
-        chosen = [self._model.index(allocation) for allocation in allocations]
+        chosen = [self._choices(t) for t in tried]
         seen = [
-            Observation(choices, rung, loss)
+            Observation(t.number, choices, rung, loss)
             for t, choices in zip(tried, chosen, strict=True)
             for rung, loss in [self._observed(t)]
             if loss is not None
         ]
-        effects = self._model.draw(seen, self._generator)
-        found = dict.fromkeys(self._solver.frontier(effects, self._sizes.tolist()))
-        known = set(allocations)
-        new = [allocation for allocation in found if allocation not in known] or list(found)
-        points = [self._point(effects, a, c) for a, c in zip(allocations, chosen, strict=True)]
-        candidates = [self._point(effects, a, self._model.index(a)) for a in new]
-        gains = hypervolume_gain(points, candidates)
-        return new[int(np.argmax(gains))]
+        effects = self._model.draw(seen, np.random.default_rng([self._entropy, number]))
+        # A limit may leave what a smaller one found the best.
+        found = [a for a, _ in groupby(self._solver.frontier(effects, self._sizes.tolist()))]
+        points = self._points(effects, [*chosen, *map(self._model.index, found)])
+        tried_points, candidates = points[: len(tried)], points[len(tried) :]
+        gains = hypervolume_gain(tried_points, candidates)
+        known = set(tried_points)
+        new = [n for n, point in enumerate(candidates) if point not in known]
+        return found[max(new or range(len(found)), key=lambda n: gains[n])]
 
-    def _point(
-        self, effects: np.ndarray, allocation: Allocation, choices: np.ndarray
-    ) -> tuple[float, float]:
-        size = memory_bytes(allocation, self._space.inventory)
-        return float(effects[choices].sum()), float(np.log(size))
+    def _choices(self, trial: FrozenTrial) -> np.ndarray:
+        """Return the number of each module's choice."""
+        if trial.number not in self._chosen:
+            allocation = from_params(trial.params, self._space)
+            self._chosen[trial.number] = self._model.index(allocation)
+        return self._chosen[trial.number]
+
+    def _points(self, effects: np.ndarray, chosen: Sequence[np.ndarray]) -> list[Point]:
+        """Return what allocations lose and the logarithm of their bytes."""
+        numbers = np.array(chosen, dtype=np.int64).reshape(len(chosen), -1)
+        sizes = np.log(self._bytes[numbers].sum(axis=1) + self._other)
+        return list(zip(effects[numbers].sum(axis=1).tolist(), sizes.tolist(), strict=True))
 
     def _observed(self, trial: FrozenTrial) -> tuple[int, float | None]:
         """Return the rung, 0 for the highest, and the loss that a trial reached; None for none."""

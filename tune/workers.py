@@ -11,11 +11,15 @@ from ray import tune as ray_tune
 
 from alrq_core.context import TrialContext, make_context
 from alrq_core.encode import EncodedTask
+from alrq_core.measure import visibility_table
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
 from alrq_core.trial import TrainingDivergedError, TrialRun
+from alrq_core.visibility import table_folder
 from search_spaces.allocation import decode
 from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space
+from tune.events import Role
 from tune.study import Outcome
 
 CHECKPOINTS = "checkpoints"
@@ -34,6 +38,7 @@ class WorkerContext:
         recipe: The training recipe.
         rungs: Steps at which trials report.
         checkpoints: Folder that all workers can write to.
+        space: What is searched.
         threads: Threads of a trial.
     """
 
@@ -42,6 +47,7 @@ class WorkerContext:
     recipe: Recipe
     rungs: tuple[int, ...]
     checkpoints: Path
+    space: Space
     threads: int
 
 
@@ -50,17 +56,17 @@ class TrialSpec:
     """What one trial shall do: the flat configuration that Ray carries, in one place."""
 
     trial: str
+    role: Role
     allocation: str
     seed: int
-    confirm: bool
 
     def to_config(self) -> dict[str, Any]:
         """Return Ray's configuration of the trial."""
         return {
             TRIAL: self.trial,
+            "role": self.role,
             "allocation": self.allocation,
             "seed": self.seed,
-            "confirm": self.confirm,
         }
 
     @staticmethod
@@ -68,9 +74,9 @@ class TrialSpec:
         """Return what `to_config` wrote."""
         return TrialSpec(
             trial=config[TRIAL],
+            role=config["role"],
             allocation=config["allocation"],
             seed=config["seed"],
-            confirm=config["confirm"],
         )
 
 
@@ -95,7 +101,7 @@ class AllocationTrainable(ray_tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train to the next rung. An exception becomes the trial's reason to fail."""
         try:
-            return {OUTCOME: self._next_rung()}
+            return {OUTCOME: self._measured() if self._spec.role == "table" else self._next_rung()}
         except (ReceiptError, TrainingDivergedError) as error:
             return {OUTCOME: self._failed(str(error))}
         except Exception as error:
@@ -107,14 +113,20 @@ class AllocationTrainable(ray_tune.Trainable):
         """Let go of the model."""
         self._run = self._shared = None
 
+    def _measured(self) -> Outcome:
+        context = self._context
+        table = visibility_table(self._loaded(), context.space, table_folder(), self._spec.seed)
+        return Outcome(table=table)
+
     def _next_rung(self) -> Outcome:
+        confirm = self._spec.role != "search"
         if self._run is None:
             self._run = TrialRun(
-                self._loaded(), self._allocation(), self._spec.seed, packed=self._spec.confirm
+                self._loaded(), self._allocation(), self._spec.seed, packed=confirm
             )
             if self._checkpoint.is_file():
                 return self._outcome(self._run.load_checkpoint(self._checkpoint))
-        rungs = self._context.rungs[-1:] if self._spec.confirm else self._context.rungs
+        rungs = self._context.rungs[-1:] if confirm else self._context.rungs
         report = self._run.advance(next(step for step in rungs if step > self._run.step))
         self._run.save_checkpoint(self._checkpoint, report)
         return self._outcome(report)
@@ -122,7 +134,7 @@ class AllocationTrainable(ray_tune.Trainable):
     def _outcome(self, report: TrialReport) -> Outcome:
         assert self._run is not None
         last = report.step == self._context.rungs[-1]
-        test = self._run.test() if self._spec.confirm and last else None
+        test = self._run.test() if self._spec.role != "search" and last else None
         return Outcome(report=report, receipt=self._run.receipt, test=test)
 
     def _failed(self, reason: str) -> Outcome:

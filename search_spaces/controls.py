@@ -1,0 +1,67 @@
+"""Allocations of given bytes that nothing has chosen: uniform and random ones."""
+
+from random import Random
+
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.costs import memory_bytes, module_bytes
+from search_spaces.spaces import Space
+
+
+def lowered(allocation: Allocation, space: Space, limit: int, generator: Random) -> Allocation:
+    """Lower bits and ranks of randomly chosen modules, a step each, until all fits.
+
+    Args:
+        allocation: Of the space.
+        space: A searched one.
+        limit: Bytes of the deployed model, no fewer than the smallest allocation's.
+        generator: Of the choices.
+    """
+    excess = memory_bytes(allocation, space.inventory) - limit
+    choices = dict(allocation.choices)
+    while excess > 0:
+        steps = [
+            (module, smaller)
+            for module in space.inventory.modules
+            for smaller in _one_step_down(space, module.name, choices[module.name])
+        ]
+        module, smaller = generator.choice(steps)
+        excess -= module_bytes(module, choices[module.name]) - module_bytes(module, smaller)
+        choices[module.name] = smaller
+    return Allocation(choices)
+
+
+def random_of_bytes(space: Space, size: int, generator: Random) -> Allocation:
+    """Return a random allocation of at most these bytes, and less than a module's step fewer.
+
+    A random draw, or the largest allocation where the draw is too small, lowered at random.
+    """
+    drawn = Allocation({name: space.draw(name, generator) for name in space.bits})
+    if memory_bytes(drawn, space.inventory) < size:
+        drawn = space.largest()
+    return lowered(drawn, space, size, generator)
+
+
+def uniform_of_bytes(space: Space, size: int) -> Allocation:
+    """Return the smallest uniform allocation of no fewer bytes, or the largest one there is."""
+    bits = sorted({value for values in space.bits.values() for value in values})
+    ranks = sorted({value for values in space.ranks.values() for value in values})
+    every = [space.nearest_uniform(b, r) for b in bits for r in ranks]
+    by_size = {memory_bytes(allocation, space.inventory): allocation for allocation in every}
+    enough = [found for found in by_size if found >= size]
+    return by_size[min(enough) if enough else max(by_size)]
+
+
+def _one_step_down(space: Space, name: str, choice: Choice) -> list[Choice]:
+    """Return the next smaller bits, rank and group size of a module, each by itself."""
+    group_size = choice.group_size or space.group_sizes[name][0]
+    bits = [value for value in space.bits[name] if value < choice.bits]
+    ranks = [value for value in space.ranks[name] if value < choice.rank]
+    wider = [value for value in space.group_sizes[name] if 0 < choice.group_size < value]
+    down = []
+    if bits:
+        down.append(space.choice(name, bits[-1], choice.rank, group_size))
+    if ranks:
+        down.append(space.choice(name, choice.bits, ranks[-1], group_size))
+    if wider:
+        down.append(space.choice(name, choice.bits, choice.rank, wider[0]))
+    return down
