@@ -128,6 +128,12 @@ def _add_storage(group: Any) -> None:
         help=f"{', '.join(FOUR_BIT)}: how a searched module keeps 4 bits (default: nf4-double)",
     )
     group.add_argument(
+        "--tie",
+        action="store_true",
+        help="give query, key and value the same bits and rank, and gate and up, for engines "
+        "that fuse them",
+    )
+    group.add_argument(
         "--group-size",
         dest="group_sizes",
         type=_group_sizes,

@@ -3,12 +3,12 @@
 from random import Random
 
 from search_spaces.allocation import Allocation, Choice
-from search_spaces.costs import memory_bytes, module_bytes
+from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space
 
 
 def lowered(allocation: Allocation, space: Space, limit: int, generator: Random) -> Allocation:
-    """Lower bits and ranks of randomly chosen modules, a step each, until all fits.
+    """Lower bits and ranks of randomly chosen units, a step each, until all fits.
 
     Args:
         allocation: Of the space.
@@ -16,26 +16,26 @@ def lowered(allocation: Allocation, space: Space, limit: int, generator: Random)
         limit: Bytes of the deployed model, no fewer than the smallest allocation's.
         generator: Of the choices.
     """
-    excess = memory_bytes(allocation, space.inventory) - limit
     choices = dict(allocation.choices)
-    while excess > 0:
+    size = memory_bytes(allocation, space.inventory)
+    while size > limit:
         steps = [
-            (module, smaller)
-            for module in space.inventory.modules
-            for smaller in _one_step_down(space, module.name, choices[module.name])
+            (unit, smaller)
+            for unit in space.units
+            for smaller in _one_step_down(space, unit[0], choices[unit[0]])
         ]
-        module, smaller = generator.choice(steps)
-        excess -= module_bytes(module, choices[module.name]) - module_bytes(module, smaller)
-        choices[module.name] = smaller
+        unit, smaller = generator.choice(steps)
+        choices |= dict.fromkeys(unit, smaller)
+        size = memory_bytes(Allocation(choices), space.inventory)
     return Allocation(choices)
 
 
 def random_of_bytes(space: Space, size: int, generator: Random) -> Allocation:
-    """Return a random allocation of at most these bytes, and less than a module's step fewer.
+    """Return a random allocation of at most these bytes, and less than a step fewer.
 
     A random draw, or the largest allocation where the draw is too small, lowered at random.
     """
-    drawn = Allocation({name: space.draw(name, generator) for name in space.bits})
+    drawn = space.draw_all(generator)
     if memory_bytes(drawn, space.inventory) < size:
         drawn = space.largest()
     return lowered(drawn, space, size, generator)

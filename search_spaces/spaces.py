@@ -33,6 +33,7 @@ class Space:
         ranks: Module name to its ranks, ascending; an embedding has rank 0 only.
         group_sizes: Module name to its group sizes, ascending.
         points: Of a fixed space: configuration to its allocation. The rest is empty then.
+        groups: Modules that take the same choice; each at most once. Others choose alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Space:
     ranks: PerModule = field(default_factory=dict)
     group_sizes: PerModule = field(default_factory=dict)
     points: Mapping[str, Allocation] = field(default_factory=dict)
+    groups: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in () if self.points else self.inventory.names:
@@ -62,7 +64,13 @@ class Space:
         """Decimal logarithm of the number of allocations, group sizes counted where they matter."""
         if self.points:
             return log10(len(self.points))
-        return sum(log10(len(self.choices(name))) for name in self.inventory.names)
+        return sum(log10(len(self.choices(unit[0]))) for unit in self.units)
+
+    @property
+    def units(self) -> tuple[tuple[str, ...], ...]:
+        """The modules that choose together, in the order of the inventory; most of them alone."""
+        of = {name: group for group in self.groups for name in group}
+        return tuple(dict.fromkeys(of.get(name, (name,)) for name in self.inventory.names))
 
     def choice(self, name: str, bits: int, rank: int, group_size: int) -> Choice:
         """Return a module's choice in the format that the backend has for these bits."""
@@ -83,6 +91,13 @@ class Space:
         """Return a module's choice with bits, rank and group size each drawn evenly."""
         bits, rank = generator.choice(self.bits[name]), generator.choice(self.ranks[name])
         return self.choice(name, bits, rank, generator.choice(self.group_sizes[name]))
+
+    def draw_all(self, generator: Random) -> Allocation:
+        """Return an allocation with the choice of each unit drawn by itself."""
+        drawn: dict[str, Choice] = {}
+        for unit in self.units:
+            drawn |= dict.fromkeys(unit, self.draw(unit[0], generator))
+        return Allocation({name: drawn[name] for name in self.inventory.names})
 
     def smallest(self) -> Allocation:
         """Return the allocation with the fewest bytes."""

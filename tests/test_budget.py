@@ -8,7 +8,7 @@ from search_spaces.costs import memory_bytes
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
 from tune import knapsack
-from tune.budget import BudgetSolver, space_choices, tie_groups
+from tune.budget import BudgetSolver, space_choices
 
 SHAPES = ((64, 64), (64, 64), (128, 64), (64, 128), (192, 64))
 
@@ -84,9 +84,8 @@ def test_agrees_with_brute_force(seed: int) -> None:
         assert total(found, known) == pytest.approx(least, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("tie_ranks", [True, False])
 @pytest.mark.parametrize("seed", range(10))
-def test_ties_agree_with_brute_force(seed: int, tie_ranks: bool) -> None:
+def test_ties_agree_with_brute_force(seed: int) -> None:
     generator = np.random.default_rng(seed)
     inventory = inventory_of(4)
     choices = {
@@ -94,12 +93,12 @@ def test_ties_agree_with_brute_force(seed: int, tie_ranks: bool) -> None:
         for name in inventory.names
     }
     group = inventory.names[1:3]
-    solver = BudgetSolver(inventory, choices, [group], tie_ranks)
+    solver = BudgetSolver(inventory, choices, [group])
     known = table(solver, draw(generator, len(solver.pairs), seed % 3))
 
     def tied(allocation: Allocation) -> bool:
         first, second = (allocation.choices[name] for name in group)
-        return first == second if tie_ranks else first.format == second.format
+        return first == second
 
     allowed = [a for a in every_allocation(choices) if tied(a)]
     for limit in generator.choice([memory_bytes(a, inventory) for a in allowed], 4):
@@ -157,13 +156,6 @@ def test_refuses_impossible_groups() -> None:
         BudgetSolver(inventory, choices, [names[1:], names[1:]])
     with pytest.raises(ValueError, match="no module"):
         BudgetSolver(inventory, choices, [("absent", names[0])])
-
-
-def test_groups_share_parent_and_input() -> None:
-    first, second, third = object(), object(), object()
-    inputs = {"b.0.attn.q": first, "b.0.attn.k": first, "b.0.attn.o": second, "b.0.mlp.gate": third}
-    inputs |= {"b.0.mlp.up": third, "b.1.attn.q": first}
-    assert tie_groups(inputs) == [("b.0.attn.q", "b.0.attn.k"), ("b.0.mlp.gate", "b.0.mlp.up")]
 
 
 def damages(solver: BudgetSolver, generator: np.random.Generator) -> np.ndarray:

@@ -1,11 +1,13 @@
 """The effects model is Bayesian linear regression, and says so in draws."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from search_spaces.allocation import Allocation, Choice
 from tune import effects
-from tune.effects import EffectsModel, Observation
+from tune.effects import EffectsModel, Factors, Observation
 
 NAMES = ("a", "b", "c")
 CHOICES = tuple(Choice(bits, rank) for bits in (2, 4) for rank in (0, 8))
@@ -24,11 +26,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> EffectsModel:
 def some(model: EffectsModel, count: int, seed: int = 0) -> list[Observation]:
     generator = np.random.default_rng(seed)
     found = []
-    for _ in range(count):
+    for trial in range(count):
         picked = {name: CHOICES[generator.integers(len(CHOICES))] for name in NAMES}
         loss = 0.5 + 0.1 * generator.standard_normal()
         rung = int(generator.integers(2))
-        found.append(Observation(model.index(Allocation(picked)), rung, loss))
+        found.append(Observation(trial, model.index(Allocation(picked)), rung, loss))
     return found
 
 
@@ -96,23 +98,90 @@ def test_the_noise_is_the_likeliest_of_a_few() -> None:
     for noise in (effects.NOISE[0], effects.NOISE[-1]):
         exact = [sum(DAMAGE[PAIRS[n]] - 0.5 * GAIN[PAIRS[n]] for n in o.choices) for o in seen]
         noisy = [
-            Observation(o.choices, 0, loss + noise * generator.standard_normal())
+            Observation(o.trial, o.choices, 0, loss + noise * generator.standard_normal())
             for o, loss in zip(seen, exact, strict=True)
         ]
-        rows = model._rows(noisy)
-        kernel = model._gram[np.ix_(rows, rows)] + effects.LEVEL**2
-        prior = np.array([model._prior()[o.choices].sum() for o in noisy])
-        losses = np.array([o.loss for o in noisy])
-        rung = np.zeros(len(noisy), dtype=int)
-        found = effects._likeliest_noise(kernel, losses - losses.mean() - prior, rung)
+        order = model._arranged(noisy)
+        losses = np.array([noisy[number].loss for number in order])
+        level = model._likeliest(losses - losses.mean() - model._expected)
 
-        assert found == pytest.approx(np.full(len(noisy), noise))
+        assert effects.NOISE[level] == noise
 
 
-def test_features_are_kept_from_call_to_call(model: EffectsModel) -> None:
-    seen = some(model, 20)
-    for count in (3, 3, 11, 20):
-        np.testing.assert_allclose(
-            model.mean(seen[:count]), dense(model, seen[:count])[0], rtol=1e-6, atol=1e-9
-        )
-    assert len(model._known) == len({o.choices.tobytes() for o in seen})
+def check(model: EffectsModel, seen: list[Observation]) -> None:
+    """A model that has seen others before says what the textbook and a new one say."""
+    np.testing.assert_allclose(model.mean(seen), dense(model, seen)[0], rtol=1e-6, atol=1e-9)
+    fresh = EffectsModel(PAIRS, DAMAGE, GAIN, rungs=2)
+    draws = [m.draw(seen, np.random.default_rng(len(seen))) for m in (model, fresh)]
+    np.testing.assert_allclose(*draws, rtol=1e-7, atol=1e-10)
+
+
+def test_what_is_kept_from_call_to_call_changes_nothing(model: EffectsModel) -> None:
+    seen = some(model, 150)
+    for count in (3, 3, 11, 150):
+        check(model, seen[:count])
+    # Trials reach another rung: the first, the last, one between.
+    for trial in (0, 149, 70):
+        rung = 1 - seen[trial].rung
+        seen[trial] = Observation(trial, seen[trial].choices, rung, seen[trial].loss - 0.01)
+        check(model, seen)
+    # A loss is another one at the same rung.
+    seen[20] = Observation(20, seen[20].choices, seen[20].rung, 0.4)
+    check(model, seen)
+    # Trials fail; others have the same choices; what was forgotten comes back.
+    gone = [seen.pop(place) for place in (140, 60, 0)]
+    check(model, seen)
+    seen += [Observation(500 + n, seen[n].choices, seen[n].rung, 0.5) for n in range(5)]
+    check(model, seen)
+    check(model, [*seen, *gone])
+    check(model, seen[::-1])
+    check(model, seen[:2])
+
+
+def test_only_what_changed_is_computed(
+    model: EffectsModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of factors that are added and taken away; no matrix is factorised."""
+    counts = {"append": 0, "remove": 0}
+
+    def counted(name: str, inner: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            counts[name] += 1
+            inner(*args)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(Factors, name, counted(name, getattr(Factors, name)))
+    seen = some(model, 30)
+    model.mean(seen[:29])
+    assert counts == {"append": 29, "remove": 0}
+    model.mean(seen)
+    model.mean(seen)
+    assert counts == {"append": 30, "remove": 0}
+    seen[4] = Observation(4, seen[4].choices, 1 - seen[4].rung, 0.5)
+    model.mean(seen)
+    assert counts == {"append": 31, "remove": 1}
+
+
+def test_factors_grow_and_shrink() -> None:
+    generator = np.random.default_rng(0)
+    root = generator.standard_normal((40, 15))
+    covariance, noises = root @ root.T, np.array([0.01, 1.0])
+    factors, rows = Factors(2), []
+    for row in range(40):
+        factors.append(covariance[row, rows], covariance[row, row] + noises)
+        rows.append(row)
+        if row % 3 == 2:
+            factors.remove(row // 4)
+            del rows[row // 4]
+    factors.remove(len(rows) - 1)
+    del rows[-1]
+    values = generator.standard_normal(len(rows))
+    for level, noise in enumerate(noises):
+        lower = np.linalg.cholesky(covariance[np.ix_(rows, rows)] + noise * np.eye(len(rows)))
+        white = np.linalg.solve(lower, values)
+        np.testing.assert_allclose(factors.whiten(level, values), white, rtol=1e-8)
+        found = factors.unwhiten(level, values)
+        np.testing.assert_allclose(found, np.linalg.solve(lower.T, values), rtol=1e-8)
+        assert factors.log_diagonal(level) == pytest.approx(np.log(np.diag(lower)).sum())

@@ -76,3 +76,18 @@ def test_what_a_candidate_adds_is_the_area_that_it_alone_dominates() -> None:
 
     assert hypervolume_gain(points, candidates) == [0.5, 0.0, 1.0, 0.0]
     assert hypervolume_gain([], [(1.0, 2.0), (3.0, 5.0)]) == [6.0, 0.0]
+
+
+def test_what_candidates_add_is_a_difference_of_areas() -> None:
+    generator = random.Random(0)
+    for count in (0, 1, 30):
+        points, candidates = (
+            [(generator.randint(0, 9) / 2, generator.randint(0, 9) / 4) for _ in range(number)]
+            for number in (count, 12)
+        )
+        every = [*points, *candidates, *points[:3]]
+        reference = (max(loss for loss, _ in every), max(size for _, size in every))
+        before = hypervolume(points, reference)
+        slow = [hypervolume([*points, c], reference) - before for c in candidates]
+
+        assert hypervolume_gain([*points, *points[:3]], candidates) == slow

@@ -16,7 +16,7 @@ from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
 from tests.simulated import make_inventory
 from tune.front import hypervolume
-from tune.searchers import distributions, from_params
+from tune.parameters import distributions, from_params
 from tune.thompson import ThompsonSampler
 
 RUNGS = (50, 100, 200)
@@ -131,7 +131,7 @@ def test_it_knows_stopped_trials_by_their_rung_and_ignores_failed_ones(space: Sp
 
     assert sampler._observed(known[0]) == (2, 0.6)
     assert sampler._observed(known[2])[1] is None
-    assert isinstance(sampler.propose(known), Allocation)
+    assert isinstance(sampler.propose(known, 3), Allocation)
 
 
 def test_parameters_of_another_space_are_refused(space: Space) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
@@ -45,16 +44,13 @@ class BudgetSolver:
         inventory: Inventory,
         choices: Mapping[str, Sequence[Choice]],
         groups: Iterable[Sequence[str]] = (),
-        tie_ranks: bool = True,
     ) -> None:
         """Compute the bytes of all choices once.
 
         Args:
             inventory: The model's modules.
             choices: Module name to what it may take; see `space_choices`.
-            groups: Modules that are stored alike, such as query, key and value for engines that
-                fuse them. Each name at most once.
-            tie_ranks: Whether they share their rank too.
+            groups: Modules that take the same choice: see `Space.groups`.
 
         Raises:
             ValueError: A group names an unknown module or one of another group, or its modules
@@ -71,7 +67,7 @@ class BudgetSolver:
             own[name][choice] = number
         units = _units(self._names, [tuple(group) for group in groups])
         self._options = _options(
-            [_combinations([own[name] for name in unit], unit, tie_ranks) for unit in units], sizes
+            [_combinations([own[name] for name in unit], unit) for unit in units], sizes
         )
         self.smallest_bytes = self._other + int(self._options.bytes[:, 0].sum())
 
@@ -137,21 +133,6 @@ def space_choices(space: Space) -> dict[str, tuple[Choice, ...]]:
     return {name: space.choices(name) for name in space.inventory.names}
 
 
-def tie_groups(inputs: Mapping[str, object]) -> list[tuple[str, ...]]:
-    """Return the modules that an engine may fuse: with one parent and one input.
-
-    Query, key and value, or gate and up; single modules are left out.
-
-    Args:
-        inputs: Module name to an object that modules with the same input share, as the second
-            moments of a `TrialContext` are.
-    """
-    found: dict[tuple[str, int], list[str]] = {}
-    for name, shared in inputs.items():
-        found.setdefault((name.rpartition(".")[0], id(shared)), []).append(name)
-    return [tuple(names) for names in found.values() if len(names) > 1]
-
-
 def _units(names: Sequence[str], groups: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     grouped = [name for group in groups for name in group]
     for name in grouped:
@@ -164,28 +145,15 @@ def _units(names: Sequence[str], groups: list[tuple[str, ...]]) -> list[tuple[st
     return [*groups, *((name,) for name in names if name not in set(grouped))]
 
 
-def _combinations(
-    own: list[dict[Choice, int]], unit: tuple[str, ...], tie_ranks: bool
-) -> list[tuple[int, ...]]:
+def _combinations(own: list[dict[Choice, int]], unit: tuple[str, ...]) -> list[tuple[int, ...]]:
     """Return what the members of a unit may take together, as numbers of pairs."""
-    if tie_ranks or len(own) == 1:
-        shared = [choice for choice in own[0] if all(choice in other for other in own)]
-        found = [tuple(choices[choice] for choices in own) for choice in shared]
-    else:
-        formats = dict.fromkeys(choice.format for choice in own[0])
-        found = [
-            numbers
-            for stored in formats
-            for numbers in product(
-                *([n for c, n in choices.items() if c.format == stored] for choices in own)
-            )
-        ]
-    if not found:
+    shared = [choice for choice in own[0] if all(choice in other for other in own)]
+    if not shared:
         raise ValueError(
             f"`--tie` must join modules with a choice in common, got {', '.join(unit)} with none. "
             "Leave one of them out."
         )
-    return found
+    return [tuple(choices[choice] for choices in own) for choice in shared]
 
 
 def _options(units: list[list[tuple[int, ...]]], sizes: list[int]) -> _Options:

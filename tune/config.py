@@ -34,6 +34,7 @@ class StudyConfig:
         data, text_column, label_column: Where a task's texts are, if not in a package.
         budget: Trials of the search, baselines and confirmation not counted.
         anchors: Uniform allocations that the search tries first; None for a sixth of the budget.
+        tie: Whether modules that engines fuse take the same choice.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
         seed: Of the proposals and of every trial's training.
@@ -62,6 +63,7 @@ class StudyConfig:
     scheduler: str = "front-asha"
     budget: int = 50
     anchors: int | None = None
+    tie: bool = False
     epochs: float | None = None
     recipe: Recipe = Recipe()
     seed: int = 0

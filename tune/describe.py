@@ -7,6 +7,7 @@ from search_spaces.allocation import Allocation
 from search_spaces.costs import average_bits, average_rank, format_bytes, memory_bytes
 from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space
 from tune.plan import CONFIRM_SEEDS
 from tune.prepare import Prepared
 
@@ -41,9 +42,18 @@ def describe_plan(prepared: Prepared) -> str:
             reason = unavailable(name, inventory, space.formats)
             if reason is not None:
                 lines.append(f"without          {name}: {reason}")
+    if config.tie:
+        lines.append(f"tied             {_ties(space)}")
     if config.max_memory_bytes is not None:
         lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
     return "\n".join(lines)
+
+
+def _ties(space: Space) -> str:
+    if not space.groups:
+        return "nothing: no two modules of this model are fused by engines"
+    joined = ", ".join(name.rpartition(".")[2] for name in space.groups[0])
+    return f"{len(space.groups)} groups of modules, such as {joined} of a block"
 
 
 def _corner(allocation: Allocation, inventory: Inventory) -> str:

@@ -92,9 +92,9 @@ class FittingSampler(BaseSampler):
         fitted = self._fit(allocation)
         attempts = 0
         while fitted in self._seen and attempts < ATTEMPTS * len(allocation.choices):
-            name = self._random.choice(self._space.inventory.names)
-            choice = self._space.draw(name, self._random)
-            fitted = self._fit(Allocation({**fitted.choices, name: choice}))
+            unit = self._random.choice(self._space.units)
+            changed = dict.fromkeys(unit, self._space.draw(unit[0], self._random))
+            fitted = self._fit(Allocation({**fitted.choices, **changed}))
             attempts += 1
         return fitted
 

@@ -1,12 +1,9 @@
 """The multiple-choice knapsack: one option of each unit, the least loss that fits."""
 
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 
-# Halvings of the interval of prices: to the last digit of a float.
-HALVINGS = 100
 # Of the sum of the largest losses: a gap below is rounding.
 TOLERANCE = 1e-13
 # States that are kept after a unit, and that are looked at in all: bounds on the time, below half a
@@ -47,15 +44,15 @@ def solve_knapsack(losses: np.ndarray, sizes: np.ndarray, room: int) -> Solution
         sizes: units x options, whole bytes, ascending in each unit.
         room: Bytes; at least the sum of the first sizes, which are options.
     """
-    price = _price(losses, sizes, room)
-    priced = losses + price * sizes
-    best = priced.argmin(axis=1)
+    price, best = _relaxation(losses, sizes, room)
     rows = np.arange(len(best))
     slack = room - int(sizes[rows, best].sum())
     if price == 0 or slack == 0:
         return Solution(best)
+    priced = losses + price * sizes
     undecided = _Undecided(
-        losses=priced - priced[rows, best][:, None],
+        # Not below 0 by rounding.
+        losses=np.maximum(priced - priced[rows, best][:, None], 0.0),
         sizes=sizes - sizes[rows, best][:, None],
         price=price,
         tolerance=TOLERANCE * float(np.abs(losses[np.isfinite(losses)]).max()) * len(losses),
@@ -97,14 +94,6 @@ class _Undecided:
         self._dropped = np.inf
         self._losses, self._sizes = losses, sizes
         self._price, self._tolerance = price, tolerance
-        # Loss of each byte that a unit takes more, or gives back.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rates = losses / np.abs(sizes)
-        more = np.where(sizes > 0, rates, np.inf).min(axis=1)
-        fewer = np.where(sizes < 0, rates, np.inf).min(axis=1)
-        self._order = np.argsort(np.minimum(more, fewer), kind="stable")
-        # Of all units that come after.
-        self._more, self._fewer = (_least_after(found[self._order]) for found in (more, fewer))
 
     def best_changes(self, slack: int) -> dict[int, int]:
         """Return the option of each unit that another one than the relaxation's is better for.
@@ -112,36 +101,57 @@ class _Undecided:
         Args:
             slack: Bytes that the relaxation's options leave free, at least 0.
         """
-        kept = self._sizes[np.isfinite(self._losses)]
-        # No sum of options fills less than this.
-        slack -= slack % max(1, gcd(*map(int, np.unique(np.abs(kept)))))
         filled, gap = self._filled(slack)
-        sizes, losses = np.zeros(1, dtype=np.int64), np.zeros(1)
+        # What loses more by itself is in no better solution; hardly any unit keeps another option.
+        open_ = self._losses < gap
+        # No sum of these options fills less than this.
+        unfilled = slack % max(1, int(np.gcd.reduce(self._sizes[open_])))
+        slack, gap = slack - unfilled, gap - self._price * unfilled
+        free, losses = np.array([slack]), np.zeros(1)
         levels: list[_Level] = []
         found: tuple[int, int] | None = None
-        for place, unit in enumerate(self._order):
-            if gap <= self._tolerance or not len(sizes):
+        for unit, more, fewer in self._ordered(open_, gap):
+            if gap <= self._tolerance or not len(free):
                 break
             if self.expanded > MOST_EXPANDED:
                 self._dropped = min(self._dropped, float(losses.min()))
                 break
-            options = np.flatnonzero(self._losses[unit] < gap)
-            sizes = (sizes[:, None] + self._sizes[unit, options]).ravel()
+            options = (self._losses[unit] < gap).nonzero()[0]
+            if len(options) == 1:
+                continue
+            free = (free[:, None] - self._sizes[unit, options]).ravel()
             losses = (losses[:, None] + self._losses[unit, options]).ravel()
-            self.expanded += len(sizes)
-            ends = np.where(sizes <= slack, losses + self._price * (slack - sizes), np.inf)
-            end = int(ends.argmin())
-            better = ends[end] < gap - self._tolerance
-            gap = min(gap, float(ends[end])) if better else gap
-            kept = self._undominated(sizes, losses, slack, gap, place)
+            self.expanded += len(free)
+            ends = losses + self._price * free
+            end = int(np.where(free >= 0, ends, np.inf).argmin())
+            better = free[end] >= 0 and ends[end] < gap - self._tolerance
+            gap = float(ends[end]) if better else gap
+            bounds = losses + np.where(free > 0, free * more, -free * fewer)
+            kept = self._undominated(free, ends, bounds, gap)
             if better:
                 # The best end needs no further change, but must be found again.
                 kept = np.append(kept, end)
                 found = (len(levels), len(kept) - 1)
-            levels.append(_Level(int(unit), kept // len(options), options[kept % len(options)]))
-            sizes, losses = sizes[kept], losses[kept]
+            levels.append(_Level(unit, kept // len(options), options[kept % len(options)]))
+            free, losses = free[kept], losses[kept]
         self.unproven = max(0.0, gap - self._dropped)
         return filled if found is None else _changes(levels, found)
+
+    def _ordered(self, open_: np.ndarray, gap: float) -> list[tuple[int, float, float]]:
+        """Return the units with several open options, each with two rates of all behind it.
+
+        These are the least loss of a byte more, which may also stay free, and of a byte fewer; at
+        most a gap a byte.
+        """
+        units = np.flatnonzero(open_.sum(axis=1) > 1)
+        sizes, useful = self._sizes[units], open_[units]
+        rates = self._losses[units] / np.maximum(np.abs(sizes), 1)
+        more = np.where(useful & (sizes > 0), rates, gap).min(axis=1)
+        fewer = np.where(useful & (sizes < 0), rates, gap).min(axis=1)
+        order = np.argsort(np.minimum(more, fewer), kind="stable")
+        more = _least_after(more[order], min(self._price, gap))
+        fewer = _least_after(fewer[order], gap)
+        return list(zip(units[order].tolist(), more.tolist(), fewer.tolist(), strict=True))
 
     def _filled(self, slack: int) -> tuple[dict[int, int], float]:
         """Return larger options that fill the slack, the cheapest first, and what they lose."""
@@ -161,20 +171,22 @@ class _Undecided:
         return changes, lost + self._price * slack
 
     def _undominated(
-        self, sizes: np.ndarray, losses: np.ndarray, slack: int, gap: float, place: int
+        self, free: np.ndarray, ends: np.ndarray, bounds: np.ndarray, gap: float
     ) -> np.ndarray:
-        """Return the states that may still lead to less than `gap`, as numbers."""
-        free = slack - sizes
-        with np.errstate(invalid="ignore"):
-            rate = np.where(free > 0, min(self._price, self._more[place]), self._fewer[place])
-            later = np.where(free == 0, 0.0, np.abs(free) * rate)
-        bounds = losses + later
-        alive = np.flatnonzero(bounds < gap - self._tolerance)
-        plain = losses[alive] - self._price * sizes[alive]
-        order = np.lexsort((plain, sizes[alive]))
-        least = np.minimum.accumulate(plain[order])
+        """Return the states that may still lead to less than `gap`, as numbers.
+
+        Args:
+            free: Bytes that each leaves free; negative where it takes too many.
+            ends: Its loss, with these bytes at their price.
+            bounds: The least loss that it leads to.
+            gap: Of the best end so far.
+        """
+        alive = (bounds < gap - self._tolerance).nonzero()[0]
+        plain, room = ends[alive], free[alive]
+        order = np.lexsort((plain, -room))
+        plain = plain[order]
         first = np.ones(len(order), dtype=bool)
-        first[1:] = plain[order][1:] < least[:-1]
+        first[1:] = plain[1:] < np.minimum.accumulate(plain)[:-1]
         kept: np.ndarray = alive[order[first]]
         if len(kept) > MOST_KEPT:
             kept = kept[np.lexsort((np.abs(free[kept]), bounds[kept]))]
@@ -183,33 +195,36 @@ class _Undecided:
         return kept
 
 
-def _price(losses: np.ndarray, sizes: np.ndarray, room: int) -> float:
-    """Return the smallest loss a byte at which each unit's best option fits; 0 if all do."""
+def _relaxation(losses: np.ndarray, sizes: np.ndarray, room: int) -> tuple[float, np.ndarray]:
+    """Return the smallest loss a byte at which best options fit, and these; 0 if all do.
+
+    Between options that fit and options that don't, one price makes both lose the same. What is
+    best at that price replaces one of them, until nothing lies between.
+    """
     rows = np.arange(len(losses))
+    above = losses.argmin(axis=1)
+    larger = int(sizes[rows, above].sum())
+    if larger <= room:
+        return 0.0, above
+    fitting = np.where(sizes == sizes[:, :1], losses, np.inf).argmin(axis=1)
+    smaller = int(sizes[rows, fitting].sum())
+    plain = sizes.astype(np.float64)
+    while True:
+        lost = float((losses[rows, fitting] - losses[rows, above]).sum())
+        price = lost / (larger - smaller)
+        best = (losses + price * plain).argmin(axis=1)
+        size = int(sizes[rows, best].sum())
+        if not smaller < size < larger:
+            return price, fitting
+        if size <= room:
+            fitting, smaller = best, size
+        else:
+            above, larger = best, size
 
-    def fits(price: float) -> bool:
-        best = (losses + price * sizes).argmin(axis=1)
-        return int(sizes[rows, best].sum()) <= room
 
-    if fits(0.0):
-        return 0.0
-    low, high = 0.0, 1.0
-    while not fits(high):
-        high *= 2.0
-    while high > 1e-300 and fits(high / 2.0):
-        high /= 2.0
-    low = high / 2.0
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2.0
-        if not low < middle < high:
-            break
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def _least_after(values: np.ndarray) -> np.ndarray:
-    """Return the least of all later values at each place, infinity at the end."""
-    found: np.ndarray = np.append(np.minimum.accumulate(values[::-1])[::-1][1:], np.inf)
+def _least_after(values: np.ndarray, last: float) -> np.ndarray:
+    """Return the least of all later values at each place, `last` at the end."""
+    found: np.ndarray = np.minimum.accumulate(np.append(values, last)[:0:-1])[::-1]
     return found
 
 

@@ -30,6 +30,7 @@ from search_spaces.costs import format_bytes, memory_bytes
 from search_spaces.formats import BACKENDS, Formats
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import ALL_BITS, Space, make_space
+from search_spaces.ties import tied
 from tune.config import STUDY_FILE, StudyConfig, load_study_file
 from tune.schedulers import rung_steps
 
@@ -79,6 +80,8 @@ def prepare(config: StudyConfig) -> Prepared:
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
     inventory = inspect_model(config.model, task.kind, len(task.label_names))
     space = make_space(config.space, inventory, formats)
+    if config.tie:
+        space = tied(space)
     _check_adalora(space, config.recipe)
     smallest = memory_bytes(space.smallest(), inventory)
     if config.max_memory_bytes is not None and config.max_memory_bytes < smallest:

@@ -1,7 +1,6 @@
 """Proposes allocations by Thompson sampling over effects of modules, exactly on a budget."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -53,7 +52,7 @@ class ThompsonSampler(BaseSampler):
         self._space = space
         self._rungs = tuple(rungs)
         self._entropy = np.random.SeedSequence(seed).entropy
-        self._solver = BudgetSolver(space.inventory, space_choices(space))
+        self._solver = BudgetSolver(space.inventory, space_choices(space), space.groups)
         pairs = self._solver.pairs
         self._model = EffectsModel(
             pairs,
@@ -115,15 +114,22 @@ class ThompsonSampler(BaseSampler):
             for rung, loss in [self._observed(t)]
             if loss is not None
         ]
-        effects = self._model.draw(seen, np.random.default_rng([self._entropy, number]))
-        # A limit may leave what a smaller one found the best.
-        found = [a for a, _ in groupby(self._solver.frontier(effects, self._sizes.tolist()))]
+        seed = np.random.SeedSequence(self._entropy, spawn_key=(number,))
+        effects = self._model.draw(seen, np.random.default_rng(seed))
+        found = self._frontier(effects)
         points = self._points(effects, [*chosen, *map(self._model.index, found)])
         tried_points, candidates = points[: len(tried)], points[len(tried) :]
         gains = hypervolume_gain(tried_points, candidates)
         known = set(tried_points)
         new = [n for n, point in enumerate(candidates) if point not in known]
         return found[max(new or range(len(found)), key=lambda n: gains[n])]
+
+    def _frontier(self, effects: np.ndarray) -> list[Allocation]:
+        """Return the allocations that a draw says are best, by size."""
+        (best,) = self._solver.frontier(effects, [int(self._sizes[-1])])
+        # Larger limits leave the best as it is.
+        size = self._bytes[self._model.index(best)].sum() + self._other
+        return [*self._solver.frontier(effects, self._sizes[self._sizes < size].tolist()), best]
 
     def _choices(self, trial: FrozenTrial) -> np.ndarray:
         """Return the number of each module's choice."""
@@ -134,7 +140,7 @@ class ThompsonSampler(BaseSampler):
 
     def _points(self, effects: np.ndarray, chosen: Sequence[np.ndarray]) -> list[Point]:
         """Return what allocations lose and the logarithm of their bytes."""
-        numbers = np.array(chosen, dtype=np.int64).reshape(len(chosen), -1)
+        numbers = np.concatenate(chosen).reshape(len(chosen), -1)
         sizes = np.log(self._bytes[numbers].sum(axis=1) + self._other)
         return list(zip(effects[numbers].sum(axis=1).tolist(), sizes.tolist(), strict=True))
 
