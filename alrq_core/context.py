@@ -12,6 +12,7 @@ from alrq_core.initialise import (
     Moments,
     ResidualCache,
     initialise_eva,
+    initialise_nested,
     initialise_residual,
     second_moments,
 )
@@ -67,9 +68,11 @@ class TrialContext:
         """Corrections of quantisation errors that earlier trials computed."""
         return {}
 
-    def start_adapters(self, model: nn.Module) -> None:
+    def start_adapters(self, model: nn.Module, seed: int) -> None:
         """Start a built model's adapters as the recipe asks."""
         recipe = self.recipe
+        if recipe.lora_init == "default":
+            initialise_nested(model, seed)
         if recipe.lora_init == "residual":
             initialise_residual(
                 model, self.base, self.moments, recipe.alpha_over_rank, self.corrections

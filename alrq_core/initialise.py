@@ -1,6 +1,7 @@
 """Starts adapters from data: at the best correction of the quantisation error, or with EVA."""
 
 import copy
+import math
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,6 +32,21 @@ SUBSPACE_ITERATIONS = 5
 NEGLIGIBLE_LOSS = 0.015
 # Of the largest eigenvalue; float32 resolves nothing smaller.
 EIGENVALUE_FLOOR = 1e-6
+
+
+def initialise_nested(model: nn.Module, seed: int) -> None:
+    """Draw every adapter's A as LoRA does, the same for a seed whatever the allocation is.
+
+    A module's rank-r adapter begins with the first r rows of its largest one, and other modules'
+    ranks don't matter: trials of one seed differ by their allocations, and less by chance.
+    """
+    for name, layer in lora_layers(model).items():
+        matrix: Tensor = layer.lora_A[ADAPTER].weight.data
+        rank, width = matrix.shape
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        largest = torch.empty(max(rank, CACHED_RANK), width)
+        nn.init.kaiming_uniform_(largest, a=math.sqrt(5), generator=generator)
+        matrix.copy_(largest[:rank])
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,6 +56,8 @@ class TrialRun:
         model: As built, with packed weights and adapters.
         receipt: What was really built.
         step: Optimiser steps done.
+        compute_dtype: Type of the matrix products.
+        randomness: The trial's own random numbers.
     """
 
     def __init__(
@@ -78,9 +80,8 @@ class TrialRun:
         self.compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
         self._seed = seed
         reset_peak_memory(self._device)
-        self._randomness = Randomness(seed, self._device)
         head = head_names(context.base, context.task.kind)
-        with self._randomness:
+        with Randomness(seed, self._device):
             self.model = build_model(
                 context.base,
                 allocation,
@@ -90,10 +91,13 @@ class TrialRun:
                 self._device,
                 context.packed,
             )
+        # Building draws more or less, by the allocation: what a seed gives must not depend on it.
+        self.randomness = Randomness(seed, self._device)
+        with self.randomness:
             reset_head(self.model, head)
             self._adaptive = self._adapt_ranks()
             if self._adaptive is None:
-                context.start_adapters(self.model)
+                context.start_adapters(self.model, seed)
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
         recipe = context.recipe
@@ -103,8 +107,12 @@ class TrialRun:
         rate = recipe.learning_rate
         if self._adaptive is not None:
             rate = min(1.0, rate * ADALORA_LEARNING_RATE)
+        # A language model of rank 0 everywhere has nothing to train, and is scored as it is.
         self._optimizer = torch.optim.AdamW(
-            self._trained, lr=rate, weight_decay=recipe.weight_decay, fused=True
+            self._trained or [nn.Parameter(torch.zeros(()))],
+            lr=rate,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self._schedule = LambdaLR(self._optimizer, recipe.learning_rate_factor)
         self._screening = context.task.validation.every(SCREENING_STRIDE)
@@ -122,7 +130,7 @@ class TrialRun:
         """
         started = time.perf_counter()
         self.model.train()
-        with self._randomness:
+        with self.randomness:
             train_loss = self._train_to(step)
         trained = time.perf_counter()
         last = step == self.context.recipe.max_steps
@@ -171,7 +179,7 @@ class TrialRun:
             "adaptive": None if self._adaptive is None else self._adaptive.state(),
             "optimizer": None if finished else self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "randomness": self._randomness.states,
+            "randomness": self.randomness.states,
         }
         with replaced(path) as partial:
             torch.save(state, partial)
@@ -195,11 +203,14 @@ class TrialRun:
         self._batches = islice(
             train_batches(self.context.task.train, self.context.recipe, self._seed), taken, None
         )
-        self._randomness.states = [generator.cpu() for generator in state["randomness"]]
+        self.randomness.states = [generator.cpu() for generator in state["randomness"]]
         return TrialReport(**state["report"])
 
-    def _train_step(self) -> Tensor:
-        """Do one optimiser step; return its mean loss over sequences, on the device."""
+    def train_step(self) -> Tensor:
+        """Do one optimiser step; return its mean loss over sequences, on the device.
+
+        Within the trial's `randomness`, where it is not `advance` that calls it.
+        """
         task, recipe = self.context.task, self.context.recipe
         rows = next(self._batches)
         most_tokens = part_tokens(self._device)
@@ -211,7 +222,8 @@ class TrialRun:
             losses.append(loss.detach())
             if self._adaptive is not None:
                 loss = loss + self._adaptive.regularisation() / len(parts)
-            loss.backward()
+            if self._trained:
+                loss.backward()
         nn.utils.clip_grad_norm_(self._trained, recipe.max_grad_norm)
         self._optimizer.step()
         self._schedule.step()
@@ -228,14 +240,19 @@ class TrialRun:
         """
         losses: list[Tensor] = []
         while self.step < step:
-            losses.append(self._train_step())
+            losses.append(self.train_step())
             if self.step % CHECK_STEPS == 0 or self.step in (1, step):
-                self._check_finite(losses)
-            if self.step == 1:
+                self.check_finite(losses)
+            if self.step == 1 and self._trained:
                 self._probe()
         return float(torch.stack(losses).mean())
 
-    def _check_finite(self, losses: list[Tensor]) -> None:
+    def check_finite(self, losses: list[Tensor]) -> None:
+        """Raise if one of the last steps' losses is not finite.
+
+        Raises:
+            TrainingDivergedError: One is not.
+        """
         recent = torch.stack(losses[-CHECK_STEPS:])
         bad = (~recent.isfinite()).nonzero().flatten()
         if len(bad):

@@ -164,7 +164,7 @@ def step_table(
     for run in runs.values():
         run.model.train()
     rounds = contexts[reference].recipe.max_steps - WARM_UP
-    seconds = take_turns([run._train_step for run in runs.values()], rounds)
+    seconds = take_turns([run.train_step for run in runs.values()], rounds)
     rows = compare(seconds, list(runs), work, reference)
     return Table(title=title, unit="GFLOP", rows=rows)
 

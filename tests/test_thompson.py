@@ -3,18 +3,20 @@
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from alrq_core.visibility import ModuleVisibility, VisibilityTable
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
 from tests.simulated import make_inventory
+from tune import thompson
 from tune.front import hypervolume
 from tune.parameters import distributions, from_params
 from tune.thompson import ThompsonSampler
@@ -132,6 +134,63 @@ def test_it_knows_stopped_trials_by_their_rung_and_ignores_failed_ones(space: Sp
     assert sampler._observed(known[0]) == (2, 0.6)
     assert sampler._observed(known[2])[1] is None
     assert isinstance(sampler.propose(known, 3), Allocation)
+
+
+def go_on(study: optuna.Study, trial: optuna.Trial, loss: float, chance: random.Random) -> bool:
+    """Report at the next rung, or fail; tell whether the trial still runs."""
+    rung = 1 + trial.user_attrs.get("rung", -1)
+    if chance.random() < 0.1:
+        study.tell(trial, state=TrialState.FAIL)
+        return False
+    for key, value in {"rung": rung, "step": RUNGS[rung], "loss": loss}.items():
+        trial.set_user_attr(key, value)
+    if rung == len(RUNGS) - 1:
+        study.tell(trial, [loss, 1.0])
+    elif chance.random() < 0.2:
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        return True
+    return False
+
+
+def test_what_it_keeps_changes_no_proposal(space: Space) -> None:
+    """Trials go on, fail, end and come twice between proposals; a new sampler says the same."""
+    table, chance = make_table(space), random.Random(0)
+    loss = make_loss(space, table)
+    sampler = ThompsonSampler(space, table, RUNGS, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    running: list[optuna.Trial] = []
+    for number in range(30):
+        trial = study.ask(distributions(space))
+        earlier = study.get_trials(deepcopy=False)[:-1]
+        fresh = ThompsonSampler(space, table, RUNGS, seed=0)
+
+        assert from_params(trial.params, space) == fresh.propose(earlier, trial.number)
+        running.append(trial)
+        if number % 9 == 8:
+            same, every = running[0].params, running[0].distributions
+            study.add_trial(create_trial(params=same, distributions=every, values=[0.7, 1.0]))
+        for trial in chance.sample(running, min(3, len(running))):
+            if not go_on(study, trial, loss(from_params(trial.params, space)), chance):
+                running.remove(trial)
+    states = {trial.state for trial in study.get_trials(deepcopy=False)}
+    assert states == set(TrialState) - {TrialState.WAITING}
+
+
+def test_a_proposal_reads_only_the_newest_trial(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def counted(*args: Any) -> Allocation:
+        read.append(args)
+        return from_params(*args)
+
+    monkeypatch.setattr(thompson, "from_params", counted)
+    table = make_table(space)
+    run(space, ThompsonSampler(space, table, RUNGS, seed=0), make_loss(space, table), 12)
+
+    assert len(read) == 11
 
 
 def test_parameters_of_another_space_are_refused(space: Space) -> None:

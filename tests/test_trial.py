@@ -194,3 +194,40 @@ def test_trains_on_a_gpu(bert_folder: Path) -> None:
     for bits in (16, 8, 4, 3, 2):
         run = TrialRun(context, uniform(context.inventory, bits, 4), seed=0)
         assert run.advance(8).loss > 0
+
+
+def test_a_seed_starts_every_allocation_alike(bert_folder: Path) -> None:
+    """Heads are the same, and adapters as far as both have them."""
+    context = make_context(bert_folder, "classification")
+    inventory = context.inventory
+    one, two = (
+        TrialRun(context, allocation, seed=3)
+        for allocation in (uniform(inventory, 4, 2), mixed(inventory))
+    )
+    both = lora_layers(one.model).keys() & lora_layers(two.model).keys()
+    assert both
+    for name in both:
+        first, second = (adapter_tensors(lora_layers(r.model)[name])[0] for r in (one, two))
+        rank = min(len(first), len(second))
+        assert torch.equal(first[:rank], second[:rank])
+        assert first.std() > 0
+    assert torch.equal(one.model.classifier.weight, two.model.classifier.weight)
+    other = TrialRun(context, uniform(inventory, 4, 2), seed=4)
+    assert not torch.equal(one.model.classifier.weight, other.model.classifier.weight)
+
+
+def test_a_language_model_without_adapters_is_scored_as_it_is(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    context = make_context(llama_folder, "language-modelling")
+    run = TrialRun(context, uniform(context.inventory, 4, 0), seed=0)
+    first = run.advance(2)
+    run.save_checkpoint(tmp_path / "c.pt", first)
+    again = TrialRun(context, uniform(context.inventory, 4, 0), seed=0)
+    assert again.load_checkpoint(tmp_path / "c.pt") == first
+    last = again.advance(8)
+
+    assert last.step == 8
+    assert last.train_loss > 0
+    assert again.receipt.lora_pairs == 0
+    assert again.test().value == pytest.approx(last.perplexity, rel=1e-3)

@@ -1,6 +1,8 @@
 """Proposes allocations by Thompson sampling over effects of modules, exactly on a budget."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -10,16 +12,18 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from alrq_core.visibility import VisibilityTable
-from search_spaces.allocation import Allocation
+from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import BYTES_16_BIT, memory_bytes, module_bytes
 from search_spaces.spaces import Space
 from tune.budget import BudgetSolver, space_choices
-from tune.effects import EffectsModel, Observation
+from tune.effects import Effects, EffectsModel, Observation
 from tune.front import Point, hypervolume_gain
 from tune.parameters import distributions, from_params, to_params
 
 # Sizes at which a draw's best allocations are looked at, from the smallest to the largest.
 SIZES = 24
+
+Sized = tuple[np.ndarray, float]
 
 
 class ThompsonSampler(BaseSampler):
@@ -54,10 +58,13 @@ class ThompsonSampler(BaseSampler):
         self._entropy = np.random.SeedSequence(seed).entropy
         self._solver = BudgetSolver(space.inventory, space_choices(space), space.groups)
         pairs = self._solver.pairs
+        weights = sum(module.weights for module in space.inventory.modules)
         self._model = EffectsModel(
             pairs,
             {pair: table.damage(*pair) for pair in pairs},
             {pair: table.gain(*pair) for pair in pairs},
+            _errors(space, table),
+            {module.name: module.weights / weights for module in space.inventory.modules},
             len(self._rungs),
         )
         largest = memory_bytes(space.largest(), space.inventory)
@@ -65,7 +72,7 @@ class ThompsonSampler(BaseSampler):
         targets = {target.name: target for target in space.inventory.modules}
         self._bytes = np.array([module_bytes(targets[name], choice) for name, choice in pairs])
         self._other = BYTES_16_BIT * space.inventory.other_parameters
-        self._chosen: dict[int, np.ndarray] = {}
+        self._known: dict[int, Sized] = {}
         self._sizes = np.geomspace(self._solver.smallest_bytes, limit, SIZES).astype(int)
 
     def infer_relative_search_space(
@@ -107,48 +114,63 @@ class ThompsonSampler(BaseSampler):
                 before: a resumed study goes on as if never interrupted.
         """
         tried = [t for t in earlier if t.params and t.state != TrialState.FAIL]
-        chosen = [self._choices(t) for t in tried]
+        read = [self._read(t) for t in tried]
         seen = [
-            Observation(t.number, choices, rung, loss)
-            for t, choices in zip(tried, chosen, strict=True)
+            Observation(choices, rung, loss)
+            for t, (choices, _) in zip(tried, read, strict=True)
             for rung, loss in [self._observed(t)]
             if loss is not None
         ]
         seed = np.random.SeedSequence(self._entropy, spawn_key=(number,))
         effects = self._model.draw(seen, np.random.default_rng(seed))
-        found = self._frontier(effects)
-        points = self._points(effects, [*chosen, *map(self._model.index, found)])
-        tried_points, candidates = points[: len(tried)], points[len(tried) :]
-        gains = hypervolume_gain(tried_points, candidates)
-        known = set(tried_points)
-        new = [n for n, point in enumerate(candidates) if point not in known]
+        found = self._frontier(effects.values)
+        points = _points(effects, [*read, *map(self._sized, found)])
+        known, candidates = points[: len(read)], points[len(read) :]
+        gains = hypervolume_gain(known, candidates)
+        tried_points = set(known)
+        new = [n for n, point in enumerate(candidates) if point not in tried_points]
         return found[max(new or range(len(found)), key=lambda n: gains[n])]
 
-    def _frontier(self, effects: np.ndarray) -> list[Allocation]:
+    def _frontier(self, values: np.ndarray) -> list[Allocation]:
         """Return the allocations that a draw says are best, by size."""
-        (best,) = self._solver.frontier(effects, [int(self._sizes[-1])])
+        (best,) = self._solver.frontier(values, [int(self._sizes[-1])])
         # Larger limits leave the best as it is.
-        size = self._bytes[self._model.index(best)].sum() + self._other
-        return [*self._solver.frontier(effects, self._sizes[self._sizes < size].tolist()), best]
+        size = memory_bytes(best, self._space.inventory)
+        return [*self._solver.frontier(values, self._sizes[self._sizes < size].tolist()), best]
 
-    def _choices(self, trial: FrozenTrial) -> np.ndarray:
-        """Return the number of each module's choice."""
-        if trial.number not in self._chosen:
-            allocation = from_params(trial.params, self._space)
-            self._chosen[trial.number] = self._model.index(allocation)
-        return self._chosen[trial.number]
+    def _read(self, trial: FrozenTrial) -> Sized:
+        """Return what `_sized` does of a trial's allocation."""
+        if trial.number not in self._known:
+            self._known[trial.number] = self._sized(from_params(trial.params, self._space))
+        return self._known[trial.number]
 
-    def _points(self, effects: np.ndarray, chosen: Sequence[np.ndarray]) -> list[Point]:
-        """Return what allocations lose and the logarithm of their bytes."""
-        numbers = np.concatenate(chosen).reshape(len(chosen), -1)
-        sizes = np.log(self._bytes[numbers].sum(axis=1) + self._other)
-        return list(zip(effects[numbers].sum(axis=1).tolist(), sizes.tolist(), strict=True))
+    def _sized(self, allocation: Allocation) -> Sized:
+        """Return the number of each module's choice, and the logarithm of all bytes."""
+        choices = self._model.index(allocation)
+        return choices, float(np.log(self._bytes[choices].sum() + self._other))
 
     def _observed(self, trial: FrozenTrial) -> tuple[int, float | None]:
         """Return the rung, 0 for the highest, and the loss that a trial reached; None for none."""
         if trial.state == TrialState.COMPLETE:
             return 0, trial.values[0]
         step, loss = trial.user_attrs.get("step"), trial.user_attrs.get("loss")
-        if step not in self._rungs or loss is None or not np.isfinite(loss):
+        if step not in self._rungs or loss is None or not isfinite(loss):
             return 0, None
         return len(self._rungs) - 1 - self._rungs.index(step), float(loss)
+
+
+def _points(effects: Effects, allocations: Sequence[Sized]) -> list[Point]:
+    """Return what allocations lose by these effects, and the logarithm of their bytes."""
+    chosen = np.concatenate([choices for choices, _ in allocations]).reshape(len(allocations), -1)
+    losses = effects.losses(chosen).tolist()
+    return list(zip(losses, (size for _, size in allocations), strict=True))
+
+
+def _errors(space: Space, table: VisibilityTable) -> dict[tuple[str, Choice], float]:
+    """Return the size of each choice's error, as a share of the module's largest."""
+    found: dict[tuple[str, Choice], float] = {}
+    for name in space.inventory.names:
+        alone = {c: table.damage(name, replace(c, rank=0)) for c in space.choices(name)}
+        largest = max(alone.values())
+        found |= {(name, c): sqrt(d / largest) if largest else 0.0 for c, d in alone.items()}
+    return found
