@@ -158,7 +158,7 @@ class _Simulation:
             if not running:
                 return self._found
             now, _, trial = heapq.heappop(running)
-            if self._end(trial) and self._spent < self._limit:
+            if self._end(trial) and (self._arm.plain or self._spent < self._limit):
                 count += 1
                 heapq.heappush(running, (now + self._start(trial), count, trial))
 
@@ -173,12 +173,13 @@ class _Simulation:
             return 0.0
         if trial.role == "table":
             return self._costs.table if self._arm.table.steps else 0.0
-        steps = self._landscape.steps
+        steps, rung = self._landscape.steps, len(trial.reports)
+        if self._arm.plain:
+            # Nothing can end it, so it is paid for as a whole.
+            return 0.0 if rung else steps[-1] + self._costs.full
         done = trial.last.step if trial.last is not None else 0
-        rung = len(trial.reports)
         last = rung == len(steps) - 1
-        scoring = self._costs.full if last else 0.0 if self._arm.plain else self._costs.half
-        return steps[rung] - done + scoring
+        return steps[rung] - done + (self._costs.full if last else self._costs.half)
 
     def _end(self, trial: TrialState) -> bool:
         """Report the rung that a trial reached; return whether it goes on."""
