@@ -1,21 +1,18 @@
 """Searches bits and LoRA ranks for every matrix of a transformer: flags in, the front out."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
-from search_spaces.costs import parse_bytes
-from search_spaces.formats import BACKENDS, FOUR_BIT, GROUP_SIZE, GROUP_SIZES
-from search_spaces.spaces import SPACES
+from tune.flags import EXIT_BAD_INPUT, LM_BATCH_SIZE, LM_MAX_LENGTH, parse_flags
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 RECIPE_FLAGS = (
     "learning_rate",
     "max_steps",
@@ -27,230 +24,7 @@ RECIPE_FLAGS = (
     "execution",
     "lora_init",
 )
-LM_MAX_LENGTH, LM_BATCH_SIZE = 256, 4
 PLAIN_WIDTH = 120
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"run_search: {message}\nSee run_search.py --help.\n")
-
-
-def _whole(flag: str) -> Any:
-    def parse(text: str) -> int:
-        try:
-            return int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"`{flag}` must be a whole number, got {text!r}. Write for example {flag} 50."
-            ) from None
-
-    return parse
-
-
-def _number(flag: str) -> Any:
-    def parse(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"`{flag}` must be a number, got {text!r}. Write for example {flag} 2."
-            ) from None
-
-    return parse
-
-
-def _memory(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _group_sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"`--group-size` must be whole numbers with commas between, got {text!r}. "
-            "Write for example --group-size 64 or --group-size 32,128."
-        ) from None
-
-
-def _device(text: str) -> str | None:
-    return None if text == "auto" else text
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all flags. Flags that were not given are absent from its result."""
-    parser = _Parser(
-        description="Find the smallest bits and LoRA ranks, matrix by matrix, that are not "
-        "measurably worse than 16-bit LoRA on your task.",
-        argument_default=argparse.SUPPRESS,
-    )
-    _add_what(parser.add_argument_group("what is searched"))
-    _add_storage(parser.add_argument_group("how weights are stored"))
-    _add_search(parser.add_argument_group("how it is searched"))
-    _add_recipe(parser.add_argument_group("how every trial is trained"))
-    _add_places(parser.add_argument_group("where it runs and writes"))
-    return parser
-
-
-def _add_what(group: Any) -> None:
-    group.add_argument("--space", help=f"one of {', '.join(SPACES)} (default: joint)")
-    group.add_argument(
-        "--model", help="minilm, smollm2, a hub id, or a local folder (default: minilm)"
-    )
-    group.add_argument(
-        "--task",
-        help="rotten_tomatoes, imdb, sst2, wikitext2, or custom with your own file "
-        "(default: rotten_tomatoes, or custom where --text-column is given)",
-    )
-    group.add_argument("--data", metavar="PATH", help="folder of sst2 or wikitext2, or your file")
-    group.add_argument("--text-column", metavar="NAME", help="column of the texts in your file")
-    group.add_argument("--label-column", metavar="NAME", help="column of the labels in your file")
-    group.add_argument(
-        "--max-memory",
-        dest="max_memory_bytes",
-        type=_memory,
-        metavar="30MB",
-        help="limit on the deployed model; only allocations that fit are proposed",
-    )
-
-
-def _add_storage(group: Any) -> None:
-    group.add_argument(
-        "--quant-backend",
-        help=f"{', '.join(BACKENDS)}: what the device doesn't have is refused (default: auto)",
-    )
-    group.add_argument(
-        "--four-bit",
-        help=f"{', '.join(FOUR_BIT)}: how a searched module keeps 4 bits (default: nf4-double)",
-    )
-    group.add_argument(
-        "--tie",
-        action="store_true",
-        help="give query, key and value the same bits and rank, and gate and up, for engines "
-        "that fuse them",
-    )
-    group.add_argument(
-        "--group-size",
-        dest="group_sizes",
-        type=_group_sizes,
-        metavar="SIZES",
-        help=f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}, or several with "
-        f"commas, to be chosen module by module (default: {GROUP_SIZE})",
-    )
-
-
-def _add_search(group: Any) -> None:
-    group.add_argument(
-        "--budget", type=_whole("--budget"), help="trials of the search (default: 50)"
-    )
-    group.add_argument(
-        "--anchors",
-        type=_whole("--anchors"),
-        metavar="N",
-        help="uniform allocations that are tried first (default: a sixth of the budget)",
-    )
-    group.add_argument("--searcher", help="one of alrq, tpe, nsga2, gp, random (default: alrq)")
-    group.add_argument("--scheduler", help="front-asha, asha, median or none (default: front-asha)")
-    group.add_argument(
-        "--time-limit",
-        dest="time_limit_seconds",
-        type=_number("--time-limit"),
-        metavar="SECONDS",
-        help="propose nothing after this time; what runs ends, confirmation follows",
-    )
-    group.add_argument(
-        "--margin",
-        type=_number("--margin"),
-        help="loss against B-FP that counts as none: points of accuracy or per cent of "
-        "perplexity (default: 2)",
-    )
-    group.add_argument(
-        "--seed", type=_whole("--seed"), help="of proposals and training (default: 0)"
-    )
-
-
-def _add_recipe(group: Any) -> None:
-    group.add_argument("--learning-rate", type=_number("--learning-rate"), help="default: 1e-3")
-    group.add_argument("--max-steps", type=_whole("--max-steps"), help="default: 200")
-    group.add_argument("--epochs", type=_number("--epochs"), help="instead of --max-steps")
-    group.add_argument(
-        "--batch-size",
-        type=_whole("--batch-size"),
-        help=f"default: 32, language modelling {LM_BATCH_SIZE}",
-    )
-    group.add_argument(
-        "--accumulation-steps",
-        type=_whole("--accumulation-steps"),
-        help="micro-batches a step; the batch size stays (default: as few as fit in memory)",
-    )
-    group.add_argument(
-        "--max-length",
-        type=_whole("--max-length"),
-        help=f"tokens a sequence (default: 128, language modelling {LM_MAX_LENGTH})",
-    )
-    group.add_argument(
-        "--eval-sequences",
-        type=_whole("--eval-sequences"),
-        help="score the first so many sequences of validation and test (default: all)",
-    )
-    group.add_argument(
-        "--dropout", type=_number("--dropout"), help="of every layer that has one (default: 0)"
-    )
-    group.add_argument(
-        "--lora-init",
-        help="default, residual (the best correction of the quantisation error) or eva",
-    )
-    group.add_argument(
-        "--execution",
-        help="packed, or dequantized: trials of the search compute with a dequantised copy, "
-        "which is faster and takes more memory (default: dequantized on a CPU if it fits)",
-    )
-
-
-def _add_places(group: Any) -> None:
-    group.add_argument(
-        "--device",
-        type=_device,
-        help="auto, cpu, cuda or mps (default: auto, the fastest of this machine)",
-    )
-    group.add_argument(
-        "--mps-safe",
-        action="store_true",
-        help="keep every tensor below the 2**32 bytes that MPS can take, as is always done there",
-    )
-    group.add_argument("--name", help="of the study (default: space, task and time)")
-    group.add_argument("--output-dir", metavar="DIR", help="default: results")
-    group.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")
-    group.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
-    group.add_argument("--trial", metavar="ID", help="the trial that --export writes")
-    group.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
-    group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
-    group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and the corners of the space, and end",
-    )
-
-
-def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path | None, bool]:
-    """Return the given fields of the configuration, the study to resume, and `--dry-run`."""
-    parser = build_parser()
-    given = vars(parser.parse_args(arguments))
-    resume = given.pop("resume", None)
-    dry_run = given.pop("dry_run", False)
-    if "epochs" in given and "max_steps" in given:
-        parser.error("`--epochs` and `--max-steps` exclude each other, got both. Leave one out.")
-    stray = {"trial", "to"} & set(given)
-    if stray and "export" not in given:
-        parser.error(f"`--{min(stray)}` goes with --export, got it alone. Leave it out.")
-    if "text_column" in given:
-        given.setdefault("task", "custom")
-    return given, Path(resume) if resume is not None else None, dry_run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from alrq_core.records import Recipe
-from run_search import build_parser
 from tune.config import (
     CHANGEABLE,
     StudyConfig,
@@ -17,6 +16,7 @@ from tune.config import (
     prepare_folder,
     resumed_config,
 )
+from tune.flags import build_parser
 
 FLAGS = {
     "--space",
