@@ -71,12 +71,12 @@ def test_half_and_median_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", range(1, 40))
-def test_a_third_of_any_front_goes_on_rounded_up_at_the_end(count: int) -> None:
+def test_half_of_any_front_goes_on_rounded_up_at_the_end(count: int) -> None:
     line = [(float(number), float(count - number)) for number in range(count)]
     kept, last = passes("front-asha", line), passes("front-asha", line, closing=True)
 
-    assert sum(kept) == count // 3
-    assert sum(last) == -(-count // 3)
+    assert sum(kept) == count // 2
+    assert sum(last) == -(-count // 2)
     assert all(later for now, later in zip(kept, last, strict=True) if now)
 
 
@@ -85,7 +85,7 @@ def test_better_ranks_pass_before_worse_ones() -> None:
     points = [(generator.random(), generator.random()) for _ in range(300)]
     kept, rank = passes("front-asha", points), ranks(points)
 
-    assert sum(kept) == 100
+    assert sum(kept) == 150
     assert max(r for r, k in zip(rank, kept, strict=True) if k) <= min(
         r for r, k in zip(rank, kept, strict=True) if not k
     )

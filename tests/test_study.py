@@ -408,11 +408,11 @@ def test_a_paused_trial_goes_on_from_its_rung_or_is_stopped_at_the_end(tmp_path:
     assert promoted
     assert {(e.trial, e.rung) for e in promoted} <= {(e.trial, e.rung) for e in paused}
     assert len(paused) == len(promoted) + len(stopped)
-    # What passed among the first may not be among the best third of all.
+    # What passed among the first may not be in the better half of all.
     searched = study.state.of_role("search")
     second = sum(len(trial.reports) >= 2 for trial in searched)
-    assert 7 <= second <= 10
-    assert sum(trial.status == "completed" for trial in searched) in (3, 4)
+    assert 10 <= second <= 14
+    assert 5 <= sum(trial.status == "completed" for trial in searched) <= 8
 
 
 def test_what_goes_on_is_decided_by_all_that_came_and_not_by_the_first(tmp_path: Path) -> None:
@@ -420,8 +420,9 @@ def test_what_goes_on_is_decided_by_all_that_came_and_not_by_the_first(tmp_path:
     drive(study, lambda t, step: 1.0 if t.role != "search" else 20.0 - int(t.id[1:]), workers=1)
     done = [t.id for t in study.state.of_role("search") if t.status == "completed"]
 
+    # Each was the best of those before it, and the first of them waited.
     assert "t009" in done
-    assert len(done) < 4
+    assert len(done) < 9
 
 
 def test_no_paused_trial_goes_on_after_the_time_limit(tmp_path: Path) -> None:

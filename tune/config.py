@@ -12,7 +12,7 @@ from alrq_core.records import Recipe
 from search_spaces.formats import GROUP_SIZE, check_backend_name, check_storage
 from search_spaces.spaces import check_space_name
 from tune.schedulers import SCHEDULERS
-from tune.searchers import SEARCHERS
+from tune.searchers import NEED_TABLE, SEARCHERS
 
 STUDY_FILE = "study.json"
 STUDIES_FOLDER = "studies"
@@ -33,7 +33,8 @@ class StudyConfig:
         space, model, task, searcher, scheduler: Names, as on the command line.
         data, text_column, label_column: Where a task's texts are, if not in a package.
         budget: Trials of the search, baselines and confirmation not counted.
-        anchors: Uniform allocations that the search tries first; None for a sixth of the budget.
+        anchors: Uniform allocations that the search tries first; None for 0 with the searcher alrq,
+            and a sixth of the budget with others.
         tie: Whether modules that engines fuse take the same choice.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
@@ -127,8 +128,13 @@ class StudyConfig:
 
     @property
     def anchor_count(self) -> int:
-        """Uniform allocations that the search tries first, at most."""
-        return max(1, self.budget // ANCHOR_SHARE) if self.anchors is None else self.anchors
+        """Uniform allocations that the search tries first, at most.
+
+        They help searchers that know nothing of bits, and cost the one that does.
+        """
+        if self.anchors is not None:
+            return self.anchors
+        return 0 if self.searcher in NEED_TABLE else max(1, self.budget // ANCHOR_SHARE)
 
     @property
     def folder(self) -> Path:

@@ -14,7 +14,8 @@ from search_spaces.allocation import Allocation, Choice
 # far that may be off, as a share of it.
 DAMAGE, GAIN, SCALE = 0.25, 0.27, 0.5
 # What no table foresees: all modules at their fewest bits, and all at rank 32, together and each
-# by itself.
+# by itself. Were the latter wide, every draw would look best somewhere new, and what was found
+# would never be followed up.
 COMMON, OWN = 0.5, 0.1
 LEVEL = 2.0
 # Standard deviation of an observation: seed, order of the data, interactions. And on top, for each

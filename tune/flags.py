@@ -133,7 +133,7 @@ def _add_search(group: Any) -> None:
         "--anchors",
         type=_whole("--anchors"),
         metavar="N",
-        help="uniform allocations that are tried first (default: a sixth of the budget)",
+        help="uniform allocations that are tried first (default: 0 with alrq, else budget / 6)",
     )
     group.add_argument("--searcher", help="one of alrq, tpe, nsga2, gp, random (default: alrq)")
     group.add_argument("--scheduler", help="front-asha, asha, median or none (default: front-asha)")

@@ -9,9 +9,6 @@ from tune.front import Point, order
 
 RUNG_FACTOR = 2
 RUNGS = 3
-# Harsher than the rungs' spacing: few trials of a good searcher beat each other on both loss and
-# bytes, so it is their spread along the front that decides.
-FRONT_REDUCTION = 3
 # The median of fewer says nothing.
 MEDIAN_TRIALS = 4
 
@@ -42,12 +39,12 @@ def rung_steps(max_steps: int) -> tuple[int, ...]:
 
 
 def _front_asha(points: Sequence[Point], closing: bool) -> list[bool]:
-    """Let the best third pass, by non-dominated rank and then by spread.
+    """Let the better half pass, by non-dominated rank and then by spread.
 
     Li et al. 2020, arXiv:1810.05934, algorithm 2, `get_job`, with an order of the front for the
-    order by loss. Where no more will come the third is rounded up, so that one always passes.
+    order by loss. Where no more will come the half is rounded up, so that one always passes.
     """
-    passing = ceil(len(points) / FRONT_REDUCTION) if closing else len(points) // FRONT_REDUCTION
+    passing = ceil(len(points) / RUNG_FACTOR) if closing else len(points) // RUNG_FACTOR
     best = set(order(points)[:passing])
     return [index in best for index in range(len(points))]
 

@@ -20,8 +20,8 @@ from tune.effects import Effects, EffectsModel, Observation
 from tune.front import Point, hypervolume_gain
 from tune.parameters import distributions, from_params, to_params
 
-# Sizes at which a draw's best allocations are looked at, from the smallest to the largest.
-SIZES = 24
+# Sizes at which a draw's best allocations are looked at: one in each part of the range, by chance.
+SIZES = 12
 
 Sized = tuple[np.ndarray, float]
 
@@ -73,7 +73,7 @@ class ThompsonSampler(BaseSampler):
         self._bytes = np.array([module_bytes(targets[name], choice) for name, choice in pairs])
         self._other = BYTES_16_BIT * space.inventory.other_parameters
         self._known: dict[int, Sized] = {}
-        self._sizes = np.geomspace(self._solver.smallest_bytes, limit, SIZES).astype(int)
+        self._limit = limit
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -122,8 +122,9 @@ class ThompsonSampler(BaseSampler):
             if loss is not None
         ]
         seed = np.random.SeedSequence(self._entropy, spawn_key=(number,))
-        effects = self._model.draw(seen, np.random.default_rng(seed))
-        found = self._frontier(effects.values)
+        generator = np.random.default_rng(seed)
+        effects = self._model.draw(seen, generator)
+        found = self._frontier(effects.values, generator)
         points = _points(effects, [*read, *map(self._sized, found)])
         known, candidates = points[: len(read)], points[len(read) :]
         gains = hypervolume_gain(known, candidates)
@@ -131,12 +132,16 @@ class ThompsonSampler(BaseSampler):
         new = [n for n, point in enumerate(candidates) if point not in tried_points]
         return found[max(new or range(len(found)), key=lambda n: gains[n])]
 
-    def _frontier(self, values: np.ndarray) -> list[Allocation]:
+    def _frontier(self, values: np.ndarray, generator: np.random.Generator) -> list[Allocation]:
         """Return the allocations that a draw says are best, by size."""
-        (best,) = self._solver.frontier(values, [int(self._sizes[-1])])
+        (best,) = self._solver.frontier(values, [self._limit])
+        smallest = self._solver.smallest_bytes
+        parts = (np.arange(SIZES) + generator.random(SIZES)) / SIZES
+        sizes = smallest * (self._limit / smallest) ** parts
         # Larger limits leave the best as it is.
         size = memory_bytes(best, self._space.inventory)
-        return [*self._solver.frontier(values, self._sizes[self._sizes < size].tolist()), best]
+        fitting = [max(smallest, int(s)) for s in sizes if s < size]
+        return [*self._solver.frontier(values, fitting), best]
 
     def _read(self, trial: FrozenTrial) -> Sized:
         """Return what `_sized` does of a trial's allocation."""
