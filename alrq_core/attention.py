@@ -26,15 +26,15 @@ def attend(
         options: See torch.
 
     Returns:
-        batch x heads x queries x width, of the query's type.
+        batch x heads x queries x width, of the type of the values.
     """
-    if _keeps_type(query):
+    if _keeps_type(query, key, value):
         return nn.functional.scaled_dot_product_attention(query, key, value, mask, **options)
     with torch.autocast("cpu", enabled=False):
         found = nn.functional.scaled_dot_product_attention(
             query.float(), key.float(), value.float(), _in_float32(mask), **options
         )
-    return found.to(query.dtype)
+    return found.to(value.dtype)
 
 
 def _sdpa(
@@ -46,7 +46,7 @@ def _sdpa(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Compute transformers' `sdpa`: see there."""
-    if _keeps_type(query):
+    if _keeps_type(query, key, value):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     # Autocast would turn the copies back.
     with torch.autocast("cpu", enabled=False):
@@ -58,11 +58,12 @@ def _sdpa(
             _in_float32(attention_mask),
             **options,
         )
-    return found.to(query.dtype), None
+    return found.to(value.dtype), None
 
 
-def _keeps_type(query: Tensor) -> bool:
-    return query.device.type != "cpu" or query.dtype == torch.float32
+def _keeps_type(*tensors: Tensor) -> bool:
+    """Tell whether nothing is to do. Rotary embeddings make float32 of queries and keys alone."""
+    return tensors[0].device.type != "cpu" or all(t.dtype == torch.float32 for t in tensors)
 
 
 def _in_float32(mask: Tensor | None) -> Tensor | None:

@@ -55,3 +55,12 @@ def test_models_attend_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch
         model(input_ids=ids, attention_mask=mask)
 
     assert seen == [(torch.float32, False)] * 2
+
+
+def test_queries_that_are_float32_already_are_no_reason_to_mix() -> None:
+    query, key, value = parts(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(query.float(), key.float(), value, None)
+
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, attend(query, key, value, None))

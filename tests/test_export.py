@@ -115,7 +115,9 @@ def test_peft_reads_the_adapter_on_the_quantised_base(run: TrialRun, tmp_path: P
     base.is_loaded_in_4bit = base.is_loaded_in_8bit = True  # type: ignore[assignment]
     model = PeftModel.from_pretrained(base, folder / PEFT_FOLDER)
 
-    torch.testing.assert_close(logits(model), logits(run.model), rtol=1e-3, atol=1e-3)
+    # PEFT adds the adapter's product rounded by itself.
+    close = 1e-3 if run.compute_dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(logits(model), logits(run.model), rtol=close, atol=close)
 
 
 def test_an_existing_folder_is_left_alone(saved: Path, bert_folder: Path) -> None:

@@ -41,7 +41,7 @@ def test_ray_repeats_little_and_writes_few_snapshots() -> None:
     """It repeats a trial's configuration in each report, and flattens names at each slash."""
     inventory = make_inventory(blocks=24)
     allocation = make_space("joint", inventory).largest()
-    spec = TrialSpec(trial="t001", allocation=allocation.encode(), seed=0, confirm=False)
+    spec = TrialSpec(trial="t001", allocation=allocation.encode(), seed=0, role="search")
     config = spec.to_config()
 
     assert TrialSpec.from_config(config) == spec
@@ -53,7 +53,7 @@ def test_ray_repeats_little_and_writes_few_snapshots() -> None:
 
 def test_workers_take_the_next_trial_without_a_new_process() -> None:
     worker = AllocationTrainable.__new__(AllocationTrainable)
-    spec = TrialSpec(trial="t002", allocation="4:8", seed=0, confirm=False)
+    spec = TrialSpec(trial="t002", allocation="4:8", seed=0, role="search")
 
     assert worker.reset_config(spec.to_config()) is True
 

@@ -112,7 +112,9 @@ class Proposer:
             folder: Of the study.
             table: Of the space, where it was measured.
         """
-        self._setting, self._space, self._searcher = setting, setting.space, searcher
+        self._setting, self._space = setting, setting.space
+        # In a fixed space there is nothing to propose, and no table.
+        self._searcher = "random" if setting.space.fixed else searcher
         self._table = table
         self._own: BaseSampler | None = None
         limit, seed = setting.max_memory_bytes, setting.seed
