@@ -27,10 +27,13 @@ def main(results: Path, name: str, budget: int) -> None:
     check(all(length <= limit for length, limit in lengths), "events are small")
 
     receipts = {p.stem: json.loads(p.read_text()) for p in (study / "receipts").glob("*.json")}
-    check(set(receipts) == set(proposed), "every trial has a receipt")
+    roles = {e["trial"]: e["role"] for e in events if e["event"] == "proposed"}
+    trained = {trial for trial, role in roles.items() if role != "table"}
+    check(len(trained) == len(roles) - 1, "one trial measured the visibility table")
+    check(set(receipts) == trained, "every other trial has a receipt")
     check(len({json.dumps(receipts[t]["modules"]) for t in searched}) == budget, "all distinct")
     for event in events:
-        if event["event"] == "proposed":
+        if event["event"] == "proposed" and event["trial"] in trained:
             built = receipts[event["trial"]]["memory_bytes"]
             check(built == event["memory_bytes"], f"{event['trial']}: bytes as predicted")
 
@@ -47,8 +50,15 @@ def main(results: Path, name: str, budget: int) -> None:
         low, high = entry["f1_interval"]
         check(low <= entry["f1"] <= high, f"{entry['experiment']}: F1 inside its interval")
         check(len(entry["seeds"]) == 3, f"{entry['experiment']}: three seeds")
+    evidence = json.loads((study / "evidence.json").read_text())
+    compared = {c["control"]: c["seeds"] for c in evidence["comparisons"]}
+    check(
+        bool(compared) and compared.keys() <= {"uniform", "random"},
+        "the best has controls",
+    )
+    check(set(compared.values()) == {3}, "on three seeds each")
     files = ("front.json", "front.png", "study.json", "optuna.journal", "confirmation.json")
-    for file in (*files, "mcnemar.csv"):
+    for file in (*files, "mcnemar.csv", "visibility.json"):
         check((study / file).stat().st_size > 0, f"{file} was written")
     check(any((study / "tensorboard").rglob("events.out.tfevents.*")), "TensorBoard logs")
 

@@ -1,9 +1,11 @@
 """The effects model is Bayesian linear regression on logarithms, and says so in draws."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.linalg import cholesky
 
 from search_spaces.allocation import Allocation, Choice
 from tune import effects
@@ -96,11 +98,42 @@ def test_draws_have_the_textbooks_covariance(model: EffectsModel, count: int) ->
 def test_what_is_kept_changes_nothing(model: EffectsModel) -> None:
     """Observations come in any order, change their rung, vanish, and come twice."""
     seen = some(model, 150)
-    for part in (seen[:3], seen[50:], seen[::-1], [seen[0], *seen], seen[10:12]):
+    promoted = [
+        replace(o, rung=0, loss=0.9 * o.loss) if n % 40 == 3 else o for n, o in enumerate(seen)
+    ]
+    parts = [seen[:3], seen[:4], seen, promoted, promoted[:70] + promoted[71:], seen[50:]]
+    for part in (*parts, seen[::-1], [seen[0], *seen], seen[10:12], []):
         fresh = EffectsModel(PAIRS, DAMAGE, GAIN, ERROR, SHARE, rungs=2)
         np.testing.assert_allclose(
             model.mean(part).values, fresh.mean(part).values, rtol=1e-6, atol=1e-9
         )
+        draws = [m.draw(part, np.random.default_rng(0)) for m in (model, fresh)]
+        np.testing.assert_allclose(draws[0].values, draws[1].values, rtol=1e-6, atol=1e-9)
+        assert draws[0].level == pytest.approx(draws[1].level)
+
+
+def test_only_what_changed_is_factorised(
+    model: EffectsModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def counted(matrix: np.ndarray, **options: bool) -> np.ndarray:
+        sizes.append(len(matrix))
+        found: np.ndarray = cholesky(matrix, **options)
+        return found
+
+    monkeypatch.setattr(effects, "cholesky", counted)
+    seen = some(model, 30)
+    for part in (seen[:20], seen[:20], seen[:21], seen, seen[:25] + seen[26:]):
+        model.mean(part)
+    seen[27] = replace(seen[27], loss=0.9)
+    model.mean(seen[:25] + seen[26:])
+    seen[27] = replace(seen[27], rung=1 - seen[27].rung)
+    model.mean(seen[:25] + seen[26:])
+
+    # Each by itself: the first 20, none, one, nine, those after the one that vanished, none though
+    # a loss is another one, and those from the one that is at another rung.
+    assert sizes == [20, 0, 1, 9, 4, 0, 3]
 
 
 def test_only_the_tables_proportions_count(model: EffectsModel) -> None:
@@ -146,6 +179,8 @@ def test_the_likeliest_noise_is_found(noise: float) -> None:
     factor = np.linalg.cholesky(kernel + noise**2 * np.eye(300))
     left, rung = factor @ generator.standard_normal(300), np.arange(300) % 2
 
+    last = effects.NOISE_OBSERVATIONS
+    kernel = kernel[-last:, -last:]
     found = _likeliest_noise(kernel, left, 0 * rung)
     assert set(found.tolist()) == {noise}
     lower = _likeliest_noise(kernel, left, rung)[rung == 1]

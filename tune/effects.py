@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 
 from search_spaces.allocation import Allocation, Choice
 
@@ -111,11 +111,13 @@ class EffectsModel:
         self._own = OWN * np.sqrt(part) * errors, OWN * ranks / np.sqrt(len(places))
         self._prior = self._damage - self._gain
         self._rungs = rungs
-        self._size = len(self._common) + len(self._own) * len(places)
-        # Features of all allocations that were observed, and the products of each two of them.
-        self._known: dict[bytes, int] = {}
+        self._size = len(self._common) + len(self._own) * len(places) + rungs
+        # Features of all allocations at the rungs where they were observed, and the products of
+        # each two of them.
+        self._known: dict[tuple[bytes, int], int] = {}
         self._features = np.empty((ROOM, self._size))
         self._products = np.empty((ROOM, ROOM))
+        self._factor = _Factor()
 
     def index(self, allocation: Allocation) -> np.ndarray:
         """Return the number of each module's choice among the pairs."""
@@ -141,34 +143,34 @@ class EffectsModel:
 
     def _believed(self, observations: Sequence[Observation], normal: _Normal) -> Effects:
         """Return a draw of the prior, moved by what observations say against it."""
-        sample, levels = normal(self._size), LEVEL * normal(self._rungs)
-        effects = self._prior + self._changes(sample)
+        parameters = normal(self._size)
         if not observations:
-            return Effects(effects, float(levels[0]), 0.0)
+            return self._effects(parameters, 0.0, 0.0)
         rung = np.array([seen.rung for seen in observations])
         values, floor = self._logarithms(observations, rung)
         # Levels have next to no prior, so they are counted from the mean.
-        middle = values.mean()
+        middle = float(values.mean())
         rows = self._rows(observations)
-        features = self._features[rows]
-        kernel = self._products[np.ix_(rows, rows)] + LEVEL**2 * (rung[:, None] == rung)
-        prior = np.array([self._prior[seen.choices].sum() for seen in observations])
+        features = self._features[: len(self._known)]
+        # The first two features are those of the prior's two parts, times their uncertainty.
+        prior = features[rows, :2].sum(axis=1) / SCALE
+        last = rows[-NOISE_OBSERVATIONS:]
+        kernel = self._products[np.ix_(last, last)]
         noise = _likeliest_noise(kernel, values - middle - prior, rung)
-        drawn = prior + features @ sample + levels[rung] + noise * normal(len(rows))
-        kernel[np.diag_indices_from(kernel)] += noise**2
-        factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-        weights = cho_solve(factor, values - middle - drawn, check_finite=False)
-        effects += self._changes(features.T @ weights)
-        level = middle + levels[0] + LEVEL**2 * weights[rung == 0].sum()
-        return Effects(effects, float(level), floor)
+        drawn = prior + (features @ parameters)[rows] + noise * normal(len(rows))
+        lower = self._factor.update(self._products, rows, noise)
+        weights = cho_solve((lower, True), values - middle - drawn, check_finite=False)
+        parameters += features.T @ np.bincount(rows, weights, len(features))
+        return self._effects(parameters, middle, floor)
 
-    def _changes(self, parameters: np.ndarray) -> np.ndarray:
-        """Return what standardised parameters change of every pair's effect."""
-        common, own = np.split(parameters, [len(self._common)])
-        changes: np.ndarray = common @ np.array(self._common)
+    def _effects(self, parameters: np.ndarray, middle: float, floor: float) -> Effects:
+        """Return what standardised parameters say."""
+        parts = [len(self._common), self._size - self._rungs]
+        common, own, levels = np.split(parameters, parts)
+        effects = self._prior + common @ np.array(self._common)
         for values, effect in zip(np.split(own, len(self._own)), self._own, strict=True):
-            changes += values[self._module] * effect
-        return changes
+            effects += values[self._module] * effect
+        return Effects(effects, middle + LEVEL * float(levels[0]), floor)
 
     def _logarithms(
         self, observations: Sequence[Observation], rung: np.ndarray
@@ -186,33 +188,68 @@ class EffectsModel:
         """Return where each observation's features are, after adding those that are new."""
         rows = []
         for seen in observations:
-            key = seen.choices.tobytes()
+            key = seen.choices.tobytes(), seen.rung
             if key not in self._known:
-                self._add(seen.choices, len(self._known))
+                self._add(seen, len(self._known))
                 self._known[key] = len(self._known)
             rows.append(self._known[key])
         return np.array(rows)
 
-    def _add(self, choices: np.ndarray, row: int) -> None:
+    def _add(self, seen: Observation, row: int) -> None:
         if row == len(self._features):
             self._features = np.concatenate((self._features, np.empty_like(self._features)))
             self._products = np.pad(self._products, (0, row))
-        common = [effect[choices].sum() for effect in self._common]
-        own = [effect[choices] for effect in self._own]
-        self._features[row] = np.concatenate((common, *own))
+        common = [effect[seen.choices].sum() for effect in self._common]
+        own = [effect[seen.choices] for effect in self._own]
+        level = LEVEL * (np.arange(self._rungs) == seen.rung)
+        self._features[row] = np.concatenate((common, *own, level))
         products = self._features[: row + 1] @ self._features[row]
         self._products[row, : row + 1] = self._products[: row + 1, row] = products
+
+
+class _Factor:
+    """The lower Cholesky factor of a covariance, of which what stays the same is kept."""
+
+    def __init__(self) -> None:
+        self._rows, self._noise = np.empty(0, dtype=np.int64), np.empty(0)
+        self._lower = np.empty((0, 0))
+
+    def update(self, products: np.ndarray, rows: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Return the factor of the products of these rows, plus noise on the diagonal.
+
+        What the last call factorised is kept up to the first row or noise that is another one.
+
+        Args:
+            products: Covariances without noise; those of known rows never change.
+            rows: Which of them, in this order.
+            noise: Standard deviation of each.
+        """
+        both = min(len(rows), len(self._rows))
+        same = (rows[:both] == self._rows[:both]) & (noise[:both] == self._noise[:both])
+        kept = both if same.all() else int(same.argmin())
+        before, new = rows[:kept], rows[kept:]
+        old = self._lower[:kept, :kept]
+        cross = products[np.ix_(before, new)]
+        cross = solve_triangular(old, cross, lower=True, check_finite=False)
+        # By columns, as LAPACK has its matrices: else it works on copies.
+        lower = np.zeros((len(rows), len(rows)), order="F")
+        lower[:kept, :kept], lower[kept:, :kept] = old, cross.T
+        left = products[np.ix_(new, new)] - cross.T @ cross
+        left[np.diag_indices_from(left)] += noise[kept:] ** 2
+        left = cholesky(left.T, lower=True, overwrite_a=True, check_finite=False)
+        lower[kept:, kept:] = left
+        self._rows, self._noise, self._lower = rows, noise, lower
+        return lower
 
 
 def _likeliest_noise(kernel: np.ndarray, left: np.ndarray, rung: np.ndarray) -> np.ndarray:
     """Return the standard deviation of each observation: the likeliest of a few, by the last ones.
 
     Args:
-        kernel: Prior covariance of the observations without noise.
+        kernel: Prior covariance without noise of the last observations.
         left: Observations without their prior mean.
         rung: Of each.
     """
-    kernel = kernel[-NOISE_OBSERVATIONS:, -NOISE_OBSERVATIONS:]
     left, lower = left[-NOISE_OBSERVATIONS:], RUNG_NOISE * rung[-NOISE_OBSERVATIONS:]
 
     def likelihood(level: float) -> float:

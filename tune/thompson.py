@@ -23,7 +23,8 @@ from tune.parameters import distributions, from_params, to_params
 # Sizes at which a draw's best allocations are looked at: one in each part of the range, by chance.
 SIZES = 12
 
-Sized = tuple[np.ndarray, float]
+# The number of each module's choice, and the bytes of all.
+Sized = tuple[np.ndarray, int]
 
 
 class ThompsonSampler(BaseSampler):
@@ -139,7 +140,7 @@ class ThompsonSampler(BaseSampler):
         parts = (np.arange(SIZES) + generator.random(SIZES)) / SIZES
         sizes = smallest * (self._limit / smallest) ** parts
         # Larger limits leave the best as it is.
-        size = memory_bytes(best, self._space.inventory)
+        _, size = self._sized(best)
         fitting = [max(smallest, int(s)) for s in sizes if s < size]
         return [*self._solver.frontier(values, fitting), best]
 
@@ -150,9 +151,9 @@ class ThompsonSampler(BaseSampler):
         return self._known[trial.number]
 
     def _sized(self, allocation: Allocation) -> Sized:
-        """Return the number of each module's choice, and the logarithm of all bytes."""
+        """Return the number of each module's choice, and the bytes of all."""
         choices = self._model.index(allocation)
-        return choices, float(np.log(self._bytes[choices].sum() + self._other))
+        return choices, int(self._bytes[choices].sum()) + self._other
 
     def _observed(self, trial: FrozenTrial) -> tuple[int, float | None]:
         """Return the rung, 0 for the highest, and the loss that a trial reached; None for none."""
@@ -168,7 +169,8 @@ def _points(effects: Effects, allocations: Sequence[Sized]) -> list[Point]:
     """Return what allocations lose by these effects, and the logarithm of their bytes."""
     chosen = np.concatenate([choices for choices, _ in allocations]).reshape(len(allocations), -1)
     losses = effects.losses(chosen).tolist()
-    return list(zip(losses, (size for _, size in allocations), strict=True))
+    sizes = np.log([size for _, size in allocations]).tolist()
+    return list(zip(losses, sizes, strict=True))
 
 
 def _errors(space: Space, table: VisibilityTable) -> dict[tuple[str, Choice], float]:
