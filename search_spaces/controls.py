@@ -42,9 +42,12 @@ def random_of_bytes(space: Space, size: int, generator: Random) -> Allocation:
 
 
 def uniform_of_bytes(space: Space, size: int) -> Allocation:
-    """Return the smallest uniform allocation of no fewer bytes, or the largest one there is."""
+    """Return the smallest uniform allocation of no fewer bytes, or the largest one there is.
+
+    With adapters, where the space has any: without them nothing is fine-tuned but a head.
+    """
     bits = sorted({value for values in space.bits.values() for value in values})
-    ranks = sorted({value for values in space.ranks.values() for value in values})
+    ranks = sorted({value for values in space.ranks.values() for value in values if value}) or [0]
     every = [space.nearest_uniform(b, r) for b in bits for r in ranks]
     by_size = {memory_bytes(allocation, space.inventory): allocation for allocation in every}
     enough = [found for found in by_size if found >= size]

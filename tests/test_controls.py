@@ -37,11 +37,12 @@ def test_a_uniform_allocation_has_at_least_these_bytes(size: int) -> None:
     bits = {choice.bits for choice in found.choices.values()}
 
     assert memory_bytes(found, INVENTORY) >= size
+    assert all(choice.rank for choice in found.choices.values())
     assert len(bits) == 1
 
 
 def test_no_uniform_allocation_in_between_is_passed_over() -> None:
-    for bits, rank in ((2, 0), (3, 8), (4, 2), (16, 32)):
+    for bits, rank in ((2, 2), (3, 8), (4, 2), (16, 32)):
         uniform = JOINT.nearest_uniform(bits, rank)
         assert uniform_of_bytes(JOINT, memory_bytes(uniform, INVENTORY)) == uniform
 

@@ -17,6 +17,7 @@ from tune.state import StudyState, TrialState
 
 CONFIRM_SEEDS = 3
 MAX_FINALISTS = 3
+CONTROLS = ("uniform", "random")
 # Id of the trial that measures the visibility table.
 TABLE = "visibility"
 
@@ -112,11 +113,11 @@ class Plan:
             return None
         smallest = chosen[0]
         generator = Random(f"{self.seed}-{smallest.id}")
-        controls = {
-            "uniform": uniform_of_bytes(self.space, smallest.memory_bytes),
-            "random": random_of_bytes(self.space, smallest.memory_bytes, generator),
-        }
-        for name, allocation in controls.items():
+        controls = (
+            uniform_of_bytes(self.space, smallest.memory_bytes),
+            random_of_bytes(self.space, smallest.memory_bytes, generator),
+        )
+        for name, allocation in zip(CONTROLS, controls, strict=True):
             # A finalist that is uniform itself needs no control of that kind.
             known = allocation in [trial.allocation for trial in chosen]
             if name not in self.state.trials and not known:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from search_spaces.fixed import FIXED
 from tune.confirmation import Confirmed
+from tune.plan import CONTROLS
 from tune.state import StudyState, TrialState
 
 BASELINE_COLOUR = "#c44e52"
@@ -77,7 +78,7 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
 def _draw_confirmation(axes: Axes, rows: list[Confirmed], best: Confirmed | None) -> None:
     scale = 100 if rows[0].metric == "accuracy" else 1
     for row in rows:
-        colour = BASELINE_COLOUR if row.trial in FIXED else FRONT_COLOUR
+        colour = _colour(row.trial)
         low, high = row.interval
         axes.errorbar(
             row.memory_bytes / 1e6,
@@ -102,6 +103,12 @@ def _draw_confirmation(axes: Axes, rows: list[Confirmed], best: Confirmed | None
     axes.set_title(f"Confirmation: {len(rows[0].seeds)} fresh seeds{star}", fontsize=10)
     axes.grid(alpha=0.3)
     axes.margins(x=0.12)
+
+
+def _colour(trial: str) -> str:
+    if trial in FIXED:
+        return BASELINE_COLOUR
+    return OTHER_COLOUR if trial in CONTROLS else FRONT_COLOUR
 
 
 def _points(trials: list[TrialState]) -> tuple[list[float], list[float]]:
