@@ -38,13 +38,12 @@ SCORED_HALF, SCORED_FULL = 4.0, 8.0
 CHANCE = float(np.log(2))
 # Searcher, scheduler, anchors, whether trials are scored only once, whether the table is measured.
 ARMS: dict[str, tuple[str, str, int, bool, bool]] = {
-    "alrq": ("alrq", "front-asha", 8, False, True),
-    "alrq, no anchors": ("alrq", "front-asha", 0, False, True),
-    "alrq, no table": ("alrq", "front-asha", 8, False, False),
-    "alrq, no scheduler": ("alrq", "none", 8, True, True),
-    "alrq, no scheduler, no anchors": ("alrq", "none", 0, True, True),
-    "alrq with asha": ("alrq", "asha", 8, False, True),
-    "alrq with median": ("alrq", "median", 8, False, True),
+    "alrq": ("alrq", "front-asha", 0, False, True),
+    "alrq with anchors": ("alrq", "front-asha", 8, False, True),
+    "alrq, no table": ("alrq", "front-asha", 0, False, False),
+    "alrq, no scheduler": ("alrq", "none", 0, True, True),
+    "alrq with asha": ("alrq", "asha", 0, False, True),
+    "alrq with median": ("alrq", "median", 0, False, True),
     "tpe": ("tpe", "none", 0, True, False),
     "tpe with front-asha": ("tpe", "front-asha", 0, False, False),
     "tpe with anchors and front-asha": ("tpe", "front-asha", 8, False, False),
