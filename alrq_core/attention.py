@@ -5,6 +5,8 @@ sequences of 28 tokens, 12 heads of 32, one thread of a Zen 4, torch 2.13): a qu
 step. To import this module is to register it with transformers.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +30,8 @@ def attend(
     Returns:
         batch x heads x queries x width, of the type of the values.
     """
-    if _keeps_type(query, key, value):
-        return nn.functional.scaled_dot_product_attention(query, key, value, mask, **options)
-    with torch.autocast("cpu", enabled=False):
-        found = nn.functional.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), _in_float32(mask), **options
-        )
-    return found.to(value.dtype)
+    attention = partial(nn.functional.scaled_dot_product_attention, **options)
+    return _in_float32(attention, query, key, value, mask)
 
 
 def _sdpa(
@@ -46,28 +43,31 @@ def _sdpa(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Compute transformers' `sdpa`: see there."""
-    if _keeps_type(query, key, value):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+    def attention(*tensors: Any) -> Tensor:
+        return sdpa_attention_forward(module, *tensors, **options)[0]
+
+    return _in_float32(attention, query, key, value, attention_mask), None
+
+
+def _in_float32(
+    attention: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """Compute attention in float32 on a CPU, elsewhere as it is."""
+    # Rotary embeddings make float32 of queries and keys alone.
+    plain = all(tensor.dtype == torch.float32 for tensor in (query, key, value))
+    if query.device.type != "cpu" or plain:
+        return attention(query, key, value, mask)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
     # Autocast would turn the copies back.
     with torch.autocast("cpu", enabled=False):
-        found, _ = sdpa_attention_forward(
-            module,
-            query.float(),
-            key.float(),
-            value.float(),
-            _in_float32(attention_mask),
-            **options,
-        )
-    return found.to(value.dtype), None
-
-
-def _keeps_type(*tensors: Tensor) -> bool:
-    """Tell whether nothing is to do. Rotary embeddings make float32 of queries and keys alone."""
-    return tensors[0].device.type != "cpu" or all(t.dtype == torch.float32 for t in tensors)
-
-
-def _in_float32(mask: Tensor | None) -> Tensor | None:
-    return mask.float() if mask is not None and mask.is_floating_point() else mask
+        found = attention(query.float(), key.float(), value.float(), mask)
+    return found.to(value.dtype)
 
 
 AttentionInterface.register("sdpa", _sdpa)

@@ -73,7 +73,7 @@ class TrialContext:
         recipe = self.recipe
         if recipe.lora_init == "default":
             initialise_nested(model, seed)
-        if recipe.lora_init == "residual":
+        elif recipe.lora_init == "residual":
             initialise_residual(
                 model, self.base, self.moments, recipe.alpha_over_rank, self.corrections
             )

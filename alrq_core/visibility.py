@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from alrq_core.files import replaced
+from alrq_core.files import write_json
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Format
 from search_spaces.spaces import Space
@@ -189,8 +189,7 @@ class VisibilityTable:
     def save(self, folder: Path) -> Path:
         """Write the table into a folder, at once or not at all; return its file."""
         path = table_path(folder, self.key)
-        with replaced(path) as partial:
-            partial.write_text(json.dumps(self.to_json()), encoding="utf-8")
+        write_json(path, self.to_json())
         return path
 
 

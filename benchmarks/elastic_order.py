@@ -23,6 +23,7 @@ from alrq_core.visibility import VisibilityTable
 from benchmarks.record_curves import load
 from benchmarks.surrogate import load_curves
 from search_spaces.spaces import make_space
+from tune.effects import FLOOR
 
 FOLDER = Path(__file__).parent / "curves"
 FOLDS, RESAMPLES = 8, 1000
@@ -75,7 +76,7 @@ def report(found: dict[str, dict[str, float]], folder: Path) -> None:
     parts = [[table.damage(n, c) for n, c in a.choices.items()] for a in allocations]
     damage = np.sum(parts, axis=1)
     gain = np.sum([[table.gain(n, c) for n, c in a.choices.items()] for a in allocations], axis=1)
-    target = np.log(final - 0.93 * final.min())
+    target = np.log(final - FLOOR * final.min())
     alike = {
         "elastic losses": elastic,
         "visibility table": fitted(np.array([damage, gain]).T, target),

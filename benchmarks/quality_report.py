@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 RESAMPLES = 2000
-PEER = "tpe"
+# Of the peer: the cost of so many full ones is what all may spend.
+PEER, TRIALS = "tpe", 50
 POINTS = 200
 NEVER = float("inf")
 
@@ -49,7 +50,7 @@ def _fit_table(fits: list[dict[str, Any]]) -> list[str]:
 
 def _table(lines: list[dict[str, Any]], trial_cost: float) -> list[str]:
     """Return a row an arm: areas at a fifth and at all of the cost, and the cost ratio."""
-    full = 50 * trial_cost
+    full = TRIALS * trial_cost
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for line in lines:
         by_arm.setdefault(line["arm"], {})[line["seed"]] = line
@@ -101,7 +102,7 @@ def _draw(path: Path, lines: list[dict[str, Any]], counts: list[int], trial_cost
     figure, axes = plt.subplots(
         1, len(counts), figsize=(7 * len(counts), 5), layout="constrained", squeeze=False
     )
-    grid = np.linspace(0, 50 * trial_cost, POINTS)
+    grid = np.linspace(0, TRIALS * trial_cost, POINTS)
     for workers, axis in zip(counts, axes[0], strict=True):
         arms = dict.fromkeys(line["arm"] for line in lines)
         for number, arm in enumerate(arms):

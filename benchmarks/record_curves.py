@@ -164,7 +164,7 @@ def mixed(
         if uniform and generator.random() < 0.1:
             source, allocation = "uniform", uniform.pop()
         elif source == "random":
-            allocation = Allocation({name: space.draw(name, generator) for name in space.bits})
+            allocation = space.draw_all(generator)
         elif source == "frontier" or not seen:
             source = "frontier"
             limit = np.exp(generator.uniform(np.log(sizes[0]), np.log(sizes[1])))

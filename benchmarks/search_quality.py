@@ -21,7 +21,7 @@ import numpy as np
 from alrq_core.cores import usable_cores
 from alrq_core.models import inspect_model
 from alrq_core.visibility import VisibilityTable, flat_table
-from benchmarks.quality_report import write_report
+from benchmarks.quality_report import TRIALS, write_report
 from benchmarks.replay import Arm, Costs, quality, replay
 from benchmarks.surrogate import Curves, Landscape, load_curves
 from search_spaces.costs import memory_bytes
@@ -29,8 +29,6 @@ from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space, make_space
 
 FOLDER = Path(__file__).parent / "curves"
-# Of the searches that are compared: TPE's 50 full trials.
-TRIALS = 50
 WORKERS = (1, 8)
 # Seconds that scoring a sequence of the validation split takes, in those of a step of 32: 427
 # sequences took as long as 4 steps.

@@ -16,12 +16,12 @@ def lowered(allocation: Allocation, space: Space, limit: int, generator: Random)
         limit: Bytes of the deployed model, no fewer than the smallest allocation's.
         generator: Of the choices.
     """
-    choices = dict(allocation.choices)
+    choices, units = dict(allocation.choices), space.units
     size = memory_bytes(allocation, space.inventory)
     while size > limit:
         steps = [
             (unit, smaller)
-            for unit in space.units
+            for unit in units
             for smaller in _one_step_down(space, unit[0], choices[unit[0]])
         ]
         unit, smaller = generator.choice(steps)

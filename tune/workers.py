@@ -60,6 +60,11 @@ class TrialSpec:
     allocation: str
     seed: int
 
+    @property
+    def confirm(self) -> bool:
+        """Whether it trains to the end with packed weights and is scored on the test split."""
+        return self.role != "search"
+
     def to_config(self) -> dict[str, Any]:
         """Return Ray's configuration of the trial."""
         return {
@@ -119,7 +124,7 @@ class AllocationTrainable(ray_tune.Trainable):
         return Outcome(table=table)
 
     def _next_rung(self) -> Outcome:
-        confirm = self._spec.role != "search"
+        confirm = self._spec.confirm
         if self._run is None:
             self._run = TrialRun(
                 self._loaded(), self._allocation(), self._spec.seed, packed=confirm
@@ -134,7 +139,7 @@ class AllocationTrainable(ray_tune.Trainable):
     def _outcome(self, report: TrialReport) -> Outcome:
         assert self._run is not None
         last = report.step == self._context.rungs[-1]
-        test = self._run.test() if self._spec.role != "search" and last else None
+        test = self._run.test() if self._spec.confirm and last else None
         return Outcome(report=report, receipt=self._run.receipt, test=test)
 
     def _failed(self, reason: str) -> Outcome:
