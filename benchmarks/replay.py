@@ -15,7 +15,7 @@ from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space
 from tune.events import LOG_NAME, EventLog, Started
-from tune.front import front, hypervolume
+from tune.front import Point, hypervolume
 from tune.plan import Plan
 from tune.schedulers import SCHEDULERS
 from tune.searchers import Proposer, Setting
@@ -68,13 +68,12 @@ class Replay:
 
     Attributes:
         costs: Training cost at each completed trial.
-        allocations: Of them.
-        losses: As observed, at full fidelity.
+        fronts: What the study would offer by then: by the losses that its searcher's model expects,
+            or where it has no model by those observed, at full fidelity.
     """
 
     costs: list[float]
-    allocations: list[Allocation]
-    losses: list[float]
+    fronts: list[list[Allocation]]
 
 
 def replay(
@@ -142,7 +141,7 @@ class _Simulation:
         self._study, self._arm, self._landscape, self._costs = study, arm, landscape, costs
         self._limit, self._seed = limit, seed
         self._spent = 0.0
-        self._found = Replay([], [], [])
+        self._found = Replay([], [])
 
     def run(self, workers: int) -> Replay:
         """Run until the cost is spent. Workers are as fast as each other."""
@@ -193,8 +192,9 @@ class _Simulation:
         goes_on = self._study.take(trial.id, outcome) == "continue"
         if trial.role == "search" and trial.status == "completed":
             self._found.costs.append(self._spent)
-            self._found.allocations.append(trial.allocation)
-            self._found.losses.append(float(losses[rung]))
+            expected = self._study.plan.proposer.expected_losses()
+            front = self._study.state.front(expected)
+            self._found.fronts.append([trial.allocation for trial in front])
         return goes_on
 
 
@@ -221,11 +221,9 @@ def quality(
     A study sees losses with their noise and chooses its front by them; what counts are the
     expected losses of the chosen. Coordinates: loss, and the logarithm of bytes to the base 2.
     """
-    sizes = [np.log2(memory_bytes(a, space.inventory)) for a in found.allocations]
-    seen = list(zip(found.losses, map(float, sizes), strict=True))
-    true = [float(landscape.expected(a)[-1]) for a in found.allocations]
-    volumes = []
-    for count in range(1, len(seen) + 1):
-        chosen = [(true[index], seen[index][1]) for index in front(seen[:count])]
-        volumes.append(hypervolume(chosen, reference))
-    return volumes
+
+    def point(allocation: Allocation) -> Point:
+        size = np.log2(memory_bytes(allocation, space.inventory))
+        return float(landscape.expected(allocation)[-1]), float(size)
+
+    return [hypervolume([*map(point, front)], reference) for front in found.fronts]

@@ -37,7 +37,7 @@ from tune.events import (
     decode_event,
     encode_event,
 )
-from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS, finalists
+from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS
 from tune.schedulers import SCHEDULERS
 from tune.searchers import SEARCHERS
 from tune.state import StudyState, TrialState
@@ -74,7 +74,7 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
     study = make_study(tmp_path, budget=10)
     drive(study)
     roles = [event.role for event in events(tmp_path) if isinstance(event, Proposed)]
-    finals = finalists(study.state, 10)
+    finals = study.plan.finalists()
 
     assert roles[:2] == ["baseline", "baseline"]
     assert roles[2:12] == ["search"] * 10
@@ -89,6 +89,24 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
     assert len(study.state.confirmed_runs()) == confirmed
     assert {trial.id for trial in finals} >= {"B-FP", "B-Q4"}
     assert len(finals) <= 2 + MAX_FINALISTS
+
+
+def test_finalists_are_chosen_by_what_the_model_expects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one with the lowest observed loss was lucky, says this model."""
+    study = make_study(tmp_path, budget=10, scheduler="none")
+    drive(study)
+    done = study.state.of_role("search")
+    lucky = min(done, key=lambda trial: trial.reports[-1].loss)
+    assert lucky in study.plan.finalists()
+
+    expected = {trial.id: 9.0 if trial is lucky else trial.reports[-1].loss for trial in done}
+    monkeypatch.setattr(study.plan.proposer, "expected_losses", lambda: expected)
+
+    assert lucky not in study.plan.finalists()
+    assert lucky in study.state.front()
+    assert lucky not in study.state.front(expected)
 
 
 def test_confirmation_uses_fresh_seeds_at_full_fidelity(tmp_path: Path) -> None:
@@ -202,14 +220,17 @@ def test_a_study_cut_anywhere_goes_on_from_its_log(tmp_path: Path, reports: int)
         assert steps == sorted(set(steps))
 
 
-def test_a_cut_study_ends_as_an_uncut_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("searcher", "reports"), [("tpe", 23), ("alrq", 23), ("alrq", 44)])
+def test_a_cut_study_ends_as_an_uncut_one(tmp_path: Path, searcher: str, reports: int) -> None:
     """With one worker the order is fixed, so the same trials are proposed."""
     for name in ("cut", "whole"):
         (tmp_path / name).mkdir()
-    whole = make_study(tmp_path / "whole", budget=12, searcher="tpe")
+    whole = make_study(tmp_path / "whole", budget=12, searcher=searcher)
     drive(whole, workers=1)
-    drive(make_study(tmp_path / "cut", budget=12, searcher="tpe"), workers=1, reports=23)
-    cut = make_study(tmp_path / "cut", budget=12, searcher="tpe")
+    begun = make_study(tmp_path / "cut", budget=12, searcher=searcher)
+    assert drive(begun, workers=1, reports=reports) == reports
+    assert not begun.finished
+    cut = make_study(tmp_path / "cut", budget=12, searcher=searcher)
     drive(cut, workers=1)
 
     assert cut.state.trials == whole.state.trials

@@ -108,6 +108,37 @@ def test_it_learns_where_the_table_is_wrong(space: Space) -> None:
     assert areas[ThompsonSampler] > areas[Forgetful]
 
 
+def test_expected_losses_are_nearer_to_the_truth_than_observed_ones(space: Space) -> None:
+    """With noise of three times what the allocations on the front differ by."""
+    table = make_table(space)
+    loss, noise = make_loss(space, table), random.Random(3)
+    sampler = ThompsonSampler(space, table, RUNGS, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    true = []
+    for _ in range(30):
+        trial = study.ask(distributions(space))
+        allocation = from_params(trial.params, space)
+        true.append(loss(allocation))
+        size = memory_bytes(allocation, space.inventory)
+        study.tell(trial, [true[-1] + noise.gauss(0, 0.03), float(size)])
+    trials = study.get_trials(deepcopy=False)
+    expected = sampler.expected_losses(trials)
+    observed = [trial.values[0] for trial in trials]
+
+    assert list(expected) == list(range(30))
+    assert np.std(np.array(list(expected.values())) - true) < 0.7 * np.std(
+        np.array(observed) - true
+    )
+
+
+def test_nothing_is_expected_before_a_trial_is_complete(space: Space) -> None:
+    sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    study.ask(distributions(space))
+
+    assert sampler.expected_losses(study.get_trials(deepcopy=False)) == {}
+
+
 def test_proposals_that_run_together_differ_and_fit(space: Space) -> None:
     smallest = memory_bytes(space.smallest(), space.inventory)
     sampler = ThompsonSampler(space, make_table(space), RUNGS, round(1.3 * smallest), seed=0)

@@ -77,6 +77,29 @@ class Plan:
             return False
         return not (self._baseline() or self._control() or self._confirmation())
 
+    def finalists(self) -> list[TrialState]:
+        """Return the trials to confirm: the baselines, and the best of the front.
+
+        Of the front these are the smallest allocations whose validation loss is within one standard
+        error of the better baseline's, and the one of the lowest loss; where fewer are that near,
+        those nearest to it. Losses are those that the searcher's model expects, where it has one.
+        """
+        baselines = [t for t in self.state.of_role("baseline") if t.status == "completed"]
+        expected = self.proposer.expected_losses()
+        front = self.state.front(expected)
+        if not front:
+            return baselines
+        losses = {t.id: t.reports[-1].loss for t in (*baselines, *front)} | expected
+        count = min(MAX_FINALISTS, max(2, self.budget // 10))
+        best = min(front, key=lambda t: losses[t.id])
+        reference = min([*baselines, best], key=lambda t: losses[t.id])
+        limit = losses[reference.id] + reference.reports[-1].loss_standard_error
+        others = [trial for trial in front if trial is not best]
+        near = [trial for trial in others if losses[trial.id] <= limit]
+        far = sorted((t for t in others if losses[t.id] > limit), key=lambda t: losses[t.id])
+        chosen = [best, *near[: count - 1], *far[: max(0, count - 1 - len(near))]]
+        return [*baselines, *sorted(chosen, key=lambda trial: trial.memory_bytes)]
+
     def _table(self) -> Proposed | None:
         """Return the trial that measures the visibility table: it goes first, since the search
         waits for it.
@@ -108,7 +131,7 @@ class Plan:
         """Return an allocation of the smallest finalist's bytes that no search has found."""
         if not self.search_closed or self._unended_search():
             return None
-        chosen = [trial for trial in finalists(self.state, self.budget) if trial.role == "search"]
+        chosen = [trial for trial in self.finalists() if trial.role == "search"]
         if not chosen:
             return None
         smallest = chosen[0]
@@ -127,7 +150,7 @@ class Plan:
     def _confirmation(self) -> Proposed | None:
         if not self.search_closed:
             return None
-        sources = finalists(self.state, self.budget)
+        sources = self.finalists()
         if self._unended_search():
             # Who the others are isn't known yet.
             sources = [source for source in sources if source.role == "baseline"]
@@ -171,28 +194,3 @@ def baselines(space: Space) -> Mapping[str, Allocation]:
         for name in BASELINES
         if unavailable(name, inventory, formats) is None
     }
-
-
-def finalists(state: StudyState, budget: int) -> list[TrialState]:
-    """Return the trials to confirm: the baselines, and the best of the front.
-
-    Of the front these are the smallest allocations whose validation loss is within one standard
-    error of the better baseline's, and the one of the lowest loss; where fewer are that near,
-    those nearest to it.
-    """
-    baselines = [t for t in state.of_role("baseline") if t.status == "completed"]
-    front = state.front()
-    if not front:
-        return baselines
-    count = min(MAX_FINALISTS, max(2, budget // 10))
-    best = min(front, key=_loss)
-    reference = min([*baselines, best], key=_loss).reports[-1]
-    limit = reference.loss + reference.loss_standard_error
-    near = [trial for trial in front if _loss(trial) <= limit and trial is not best]
-    far = sorted((t for t in front if _loss(t) > limit and t is not best), key=_loss)
-    chosen = [best, *near[: count - 1], *far[: max(0, count - 1 - len(near))]]
-    return [*baselines, *sorted(chosen, key=lambda trial: trial.memory_bytes)]
-
-
-def _loss(trial: TrialState) -> float:
-    return trial.reports[-1].loss

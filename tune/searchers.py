@@ -178,6 +178,18 @@ class Proposer:
             inner.get_parent_population(self._study, generation)
         self._sampler.remember(trial.allocation)
 
+    def expected_losses(self) -> dict[str, float]:
+        """Return what the searcher's model expects of each completed trial at full fidelity, by id;
+        nothing where it has no model.
+        """
+        if self._searcher not in NEED_TABLE:
+            return {}
+        sampler = self._make(len(self._numbers))
+        assert isinstance(sampler, ThompsonSampler)
+        expected = sampler.expected_losses(self._study.get_trials(deepcopy=False))
+        ids = {number: trial for trial, number in self._numbers.items()}
+        return {ids[number]: loss for number, loss in expected.items()}
+
     def replay(self, events: Iterable[Event], state: StudyState) -> None:
         """Take in the trials of an earlier run in the order in which they began and ended."""
         searched = {trial.id: trial for trial in state.of_role("search")}

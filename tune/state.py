@@ -1,6 +1,6 @@
 """The state of a study, made from its events and from nothing else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -130,12 +130,16 @@ class StudyState:
         done = self.with_status("completed")
         return [trial for trial in done if trial.test is not None]
 
-    def front(self) -> list[TrialState]:
+    def front(self, expected: Mapping[str, float] | None = None) -> list[TrialState]:
         """Return the front of the search: completed trials only, so of equal fidelity,
         from the smallest to the largest.
+
+        Args:
+            expected: Trial id to the loss that counts, instead of the one observed.
         """
         done = [t for t in self.of_role("search") if t.status == "completed" and t.reports]
-        points = [(trial.reports[-1].loss, float(trial.memory_bytes)) for trial in done]
+        losses = {trial.id: trial.reports[-1].loss for trial in done} | dict(expected or {})
+        points = [(losses[trial.id], float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
 
 

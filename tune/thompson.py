@@ -115,13 +115,7 @@ class ThompsonSampler(BaseSampler):
                 before: a resumed study goes on as if never interrupted.
         """
         tried = [t for t in earlier if t.params and t.state != TrialState.FAIL]
-        read = [self._read(t) for t in tried]
-        seen = [
-            Observation(choices, rung, loss)
-            for t, (choices, _) in zip(tried, read, strict=True)
-            for rung, loss in [self._observed(t)]
-            if loss is not None
-        ]
+        read, seen = [self._read(t) for t in tried], self._observations(tried)
         seed = np.random.SeedSequence(self._entropy, spawn_key=(number,))
         generator = np.random.default_rng(seed)
         effects = self._model.draw(seen, generator)
@@ -132,6 +126,35 @@ class ThompsonSampler(BaseSampler):
         tried_points = set(known)
         new = [n for n, point in enumerate(candidates) if point not in tried_points]
         return found[max(new or range(len(found)), key=lambda n: gains[n])]
+
+    def expected_losses(self, trials: Sequence[FrozenTrial]) -> dict[int, float]:
+        """Return the losses at full fidelity that the posterior mean has for completed trials.
+
+        They are free of most of the luck of a seed, which among good allocations is as large as
+        what differs between them.
+
+        Args:
+            trials: All of a study, as `propose` takes them.
+
+        Returns:
+            Trial number to loss.
+        """
+        done = [t for t in trials if t.state == TrialState.COMPLETE]
+        if not done:
+            return {}
+        tried = [t for t in trials if t.params and t.state != TrialState.FAIL]
+        mean = self._model.mean(self._observations(tried))
+        losses = mean.losses(np.array([self._read(t)[0] for t in done]))
+        return {t.number: float(loss) for t, loss in zip(done, losses, strict=True)}
+
+    def _observations(self, tried: Sequence[FrozenTrial]) -> list[Observation]:
+        """Return what is known of trials so far, at the highest rung that each reached."""
+        return [
+            Observation(self._read(t)[0], rung, loss)
+            for t in tried
+            for rung, loss in [self._observed(t)]
+            if loss is not None
+        ]
 
     def _frontier(self, values: np.ndarray, generator: np.random.Generator) -> list[Allocation]:
         """Return the allocations that a draw says are best, by size."""
