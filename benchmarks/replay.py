@@ -1,31 +1,53 @@
-"""Replays whole studies on recorded losses: the same searchers, schedulers and log, no training."""
+"""Runs whole studies for comparison: the same searchers, schedulers and log, without Ray.
+
+Losses come from recorded curves, or from training.
+"""
 
 import heapq
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from alrq_core.receipt import ReceiptError
 from alrq_core.records import TrialReport
+from alrq_core.trial import TrainingDivergedError
 from alrq_core.visibility import VisibilityTable
-from benchmarks.surrogate import Landscape
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space
 from tune.events import LOG_NAME, EventLog, Started
-from tune.front import Point, hypervolume
+from tune.front import hypervolume
 from tune.plan import Plan
 from tune.schedulers import SCHEDULERS
 from tune.searchers import Proposer, Setting
 from tune.state import StudyState, TrialState
 from tune.study import Outcome, Study
 
+CHANCE = float(np.log(2))
 # A study proposes until its cost is spent.
 NO_LIMIT = 10**6
 # Files in memory, where there are any: a replay writes the same log as a study.
 MEMORY = Path("/dev/shm")
+
+
+class Losses(Protocol):
+    """Where the losses of a study come from."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the rungs, ascending."""
+
+    def loss(self, allocation: Allocation, seed: int, rung: int) -> float:
+        """Return the validation loss of one training with a seed at a rung.
+
+        Raises:
+            TrainingDivergedError, ReceiptError: See `TrialRun.advance`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +101,7 @@ class Replay:
 def replay(
     arm: Arm,
     space: Space,
-    landscape: Landscape,
+    losses: Losses,
     costs: Costs,
     *,
     limit: float,
@@ -92,7 +114,7 @@ def replay(
     Args:
         arm: How to search.
         space: What is searched.
-        landscape: The losses.
+        losses: Of the trials.
         costs: Of all but steps.
         limit: In optimiser steps.
         workers: Trials at a time.
@@ -100,9 +122,9 @@ def replay(
         budget: Trials that the searcher is told; it goes on after them.
     """
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        study = _study(arm, space, landscape.steps, Path(folder), seed, budget)
+        study = _study(arm, space, losses.steps, Path(folder), seed, budget)
         with closing(study.log):
-            return _Simulation(study, arm, landscape, costs, limit, seed).run(workers)
+            return _Simulation(study, arm, losses, costs, limit, seed).run(workers)
 
 
 def _study(
@@ -136,9 +158,9 @@ class _Simulation:
     """Workers that take no time for what they do, and the clock that counts it."""
 
     def __init__(
-        self, study: Study, arm: Arm, landscape: Landscape, costs: Costs, limit: float, seed: int
+        self, study: Study, arm: Arm, losses: Losses, costs: Costs, limit: float, seed: int
     ) -> None:
-        self._study, self._arm, self._landscape, self._costs = study, arm, landscape, costs
+        self._study, self._arm, self._losses, self._costs = study, arm, losses, costs
         self._limit, self._seed = limit, seed
         self._spent = 0.0
         self._found = Replay([], [])
@@ -157,7 +179,7 @@ class _Simulation:
             if not running:
                 return self._found
             now, _, trial = heapq.heappop(running)
-            if self._end(trial) and (self._arm.plain or self._spent < self._limit):
+            if self._end(trial) and self._spent < self._limit:
                 count += 1
                 heapq.heappush(running, (now + self._start(trial), count, trial))
 
@@ -172,25 +194,32 @@ class _Simulation:
             return 0.0
         if trial.role == "table":
             return self._costs.table if self._arm.table.steps else 0.0
-        steps, rung = self._landscape.steps, len(trial.reports)
-        if self._arm.plain:
-            # Nothing can end it, so it is paid for as a whole.
-            return 0.0 if rung else steps[-1] + self._costs.full
+        steps, rung = self._losses.steps, self._rung(trial)
         done = trial.last.step if trial.last is not None else 0
         last = rung == len(steps) - 1
         return steps[rung] - done + (self._costs.full if last else self._costs.half)
 
+    def _rung(self, trial: TrialState) -> int:
+        """Return the rung that a trial is at next."""
+        return len(self._losses.steps) - 1 if self._arm.plain else len(trial.reports)
+
     def _end(self, trial: TrialState) -> bool:
         """Report the rung that a trial reached; return whether it goes on."""
-        steps = self._landscape.steps
         if trial.role == "table":
             self._study.take(trial.id, Outcome(table=self._arm.table))
             return False
-        losses = self._landscape.observed(trial.allocation, self._seed)
-        rung = len(steps) - 1 if trial.role == "baseline" else len(trial.reports)
-        outcome = Outcome(report=_report(steps[rung], float(losses[rung])))
+        if trial.role == "baseline":
+            self._study.fail(trial.id, "not part of the comparison")
+            return False
+        rung = self._rung(trial)
+        try:
+            loss = self._losses.loss(trial.allocation, self._seed, rung)
+        except (ReceiptError, TrainingDivergedError) as error:
+            self._study.fail(trial.id, str(error))
+            return False
+        outcome = Outcome(report=_report(self._losses.steps[rung], loss))
         goes_on = self._study.take(trial.id, outcome) == "continue"
-        if trial.role == "search" and trial.status == "completed":
+        if trial.status == "completed":
             self._found.costs.append(self._spent)
             expected = self._study.plan.proposer.expected_losses()
             front = self._study.state.front(expected)
@@ -213,17 +242,18 @@ def _report(step: int, loss: float) -> TrialReport:
     )
 
 
-def quality(
-    found: Replay, landscape: Landscape, space: Space, reference: tuple[float, float]
-) -> list[float]:
-    """Return the hypervolume at each completed trial.
+def area(
+    front: Iterable[Allocation], loss_of: Callable[[Allocation], float], space: Space
+) -> float:
+    """Return the hypervolume of what a study offers.
 
-    A study sees losses with their noise and chooses its front by them; what counts are the
-    expected losses of the chosen. Coordinates: loss, and the logarithm of bytes to the base 2.
+    A study sees losses with their noise and chooses by them; what counts is another loss of the
+    chosen, to which that noise did not contribute. Coordinates: loss, up to that of guessing one
+    of two classes, and the logarithm of bytes to the base 2, up to those of the largest allocation.
     """
 
-    def point(allocation: Allocation) -> Point:
-        size = np.log2(memory_bytes(allocation, space.inventory))
-        return float(landscape.expected(allocation)[-1]), float(size)
+    def log_bytes(allocation: Allocation) -> float:
+        return float(np.log2(memory_bytes(allocation, space.inventory)))
 
-    return [hypervolume([*map(point, front)], reference) for front in found.fronts]
+    points = [(loss_of(allocation), log_bytes(allocation)) for allocation in front]
+    return hypervolume(points, (CHANCE, log_bytes(space.largest())))

@@ -22,10 +22,9 @@ from alrq_core.cores import usable_cores
 from alrq_core.models import inspect_model
 from alrq_core.visibility import VisibilityTable, flat_table
 from benchmarks.quality_report import TRIALS, write_report
-from benchmarks.replay import Arm, Costs, quality, replay
+from benchmarks.replay import Arm, Costs, area, replay
 from benchmarks.surrogate import Curves, Landscape, load_curves
-from search_spaces.costs import memory_bytes
-from search_spaces.inventory import Inventory
+from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space, make_space
 
 FOLDER = Path(__file__).parent / "curves"
@@ -33,7 +32,6 @@ WORKERS = (1, 8)
 # Seconds that scoring a sequence of the validation split takes, in those of a step of 32: 427
 # sequences took as long as 4 steps.
 SCORED_HALF, SCORED_FULL = 4.0, 8.0
-CHANCE = float(np.log(2))
 # Searcher, scheduler, anchors, whether trials are scored only once, whether the table is measured.
 ARMS: dict[str, tuple[str, str, int, bool, bool]] = {
     "alrq": ("alrq", "front-asha", 0, False, True),
@@ -75,9 +73,9 @@ def main() -> None:
         for line in pool.map(_replayed, *zip(*wanted, strict=True)) if wanted else ():
             file.write(json.dumps(line) + "\n")
             file.flush()
-    _, _, landscape, _, _ = _setting(flags.curves)
+    _, landscape, _, _ = _setting(flags.curves)
     quality_of_fit = [asdict(rung) for rung in landscape.quality]
-    write_report(flags.results, list(lines(log)), quality_of_fit, _trial_cost(landscape))
+    write_report(flags.results, list(lines(log)), quality_of_fit, trial_cost(landscape.steps))
 
 
 def lines(path: Path) -> Iterator[dict[str, object]]:
@@ -88,32 +86,27 @@ def lines(path: Path) -> Iterator[dict[str, object]]:
 
 
 @cache
-def _setting(folder: Path) -> tuple[Inventory, Space, Landscape, VisibilityTable, Costs]:
+def _setting(folder: Path) -> tuple[Space, Landscape, VisibilityTable, Costs]:
     """Return what all replays share, once a process."""
     inventory = inspect_model("minilm", "classification", 2)
     curves = load_curves(folder, inventory)
     (path,) = folder.glob("visibility-*.json")
     table = VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    costs = Costs(half=SCORED_HALF, full=SCORED_FULL, table=_table_cost(table, curves))
     space = make_space("joint", inventory)
-    return inventory, space, Landscape(curves, inventory), table, costs
+    return space, Landscape(curves, inventory), table, make_costs(table, curves)
 
 
-def _table_cost(table: VisibilityTable, curves: Curves) -> float:
-    """Return how many steps took as long as the table."""
+def make_costs(table: VisibilityTable, curves: Curves) -> Costs:
+    """Return what scoring and the table cost: for the latter, how many steps took as long."""
     trial = curves.steps[-1] + 2 * SCORED_HALF + SCORED_FULL
-    return float(table.seconds / np.median(curves.seconds) * trial)
+    measured = float(table.seconds / np.median(curves.seconds) * trial)
+    return Costs(half=SCORED_HALF, full=SCORED_FULL, table=measured)
 
 
-def _trial_cost(landscape: Landscape) -> float:
-    """Return what a trial costs that is scored at its end only."""
-    return landscape.steps[-1] + SCORED_FULL
-
-
-def _replayed(folder: Path, name: str, workers: int, seed: int) -> dict[str, object]:
-    inventory, space, landscape, table, costs = _setting(folder)
+def make_arm(name: str, space: Space, table: VisibilityTable) -> Arm:
+    """Return one of `ARMS`, with its table or a flat one."""
     searcher, scheduler, anchors, plain, measured = ARMS[name]
-    arm = Arm(
+    return Arm(
         name=name,
         searcher=searcher,
         scheduler=scheduler,
@@ -121,17 +114,36 @@ def _replayed(folder: Path, name: str, workers: int, seed: int) -> dict[str, obj
         plain=plain,
         table=table if measured else flat_table(space),
     )
-    limit = TRIALS * _trial_cost(landscape)
+
+
+def trial_cost(steps: tuple[int, ...]) -> float:
+    """Return what a trial costs that is scored at its end only."""
+    return steps[-1] + SCORED_FULL
+
+
+def _replayed(folder: Path, name: str, workers: int, seed: int) -> dict[str, object]:
+    space, landscape, table, costs = _setting(folder)
     found = replay(
-        arm, space, landscape, costs, limit=limit, workers=workers, seed=seed, budget=TRIALS
+        make_arm(name, space, table),
+        space,
+        landscape,
+        costs,
+        limit=TRIALS * trial_cost(landscape.steps),
+        workers=workers,
+        seed=seed,
+        budget=TRIALS,
     )
-    reference = (CHANCE, float(np.log2(memory_bytes(space.largest(), inventory))))
+
+    @cache
+    def true_loss(allocation: Allocation) -> float:
+        return float(landscape.expected(allocation)[-1])
+
     return {
         "arm": name,
         "workers": workers,
         "seed": seed,
         "costs": [round(cost, 1) for cost in found.costs],
-        "volumes": [round(v, 5) for v in quality(found, landscape, space, reference)],
+        "volumes": [round(area(front, true_loss, space), 5) for front in found.fronts],
     }
 
 

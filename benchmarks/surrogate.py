@@ -210,6 +210,10 @@ class Landscape:
         found: np.ndarray = self.expected(allocation) + noise
         return found
 
+    def loss(self, allocation: Allocation, seed: int, rung: int) -> float:
+        """Return what `observed` does at one rung."""
+        return float(self.observed(allocation, seed)[rung])
+
 
 def noise_covariance(curves: Curves) -> np.ndarray:
     """Return the covariance, rungs x rungs, of one seed's losses around their expectation.

@@ -8,7 +8,7 @@ import pytest
 
 from alrq_core.visibility import flat_table
 from benchmarks.quality_report import cost_to, volume_at, write_report
-from benchmarks.replay import Arm, Costs, Replay, quality, replay
+from benchmarks.replay import CHANCE, Arm, Costs, area, replay
 from benchmarks.surrogate import Curves, Features, Landscape, noise_covariance
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
@@ -115,16 +115,17 @@ def test_rungs_cost_less_and_every_searcher_is_replayed(
     assert found.costs[-1] <= 1500.0 + 108
 
 
-def test_what_is_offered_counts_by_its_true_losses(landscape: Landscape) -> None:
-    large, small = SPACE.largest(), SPACE.nearest_uniform(2, 8)
-    found = Replay([108.0, 216.0], [[large], [large, small]])
-    reference = (1.0, float(np.log2(memory_bytes(large, INVENTORY))) + 1)
-    true = landscape.expected(large)[-1], landscape.expected(small)[-1]
-    width = np.log2(memory_bytes(large, INVENTORY)) - np.log2(memory_bytes(small, INVENTORY))
-    volumes = quality(found, landscape, SPACE, reference)
+def test_the_area_by_hand() -> None:
+    large, middle, small = SPACE.largest(), SPACE.nearest_uniform(3, 8), SPACE.nearest_uniform(2, 8)
+    sizes = [np.log2(memory_bytes(a, INVENTORY)) for a in (large, middle, small)]
+    losses = {large: 0.1, middle: 0.2, small: 0.4}
+    first = (CHANCE - 0.4) * (sizes[0] - sizes[2])
 
-    assert volumes[0] == pytest.approx(1.0 - true[0])
-    assert volumes[1] == pytest.approx(1.0 - true[0] + (1.0 - true[1]) * width, rel=1e-6)
+    assert area([large], losses.__getitem__, SPACE) == 0.0
+    assert area([small, large], losses.__getitem__, SPACE) == pytest.approx(first)
+    assert area([small, middle], losses.__getitem__, SPACE) == pytest.approx(
+        first + 0.2 * (sizes[0] - sizes[1])
+    )
 
 
 def test_the_report_by_hand(tmp_path: Path) -> None:

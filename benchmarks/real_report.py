@@ -1,0 +1,117 @@
+"""The table and the picture of searches that were trained for real."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import t as student
+
+from benchmarks.quality_report import PEER
+from benchmarks.replay import CHANCE
+from tune.front import front, hypervolume
+
+# Of the cost of the peer's 50 trials.
+PARTS = (0.1, 0.2, 1 / 3, 1.0)
+NAMES = ("1/10", "1/5", "1/3", "all")
+
+
+def write_real_report(folder: Path, studies: Sequence[dict[str, Any]], largest: float) -> None:
+    """Write `real_search.md` and `real_search.png`, and print the former.
+
+    Args:
+        folder: Where they go.
+        studies: Arm, seed, and the confirmed (loss, bytes) that it offered after each of `PARTS`.
+        largest: Bytes of the largest allocation, to which areas count.
+    """
+    areas: dict[str, dict[int, list[float]]] = {}
+    for study in studies:
+        found = [_area(points, largest) for points in study["fronts"]]
+        areas.setdefault(study["arm"], {})[study["seed"]] = found
+    text = [*_areas_table(areas), "", *_reached_table(areas)]
+    (folder / "real_search.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(text))
+    _draw(folder / "real_search.png", studies)
+
+
+def _area(points: Sequence[Sequence[float]], largest: float) -> float:
+    known = [(loss, float(np.log2(size))) for loss, size in points]
+    return hypervolume(known, (CHANCE, float(np.log2(largest))))
+
+
+def _areas_table(areas: dict[str, dict[int, list[float]]]) -> list[str]:
+    rows = [f"| search | {' | '.join(f'area at {n} of the cost' for n in NAMES)} | seeds |"]
+    rows.append("|-" * (len(NAMES) + 2) + "|")
+    for arm, found in areas.items():
+        cells = [_interval([volumes[part] for volumes in found.values()]) for part in range(4)]
+        rows.append(f"| {arm} | {' | '.join(cells)} | {len(found)} |")
+    return rows
+
+
+def _reached_table(areas: dict[str, dict[int, list[float]]]) -> list[str]:
+    """Return at which part of the cost each study had the area of its peer's whole study."""
+    seeds = sorted(areas.get(PEER, {}))
+    rows = [f"| search | {' | '.join(f'seed {seed}' for seed in seeds)} |"]
+    rows.append("|-" * (len(seeds) + 1) + "|")
+    for arm, found in areas.items():
+        cells = []
+        for seed in seeds:
+            target = areas[PEER][seed][-1]
+            reached = [
+                name
+                for name, area in zip(NAMES, found.get(seed, []), strict=False)
+                if area >= target
+            ]
+            cells.append(reached[0] if reached else "never")
+        rows.append(f"| {arm} | {' | '.join(cells)} |")
+    return rows
+
+
+def _interval(values: Sequence[float]) -> str:
+    """Return the mean with its 95 % interval over seeds, by Student's t."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def _draw(path: Path, studies: Sequence[dict[str, Any]]) -> None:
+    seeds = sorted({study["seed"] for study in studies})
+    arms = list(dict.fromkeys(study["arm"] for study in studies))
+    figure, axes = plt.subplots(
+        1,
+        len(seeds),
+        figsize=(5 * len(seeds), 4.2),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+        sharex=True,
+    )
+    for study in studies:
+        axis = axes[0][seeds.index(study["seed"])]
+        colour = plt.get_cmap("tab10")(arms.index(study["arm"]))
+        for part, style in ((1, ":"), (3, "-")):
+            points = [(loss, size) for loss, size in study["fronts"][part]]
+            chosen = [points[index] for index in front(points)]
+            axis.step(
+                [size / 1e6 for _, size in chosen],
+                [loss for loss, _ in chosen],
+                style,
+                where="post",
+                marker=".",
+                color=colour,
+                label=f"{study['arm']}, {NAMES[part]} of the cost",
+            )
+        axis.set_title(f"seed {study['seed']}", fontsize=10)
+        axis.set_xlabel("deployed model, MB")
+        axis.set_xscale("log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("test loss on a fresh seed")
+    axes[0][-1].legend(fontsize=7)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
