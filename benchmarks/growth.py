@@ -120,7 +120,8 @@ def module_tables(folder: Path, rounds: int) -> Iterator[Table]:
     """Yield steps, builds, receipts and checkpoints by number of modules."""
     contexts, allocations = {}, {}
     for blocks in BLOCKS:
-        context = tiny_context(folder / f"llama-{blocks}", blocks, rounds)
+        save_llama(folder / f"llama-{blocks}", blocks)
+        context = windows_context(folder / f"llama-{blocks}", rounds + WARM_UP)
         variant = f"{len(context.inventory.targets)} modules"
         contexts[variant] = context
         allocations[variant] = make_space("joint", context.inventory).nearest_uniform(4, 8)
@@ -136,19 +137,23 @@ def module_tables(folder: Path, rounds: int) -> Iterator[Table]:
         yield Table(title=f"{what}, {where}", unit="module", rows=rows)
 
 
-def tiny_context(folder: Path, blocks: int, rounds: int) -> TrialContext:
-    """Return what trials on a random model share, in which all but the overhead is small."""
+def save_llama(folder: Path, blocks: int) -> None:
+    """Write a random model of seven modules a block, in which all but the overhead is small."""
     torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(vocab_size=WORDS, num_hidden_layers=blocks, **sizes, **special)
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def windows_context(folder: Path, steps: int) -> TrialContext:
+    """Return what trials of a saved model on random windows share."""
     ids = np.random.default_rng(0).integers(3, WORDS, 64 * WINDOW_TOKENS).astype(np.int32)
     tokens = Tokens(ids, np.arange(65) * WINDOW_TOKENS, np.empty(0, dtype=np.int64))
     splits = dict.fromkeys(("train", "validation", "test"), tokens)
     what = {"name": "random windows", "kind": "language-modelling", "splits": "made up"}
     task = EncodedTask(**what, **splits, label_names=(), pad_id=0)
-    recipe = Recipe(max_steps=rounds + WARM_UP, batch_size=8, execution="packed")
+    recipe = Recipe(max_steps=steps, batch_size=8, execution="packed")
     return make_context(inspect_model(str(folder), task.kind, 0), task, recipe)
 
 

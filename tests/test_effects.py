@@ -161,6 +161,13 @@ def make_losses(model: EffectsModel, true: np.ndarray) -> Callable[[int], list[O
     return observed
 
 
+def test_a_loss_that_was_rounded_to_zero_is_learned_from(model: EffectsModel) -> None:
+    seen = [replace(one, loss=0.0, rung=0) for one in some(model, 1)] + some(model, 5, seed=1)
+    losses = model.mean(seen).losses(np.array([one.choices for one in seen]))
+
+    assert np.isfinite(losses).all()
+
+
 def test_losses_are_predicted_once_there_are_enough(model: EffectsModel) -> None:
     true = dense(model, [])[0] + 0.3 * np.array([ERROR[pair] for pair in PAIRS])
     observed = make_losses(model, true)

@@ -24,6 +24,7 @@ NOISE, NOISE_OBSERVATIONS = (0.05, 0.1, 0.2, 0.4), 200
 RUNG_NOISE = 0.22
 # Of the lowest loss seen at a rung.
 FLOOR = 0.93
+LEAST = 1e-6
 ROOM = 64
 _Normal = Callable[[int], np.ndarray]
 
@@ -35,7 +36,7 @@ class Observation:
     Attributes:
         choices: Index of each module's choice, see `EffectsModel.index`.
         rung: 0 for the highest, 1 for the one below it, and so on.
-        loss: Validation loss there, positive.
+        loss: Validation loss there, at least 0.
     """
 
     choices: np.ndarray
@@ -182,7 +183,8 @@ class EffectsModel:
         floors = np.full(self._rungs, np.inf)
         np.minimum.at(floors, rung, FLOOR * losses)
         highest = floors[0] if np.isfinite(floors[0]) else floors.min()
-        return np.log(losses - floors[rung]), float(highest)
+        # A loss may be rounded to 0, and its floor with it.
+        return np.log(np.maximum(losses - floors[rung], LEAST)), float(highest)
 
     def _rows(self, observations: Sequence[Observation]) -> np.ndarray:
         """Return where each observation's features are, after adding those that are new."""

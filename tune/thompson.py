@@ -20,7 +20,8 @@ from tune.effects import Effects, EffectsModel, Observation
 from tune.front import Point, hypervolume_gain
 from tune.parameters import distributions, from_params, to_params
 
-# Sizes at which a draw's best allocations are looked at: one in each part of the range, by chance.
+# Sizes at which a draw's best allocations are looked at, up to that of its best of all: one in each
+# part of the range, by chance.
 SIZES = 12
 
 # The number of each module's choice, and the bytes of all.
@@ -161,11 +162,10 @@ class ThompsonSampler(BaseSampler):
         (best,) = self._solver.frontier(values, [self._limit])
         smallest = self._solver.smallest_bytes
         parts = (np.arange(SIZES) + generator.random(SIZES)) / SIZES
-        sizes = smallest * (self._limit / smallest) ** parts
         # Larger limits leave the best as it is.
-        _, size = self._sized(best)
-        fitting = [max(smallest, int(s)) for s in sizes if s < size]
-        return [*self._solver.frontier(values, fitting), best]
+        _, largest = self._sized(best)
+        sizes = [max(smallest, int(size)) for size in smallest * (largest / smallest) ** parts]
+        return [*self._solver.frontier(values, sizes), best]
 
     def _read(self, trial: FrozenTrial) -> Sized:
         """Return what `_sized` does of a trial's allocation."""

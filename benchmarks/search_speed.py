@@ -1,0 +1,183 @@
+"""What the search itself costs on models with many modules.
+
+    python -m benchmarks.search_speed
+
+Random Llama and GPT-2 models that are narrow and deep, and an inventory of 500 modules. Per model:
+the visibility table beside one full trial of it; a proposal after so many trials, with a loss made
+of the table and noise; the first one of a resumed study; and a frontier of the solver. A limit of
+1.2 times the smallest allocation is set, and of a proposal the realised bytes are compared to it.
+One thread; the least and the median of repeated times, since other work only ever adds to them.
+"""
+
+import argparse
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from alrq_core.context import TrialContext
+from alrq_core.measure import visibility_table
+from alrq_core.trial import TrialRun
+from alrq_core.visibility import VisibilityTable, flat_table
+from benchmarks.growth import WIDTH, WINDOW_TOKENS, WORDS, save_llama, windows_context
+from search_spaces.allocation import Allocation
+from search_spaces.costs import memory_bytes
+from search_spaces.inventory import Inventory, TargetModule
+from search_spaces.spaces import Space, make_space
+from tune.budget import BudgetSolver, space_choices
+from tune.parameters import distributions, to_params
+from tune.schedulers import rung_steps
+from tune.thompson import ThompsonSampler
+
+STEPS = 40
+LIMIT = 1.2
+NOISE = 0.006
+FRONTIER = 24
+
+
+def main() -> None:
+    """Measure every model and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trials", type=int, nargs="*", default=[50, 1000])
+    parser.add_argument("--repeats", type=int, default=9)
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        "| model | modules | table / full trial | trials | proposal, ms | first when resumed, ms | "
+        f"{FRONTIER} sizes solved, ms | realised / limit |\n|{'-|' * 8}"
+    )
+    with TemporaryDirectory() as folder:
+        for name, save, blocks in (("Llama", save_llama, 32), ("GPT-2", save_gpt2, 56)):
+            save(Path(folder) / name, blocks)
+            context = windows_context(Path(folder) / name, STEPS)
+            space = make_space("joint", context.inventory)
+            table, share = measured(context, space)
+            for trials in flags.trials:
+                print_row(name, space, table, trials, flags.repeats, f"{share:.2f}", context)
+    space = make_space("joint", made_up(500))
+    for trials in flags.trials:
+        print_row("made up", space, flat_table(space), trials, flags.repeats, "-", None)
+    print(f"\nload averages {[round(value, 1) for value in os.getloadavg()]}")
+
+
+def measured(context: TrialContext, space: Space) -> tuple[VisibilityTable, float]:
+    """Return the table, and how long it takes beside a full trial that is scored at each rung."""
+    started = time.perf_counter()
+    table = visibility_table(context, space)
+    between = time.perf_counter()
+    run = TrialRun(context, space.nearest_uniform(4, 8), 0)
+    for step in rung_steps(STEPS):
+        run.advance(step)
+    return table, (between - started) / (time.perf_counter() - between)
+
+
+def print_row(
+    name: str,
+    space: Space,
+    table: VisibilityTable,
+    count: int,
+    repeats: int,
+    share: str,
+    context: TrialContext | None,
+) -> None:
+    """Measure proposals after `count` trials, each after one more."""
+    limit = int(LIMIT * memory_bytes(space.smallest(), space.inventory))
+    trials = past_trials(space, table, count + repeats)
+
+    def sampler() -> ThompsonSampler:
+        return ThompsonSampler(space, table, rung_steps(STEPS), limit, seed=0)
+
+    ours = sampler()
+    first = milliseconds(lambda: ours.propose(trials[:count], count))
+    later, proposed = [], Allocation({})
+    for seen in range(count + 1, count + repeats + 1):
+
+        def propose(seen: int = seen) -> None:
+            nonlocal proposed
+            proposed = ours.propose(trials[:seen], seen)
+
+        later.append(milliseconds(propose))
+    solver = BudgetSolver(space.inventory, space_choices(space))
+    values = solver.values(table.value)
+    sizes = np.geomspace(solver.smallest_bytes, 2 * solver.smallest_bytes, FRONTIER).astype(int)
+    solved = [milliseconds(lambda: solver.frontier(values, sizes)) for _ in range(repeats)]
+    realised = memory_bytes(proposed, space.inventory)
+    if context is not None:
+        realised = TrialRun(context, proposed, 0).receipt.memory_bytes
+    print(
+        f"| {name} | {len(space.inventory.modules)} | {share} | {count} | {least(later)} "
+        f"| {first:.0f} | {least(solved)} | {realised / limit:.4f} |",
+        flush=True,
+    )
+
+
+def milliseconds(action: Callable[[], object]) -> float:
+    """Return how long something takes."""
+    started = time.perf_counter()
+    action()
+    return 1000 * (time.perf_counter() - started)
+
+
+def least(times: Sequence[float]) -> str:
+    """Return the least and the median."""
+    return f"{min(times):.0f} ({median(times):.0f})"
+
+
+def past_trials(space: Space, table: VisibilityTable, count: int) -> list[FrozenTrial]:
+    """Return trials of random allocations that ended at any rung."""
+    generator, known = random.Random(0), distributions(space)
+    drawn = [space.draw_all(generator) for _ in range(count)]
+    predicted = np.array([table.predict(allocation) for allocation in drawn])
+    effects = (predicted - predicted.mean()) / (float(predicted.std()) or 1.0)
+    rungs, found = rung_steps(STEPS), []
+    for number, allocation in enumerate(drawn):
+        step = generator.choice(rungs)
+        loss = 0.6 + 0.05 * effects[number] + generator.gauss(0, NOISE)
+        whole = step == rungs[-1]
+        trial = create_trial(
+            state=TrialState.COMPLETE if whole else TrialState.PRUNED,
+            params=to_params(allocation, space),
+            distributions=known,
+            values=[loss, float(memory_bytes(allocation, space.inventory))] if whole else None,
+            user_attrs={"step": step, "loss": loss},
+        )
+        trial.number = number
+        found.append(trial)
+    return found
+
+
+def save_gpt2(folder: Path, blocks: int) -> None:
+    """Write a random model of four modules a block."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": WIDTH, "n_inner": 2 * WIDTH, "n_head": 2, "n_positions": 2 * WINDOW_TOKENS}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = GPT2Config(vocab_size=WORDS, n_layer=blocks, **sizes, **special)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def made_up(modules: int) -> Inventory:
+    """Return a model of five modules a block, of the shapes of a small encoder."""
+    shapes = ((768, 768), (768, 768), (3072, 768), (768, 3072), (768, 768))
+    targets = tuple(
+        TargetModule(
+            name=f"blocks.{number // 5}.m{number % 5}",
+            out_features=shapes[number % 5][0],
+            in_features=shapes[number % 5][1],
+            part="attention",
+            block=number // 5,
+        )
+        for number in range(modules)
+    )
+    return Inventory(model="made-up", targets=targets, other_parameters=100)
+
+
+if __name__ == "__main__":
+    main()
