@@ -61,7 +61,7 @@ class StudyConfig:
     text_column: str | None = None
     label_column: str | None = None
     searcher: str = "alrq"
-    scheduler: str = "front-asha"
+    scheduler: str = "none"
     budget: int = 50
     anchors: int | None = None
     tie: bool = False
