@@ -11,9 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 RESAMPLES = 2000
-# Of the peer: the cost of so many full ones is what all may spend.
-PEER, TRIALS = "tpe", 50
+# Plain TPE, and TPE that begins with uniform allocations, the strongest of the others.
+PEER, PEERS = "tpe", ("tpe", "tpe with anchors")
+# The cost of so many full trials of a peer is what all may spend.
+TRIALS = 50
 POINTS = 200
+# Of the largest area: what lies below is of the first few trials.
+SHOWN = 0.6
 NEVER = float("inf")
 
 
@@ -49,30 +53,35 @@ def _fit_table(fits: list[dict[str, Any]]) -> list[str]:
 
 
 def _table(lines: list[dict[str, Any]], trial_cost: float) -> list[str]:
-    """Return a row an arm: areas at a fifth and at all of the cost, and the cost ratio."""
+    """Return a row an arm: areas at a fifth and at all of the cost, and the ratios of costs.
+
+    A ratio is what 50 trials of a peer cost to what it cost to get to their area.
+    """
     full = TRIALS * trial_cost
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for line in lines:
         by_arm.setdefault(line["arm"], {})[line["seed"]] = line
-    peer = by_arm.get(PEER, {})
-    targets = {seed: volume_at(line, full) for seed, line in peer.items()}
-    rows = [
-        "| search | area at 1/5 of the cost | area at equal cost | cost of the peer's 50 trials / "
-        "cost to their area | never reached | seeds |",
-        "|-|-|-|-|-|-|",
-    ]
+    peers = [peer for peer in PEERS if peer in by_arm]
+    columns = ["search", "area at 1/5 of the cost", "area at equal cost"]
+    columns += [f"times cheaper than {peer}" for peer in peers] + ["seeds"]
+    rows = [f"| {' | '.join(columns)} |", f"|{'-|' * len(columns)}"]
     for arm, found in by_arm.items():
-        ratios = [full / cost_to(found[seed], targets[seed]) for seed in found if seed in targets]
-        reached = [ratio for ratio in ratios if ratio > 0]
         cells = [
             _interval([volume_at(line, full / 5) for line in found.values()], np.mean),
             _interval([volume_at(line, full) for line in found.values()], np.mean),
-            # A study that never got there counts as 0, so that a median is honest.
-            _interval(ratios, np.median, digits=1) if ratios else "-",
-            f"{len(ratios) - len(reached)} of {len(ratios)}",
+            *(_ratio(found, by_arm[peer], full) for peer in peers),
         ]
         rows.append(f"| {arm} | {' | '.join(cells)} | {len(found)} |")
     return rows
+
+
+def _ratio(found: dict[int, dict[str, Any]], peer: dict[int, dict[str, Any]], full: float) -> str:
+    """Return the median ratio of costs over the seeds that both have, and how many have none."""
+    both = found.keys() & peer.keys()
+    # A study that never got there counts as 0, so that a median is honest.
+    ratios = [full / cost_to(found[seed], volume_at(peer[seed], full)) for seed in sorted(both)]
+    never = ratios.count(0.0)
+    return _interval(ratios, np.median, digits=1) + (f", {never} never" if never else "")
 
 
 def volume_at(line: dict[str, Any], cost: float) -> float:
@@ -125,6 +134,7 @@ def _draw(path: Path, lines: list[dict[str, Any]], counts: list[int], trial_cost
         axis.set_ylabel("area that the front dominates (loss x log2 bytes)")
         axis.set_title(f"{workers} worker{'' if workers == 1 else 's'}", fontsize=10)
         axis.grid(alpha=0.3)
+        axis.set_ylim(bottom=SHOWN * axis.get_ylim()[1])
     axes[0][-1].legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
