@@ -19,9 +19,8 @@ import torch
 from scipy.stats import kendalltau
 
 from alrq_core.elastic import ElasticRun
-from alrq_core.visibility import VisibilityTable
 from benchmarks.record_curves import load
-from benchmarks.surrogate import load_curves
+from benchmarks.surrogate import load_curves, recorded_table
 from search_spaces.spaces import make_space
 from tune.effects import FLOOR
 
@@ -67,8 +66,7 @@ def report(found: dict[str, dict[str, float]], folder: Path) -> None:
     """Print how well the losses order the recorded ones."""
     inventory = load().inventory
     curves = load_curves(folder, inventory)
-    (path,) = folder.glob("visibility-*.json")
-    table = VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    table = recorded_table(folder)
     kept = [n for n, a in enumerate(curves.allocations) if a.encode() in found["losses"]]
     final = curves.losses[kept, -1]
     allocations = [curves.allocations[n] for n in kept]

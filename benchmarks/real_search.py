@@ -22,10 +22,12 @@ from alrq_core.context import TrialContext
 from alrq_core.cores import usable_cores
 from alrq_core.measure import visibility_table
 from alrq_core.trial import TrialRun
+from alrq_core.visibility import flat_table
 from benchmarks.quality_report import TRIALS
 from benchmarks.real_report import PARTS, write_real_report
 from benchmarks.record_curves import load
 from benchmarks.replay import Replay, replay
+from benchmarks.search_quality import ARMS as SEARCHES
 from benchmarks.search_quality import FOLDER, make_arm, make_costs, trial_cost
 from benchmarks.surrogate import load_curves
 from search_spaces.allocation import Allocation
@@ -126,7 +128,8 @@ def run_study(results: Path, name: str, seed: int) -> dict[str, Any]:
     context, folder = _context(), results / f"{name.replace(' ', '-')}-{seed}"
     space = make_space("joint", context.inventory)
     losses = Trained(context, folder)
-    table = visibility_table(context, space, folder, seed)
+    needed = SEARCHES[name][-1]
+    table = visibility_table(context, space, folder, seed) if needed else flat_table(space)
     costs = make_costs(table, load_curves(FOLDER, context.inventory))
     limit = TRIALS * trial_cost(losses.steps)
     arm = make_arm(name, space, table)

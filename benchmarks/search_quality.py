@@ -23,7 +23,7 @@ from alrq_core.models import inspect_model
 from alrq_core.visibility import VisibilityTable, flat_table
 from benchmarks.quality_report import TRIALS, write_report
 from benchmarks.replay import Arm, Costs, area, replay
-from benchmarks.surrogate import Curves, Landscape, load_curves
+from benchmarks.surrogate import Curves, Landscape, load_curves, recorded_table
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space, make_space
 
@@ -90,9 +90,7 @@ def _setting(folder: Path) -> tuple[Space, Landscape, VisibilityTable, Costs]:
     """Return what all replays share, once a process."""
     inventory = inspect_model("minilm", "classification", 2)
     curves = load_curves(folder, inventory)
-    (path,) = folder.glob("visibility-*.json")
-    table = VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    space = make_space("joint", inventory)
+    table, space = recorded_table(folder), make_space("joint", inventory)
     return space, Landscape(curves, inventory), table, make_costs(table, curves)
 
 

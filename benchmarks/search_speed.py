@@ -37,7 +37,7 @@ from tune.parameters import distributions, to_params
 from tune.schedulers import rung_steps
 from tune.thompson import ThompsonSampler
 
-STEPS = 40
+STEPS = 100
 LIMIT = 1.2
 NOISE = 0.006
 FRONTIER = 24

@@ -16,6 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.stats import kendalltau, spearmanr
 
+from alrq_core.visibility import VisibilityTable
 from search_spaces.allocation import Allocation, decode
 from search_spaces.inventory import Inventory
 
@@ -69,6 +70,12 @@ def load_curves(folder: Path, inventory: Inventory) -> Curves:
         losses=np.array([line["losses"] for line in lines]),
         seconds=np.array([line["seconds"] for line in lines]),
     )
+
+
+def recorded_table(folder: Path) -> VisibilityTable:
+    """Return the visibility table that `record_curves.py` drew allocations by."""
+    (path,) = folder.glob("visibility-*.json")
+    return VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 class Features:
