@@ -34,10 +34,11 @@ WORKERS = (1, 8)
 SCORED_HALF, SCORED_FULL = 4.0, 8.0
 # Searcher, scheduler, anchors, whether trials are scored only once, whether the table is measured.
 ARMS: dict[str, tuple[str, str, int, bool, bool]] = {
-    "alrq": ("alrq", "none", 0, False, True),
-    "alrq, no table": ("alrq", "none", 0, False, False),
-    "alrq with anchors": ("alrq", "none", 8, False, True),
-    "alrq with front-asha": ("alrq", "front-asha", 0, False, True),
+    "alrq": ("alrq", "front-asha", 0, False, True),
+    "alrq, no scheduler": ("alrq", "none", 0, False, True),
+    "alrq, no table": ("alrq", "front-asha", 0, False, False),
+    "alrq, no table, no scheduler": ("alrq", "none", 0, False, False),
+    "alrq with anchors, no scheduler": ("alrq", "none", 8, False, True),
     "alrq with asha": ("alrq", "asha", 0, False, True),
     "alrq with median": ("alrq", "median", 0, False, True),
     "tpe": ("tpe", "none", 0, True, False),

@@ -61,7 +61,7 @@ class StudyConfig:
     text_column: str | None = None
     label_column: str | None = None
     searcher: str = "alrq"
-    scheduler: str = "none"
+    scheduler: str = "front-asha"
     budget: int = 50
     anchors: int | None = None
     tie: bool = False

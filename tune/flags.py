@@ -136,7 +136,7 @@ def _add_search(group: Any) -> None:
         help="uniform allocations that are tried first (default: 0 with alrq, else budget / 6)",
     )
     group.add_argument("--searcher", help="one of alrq, tpe, nsga2, gp, random (default: alrq)")
-    group.add_argument("--scheduler", help="front-asha, asha, median or none (default: none)")
+    group.add_argument("--scheduler", help="front-asha, asha, median or none (default: front-asha)")
     group.add_argument(
         "--time-limit",
         dest="time_limit_seconds",
