@@ -67,8 +67,8 @@ def _table(lines: list[dict[str, Any]], trial_cost: float) -> list[str]:
     rows = [f"| {' | '.join(columns)} |", f"|{'-|' * len(columns)}"]
     for arm, found in by_arm.items():
         cells = [
-            _interval([volume_at(line, full / 5) for line in found.values()], np.mean),
-            _interval([volume_at(line, full) for line in found.values()], np.mean),
+            interval([volume_at(line, full / 5) for line in found.values()], np.mean),
+            interval([volume_at(line, full) for line in found.values()], np.mean),
             *(_ratio(found, by_arm[peer], full) for peer in peers),
         ]
         rows.append(f"| {arm} | {' | '.join(cells)} | {len(found)} |")
@@ -81,7 +81,7 @@ def _ratio(found: dict[int, dict[str, Any]], peer: dict[int, dict[str, Any]], fu
     # A study that never got there counts as 0, so that a median is honest.
     ratios = [full / cost_to(found[seed], volume_at(peer[seed], full)) for seed in sorted(both)]
     never = ratios.count(0.0)
-    return _interval(ratios, np.median, digits=1) + (f", {never} never" if never else "")
+    return interval(ratios, np.median, digits=1) + (f", {never} never" if never else "")
 
 
 def volume_at(line: dict[str, Any], cost: float) -> float:
@@ -98,7 +98,7 @@ def cost_to(line: dict[str, Any], volume: float) -> float:
     return NEVER
 
 
-def _interval(values: Sequence[float], statistic: Callable[..., Any], digits: int = 3) -> str:
+def interval(values: Sequence[float], statistic: Callable[..., Any], digits: int = 3) -> str:
     """Return a statistic with its 95 % interval over seeds, by resampling them."""
     generator = np.random.default_rng(0)
     array = np.array(values)

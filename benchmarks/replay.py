@@ -108,6 +108,7 @@ def replay(
     workers: int,
     seed: int,
     budget: int,
+    closes: bool = False,
 ) -> Replay:
     """Run one study until its running trials have cost `limit` together.
 
@@ -119,25 +120,27 @@ def replay(
         limit: In optimiser steps.
         workers: Trials at a time.
         seed: Of proposals and of the noise.
-        budget: Trials that the searcher is told; it goes on after them.
+        budget: Trials that the searcher is told.
+        closes: Whether the search ends after them, as a real one does; else only `limit` ends it.
     """
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        study = _study(arm, space, losses.steps, Path(folder), seed, budget)
+        end = budget if closes else NO_LIMIT
+        study = _study(arm, space, losses.steps, Path(folder), seed, budget, end)
         with closing(study.log):
             return _Simulation(study, arm, losses, costs, limit, seed).run(workers)
 
 
 def _study(
-    arm: Arm, space: Space, rungs: tuple[int, ...], folder: Path, seed: int, budget: int
+    arm: Arm, space: Space, rungs: tuple[int, ...], folder: Path, seed: int, budget: int, end: int
 ) -> Study:
     setting = Setting(space=space, rungs=rungs, budget=budget, seed=seed)
     state = StudyState(space.inventory.names)
-    state.apply(Started(time=0.0, budget=NO_LIMIT))
+    state.apply(Started(time=0.0, budget=end))
     plan = Plan(
         space=space,
         state=state,
         proposer=Proposer(setting, arm.searcher, folder, arm.table),
-        budget=NO_LIMIT,
+        budget=end,
         anchors=arm.anchors,
         seed=seed,
         max_memory_bytes=None,
@@ -219,7 +222,7 @@ class _Simulation:
             return False
         outcome = Outcome(report=_report(self._losses.steps[rung], loss))
         goes_on = self._study.take(trial.id, outcome) == "continue"
-        if trial.status == "completed":
+        if trial.role == "search" and trial.status == "completed":
             self._found.costs.append(self._spent)
             expected = self._study.plan.proposer.expected_losses()
             front = self._study.state.front(expected)

@@ -74,7 +74,7 @@ def main() -> None:
         for line in pool.map(_replayed, *zip(*wanted, strict=True)) if wanted else ():
             file.write(json.dumps(line) + "\n")
             file.flush()
-    _, landscape, _, _ = _setting(flags.curves)
+    _, landscape, _, _ = setting(flags.curves)
     quality_of_fit = [asdict(rung) for rung in landscape.quality]
     write_report(flags.results, list(lines(log)), quality_of_fit, trial_cost(landscape.steps))
 
@@ -87,7 +87,7 @@ def lines(path: Path) -> Iterator[dict[str, object]]:
 
 
 @cache
-def _setting(folder: Path) -> tuple[Space, Landscape, VisibilityTable, Costs]:
+def setting(folder: Path) -> tuple[Space, Landscape, VisibilityTable, Costs]:
     """Return what all replays share, once a process."""
     inventory = inspect_model("minilm", "classification", 2)
     curves = load_curves(folder, inventory)
@@ -121,7 +121,7 @@ def trial_cost(steps: tuple[int, ...]) -> float:
 
 
 def _replayed(folder: Path, name: str, workers: int, seed: int) -> dict[str, object]:
-    space, landscape, table, costs = _setting(folder)
+    space, landscape, table, costs = setting(folder)
     found = replay(
         make_arm(name, space, table),
         space,

@@ -1,0 +1,78 @@
+"""What halving costs and saves: replayed studies of so many trials, from the first to the last.
+
+    python -m benchmarks.halving
+
+In `search_quality` studies end when their cost is spent, wherever their trials are. Here they end
+as real ones do: no more is proposed, and the better half of what waits goes on. The same searcher
+without halving is compared when it had spent as much, and after as many trials.
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+
+import numpy as np
+
+from alrq_core.cores import usable_cores
+from benchmarks.quality_report import TRIALS, interval
+from benchmarks.replay import Replay, area, replay
+from benchmarks.search_quality import FOLDER, make_arm, setting, trial_cost
+from search_spaces.allocation import Allocation
+
+HALVED, WHOLE = "alrq", "alrq, no scheduler"
+DIGITS = (1, 1, 3, 4, 4)
+
+
+def main() -> None:
+    """Replay the studies and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--workers", nargs="*", type=int, default=[1, 8])
+    flags = parser.parse_args()
+    print(
+        "| workers | cost with halving, in full trials | without | area with halving | minus that "
+        f"without, at equal cost | at equal trials |\n|{'-|' * 6}"
+    )
+    with ProcessPoolExecutor(usable_cores()) as pool:
+        for workers in flags.workers:
+            seeds = range(flags.seeds)
+            found = np.array(list(pool.map(compare, [workers] * flags.seeds, seeds)))
+            columns = zip(found.T.tolist(), DIGITS, strict=True)
+            cells = [interval(column, np.mean, digits) for column, digits in columns]
+            print(f"| {workers} | {' | '.join(cells)} |", flush=True)
+
+
+def compare(workers: int, seed: int) -> tuple[float, ...]:
+    """Return both costs, the area with halving, and by how much it is larger than without."""
+    space, landscape, _, _ = setting(FOLDER)
+
+    @cache
+    def true_loss(allocation: Allocation) -> float:
+        return float(landscape.expected(allocation)[-1])
+
+    halved, whole = (_study(name, workers, seed) for name in (HALVED, WHOLE))
+    reached = area(halved.fronts[-1], true_loss, space)
+    by_then = sum(cost <= halved.costs[-1] for cost in whole.costs)
+    fronts = whole.fronts[by_then - 1], whole.fronts[-1]
+    differences = [reached - area(front, true_loss, space) for front in fronts]
+    full = trial_cost(landscape.steps)
+    return halved.costs[-1] / full, whole.costs[-1] / full, reached, *differences
+
+
+def _study(name: str, workers: int, seed: int) -> Replay:
+    space, landscape, table, costs = setting(FOLDER)
+    return replay(
+        make_arm(name, space, table),
+        space,
+        landscape,
+        costs,
+        limit=float("inf"),
+        workers=workers,
+        seed=seed,
+        budget=TRIALS,
+        closes=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
