@@ -109,8 +109,9 @@ def interval(values: Sequence[float], statistic: Callable[..., Any], digits: int
 
 def _draw(path: Path, lines: list[dict[str, Any]], counts: list[int], trial_cost: float) -> None:
     figure, axes = plt.subplots(
-        1, len(counts), figsize=(7 * len(counts), 5), layout="constrained", squeeze=False
+        1, len(counts), figsize=(6 * len(counts) + 3, 5), layout="constrained", squeeze=False
     )
+    known: dict[str, Any] = {}
     grid = np.linspace(0, TRIALS * trial_cost, POINTS)
     for workers, axis in zip(counts, axes[0], strict=True):
         arms = dict.fromkeys(line["arm"] for line in lines)
@@ -126,7 +127,7 @@ def _draw(path: Path, lines: list[dict[str, Any]], counts: list[int], trial_cost
                 continue
             spread = 1.96 * curves.std(axis=0) / np.sqrt(len(curves))
             middle, colour = curves.mean(axis=0), plt.get_cmap("tab20")(number % 20)
-            axis.plot(grid / trial_cost, middle, label=arm, color=colour)
+            (known[arm],) = axis.plot(grid / trial_cost, middle, color=colour)
             axis.fill_between(
                 grid / trial_cost, middle - spread, middle + spread, alpha=0.15, color=colour
             )
@@ -135,6 +136,6 @@ def _draw(path: Path, lines: list[dict[str, Any]], counts: list[int], trial_cost
         axis.set_title(f"{workers} worker{'' if workers == 1 else 's'}", fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=SHOWN * axis.get_ylim()[1])
-    axes[0][-1].legend(fontsize=7, loc="lower right")
+    figure.legend(known.values(), known.keys(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=130)
     plt.close(figure)
