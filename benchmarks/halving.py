@@ -9,7 +9,6 @@ without halving is compared when it had spent as much, and after as many trials.
 
 import argparse
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from alrq_core.cores import usable_cores
 from benchmarks.quality_report import TRIALS, interval
 from benchmarks.replay import Replay, area, replay
 from benchmarks.search_quality import FOLDER, make_arm, setting, trial_cost
-from search_spaces.allocation import Allocation
 
 HALVED, WHOLE = "alrq", "alrq, no scheduler"
 DIGITS = (1, 1, 3, 4, 4)
@@ -45,16 +43,11 @@ def main() -> None:
 def compare(workers: int, seed: int) -> tuple[float, ...]:
     """Return both costs, the area with halving, and by how much it is larger than without."""
     space, landscape, _, _ = setting(FOLDER)
-
-    @cache
-    def true_loss(allocation: Allocation) -> float:
-        return float(landscape.expected(allocation)[-1])
-
     halved, whole = (_study(name, workers, seed) for name in (HALVED, WHOLE))
-    reached = area(halved.fronts[-1], true_loss, space)
+    reached = area(halved.fronts[-1], landscape.true_loss, space)
     by_then = sum(cost <= halved.costs[-1] for cost in whole.costs)
     fronts = whole.fronts[by_then - 1], whole.fronts[-1]
-    differences = [reached - area(front, true_loss, space) for front in fronts]
+    differences = [reached - area(front, landscape.true_loss, space) for front in fronts]
     full = trial_cost(landscape.steps)
     return halved.costs[-1] / full, whole.costs[-1] / full, reached, *differences
 

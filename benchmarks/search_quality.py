@@ -24,7 +24,6 @@ from alrq_core.visibility import VisibilityTable, flat_table
 from benchmarks.quality_report import TRIALS, write_report
 from benchmarks.replay import Arm, Costs, area, replay
 from benchmarks.surrogate import Curves, Landscape, load_curves, recorded_table
-from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space, make_space
 
 FOLDER = Path(__file__).parent / "curves"
@@ -132,17 +131,13 @@ def _replayed(folder: Path, name: str, workers: int, seed: int) -> dict[str, obj
         seed=seed,
         budget=TRIALS,
     )
-
-    @cache
-    def true_loss(allocation: Allocation) -> float:
-        return float(landscape.expected(allocation)[-1])
-
+    areas = [area(front, landscape.true_loss, space) for front in found.fronts]
     return {
         "arm": name,
         "workers": workers,
         "seed": seed,
         "costs": [round(cost, 1) for cost in found.costs],
-        "volumes": [round(area(front, true_loss, space), 5) for front in found.fronts],
+        "volumes": [round(value, 5) for value in areas],
     }
 
 

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from alrq_core.models import inspect_model
 from benchmarks.search_quality import FOLDER
-from benchmarks.surrogate import load_curves, recorded_table
+from benchmarks.surrogate import load_curves, recorded_table, seed_pairs
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import make_space
 from tune.parameters import distributions, to_params
@@ -34,13 +34,8 @@ def main() -> None:
     flags = parser.parse_args()
     inventory = inspect_model("minilm", "classification", 2)
     curves, table = load_curves(flags.curves, inventory), recorded_table(flags.curves)
-    places: dict[str, dict[int, int]] = {}
-    for place, (allocation, seed) in enumerate(
-        zip(curves.allocations, curves.seeds.tolist(), strict=True)
-    ):
-        places.setdefault(allocation.encode(), {})[seed] = place
-    pairs = np.array([(p[0], p[1]) for p in places.values() if len(p) > 1])
-    others = np.array([p[0] for p in places.values() if len(p) == 1])
+    pairs = seed_pairs(curves)
+    others = np.setdiff1d(np.arange(len(curves.allocations)), pairs)
     space, losses = make_space("joint", inventory), curves.losses[:, -1]
     first, second = losses[pairs[:, 0]], losses[pairs[:, 1]]
     trials = [

@@ -207,6 +207,10 @@ class Landscape:
             self._known[allocation] = np.array(at)
         return self._known[allocation]
 
+    def true_loss(self, allocation: Allocation) -> float:
+        """Return the loss at the highest rung, without noise."""
+        return float(self.expected(allocation)[-1])
+
     def observed(self, allocation: Allocation, seed: int) -> np.ndarray:
         """Return the losses at all rungs as one training with a seed would show them."""
         text = f"{seed} {allocation.encode()}".encode()
@@ -222,18 +226,22 @@ class Landscape:
         return float(self.observed(allocation, seed)[rung])
 
 
+def seed_pairs(curves: Curves) -> np.ndarray:
+    """Return the places of both curves of each allocation with two seeds, pairs x 2, by seed."""
+    places: dict[Allocation, list[int]] = {}
+    for place in np.argsort(curves.seeds, kind="stable").tolist():
+        places.setdefault(curves.allocations[place], []).append(place)
+    return np.array([found[:2] for found in places.values() if len(found) > 1])
+
+
 def noise_covariance(curves: Curves) -> np.ndarray:
     """Return the covariance, rungs x rungs, of one seed's losses around their expectation.
 
     From allocations that were trained with two seeds, whose mean difference (one seed's start is
     better for all) is taken out.
     """
-    by_allocation: dict[Allocation, list[np.ndarray]] = {}
-    order = np.argsort(curves.seeds, kind="stable")
-    for place in order:
-        by_allocation.setdefault(curves.allocations[place], []).append(curves.losses[place])
-    pairs = np.array([found[:2] for found in by_allocation.values() if len(found) > 1])
-    covariance: np.ndarray = np.cov((pairs[:, 1] - pairs[:, 0]).T) / 2
+    first, second = seed_pairs(curves).T
+    covariance: np.ndarray = np.cov((curves.losses[second] - curves.losses[first]).T) / 2
     return covariance
 
 

@@ -115,7 +115,7 @@ class ThompsonSampler(BaseSampler):
             number: Of the trial that it is for. The draw depends on it, and not on the draws
                 before: a resumed study goes on as if never interrupted.
         """
-        tried = [t for t in earlier if t.params and t.state != TrialState.FAIL]
+        tried = _tried(earlier)
         read, seen = [self._read(t) for t in tried], self._observations(tried)
         seed = np.random.SeedSequence(self._entropy, spawn_key=(number,))
         generator = np.random.default_rng(seed)
@@ -143,8 +143,7 @@ class ThompsonSampler(BaseSampler):
         done = [t for t in trials if t.state == TrialState.COMPLETE]
         if not done:
             return {}
-        tried = [t for t in trials if t.params and t.state != TrialState.FAIL]
-        mean = self._model.mean(self._observations(tried))
+        mean = self._model.mean(self._observations(_tried(trials)))
         losses = mean.losses(np.array([self._read(t)[0] for t in done]))
         return {t.number: float(loss) for t, loss in zip(done, losses, strict=True)}
 
@@ -186,6 +185,11 @@ class ThompsonSampler(BaseSampler):
         if step not in self._rungs or loss is None or not isfinite(loss):
             return 0, None
         return len(self._rungs) - 1 - self._rungs.index(step), float(loss)
+
+
+def _tried(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials whose allocation is known and did not fail."""
+    return [t for t in trials if t.params and t.state != TrialState.FAIL]
 
 
 def _points(effects: Effects, allocations: Sequence[Sized]) -> list[Point]:
