@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_BAD_INPUT
         from tune.run import run_study
 
-        state, finished = run_study(prepared, console)
+        end = run_study(prepared, console)
     from tune.finish import finish
 
-    return _report(console, prepared.config, finish(prepared, state, finished))
+    return _report(console, prepared.config, finish(prepared, end))
 
 
 def _prepared(config: Any, resume: Path | None, console: Console) -> Any:

@@ -116,7 +116,9 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     assert {(r["trial"], r["step"], r["loss"]) for r in rows} == {
         (e["trial"], e["step"], e["loss"]) for e in reported
     }
-    front = json.loads((study / "front.json").read_text())["front"]
+    fronts = json.loads((study / "front.json").read_text())
+    assert all(row["expected_loss"] > 0 for row in fronts["expected_front"])
+    front = fronts["front"]
     assert {row["trial"] for row in front} <= set(trials(output, "completed"))
     assert {row["step"] for row in front} == {8}
     names = {path.name for path in output.iterdir()}

@@ -38,7 +38,7 @@ def config(folder: Path, **changes: object) -> StudyConfig:
 
 
 def test_parquet_has_a_row_a_report(tmp_path: Path, state: StudyState) -> None:
-    write_study_tables(tmp_path, state, INVENTORY)
+    write_study_tables(tmp_path, state, INVENTORY, {})
     rows = pyarrow.parquet.read_table(tmp_path / "trials.parquet").to_pylist()
 
     assert len(rows) == sum(len(trial.reports) for trial in state.trials.values())
@@ -50,12 +50,24 @@ def test_parquet_has_a_row_a_report(tmp_path: Path, state: StudyState) -> None:
 
 
 def test_front_file_holds_allocations_that_can_be_read(tmp_path: Path, state: StudyState) -> None:
-    write_study_tables(tmp_path, state, INVENTORY)
+    write_study_tables(tmp_path, state, INVENTORY, {})
     rows = json.loads((tmp_path / "front.json").read_text())["front"]
 
     assert [row["trial"] for row in rows] == [trial.id for trial in state.front()]
     for row in rows:
         assert from_json(row["modules"]) == state.trials[row["trial"]].allocation
+
+
+def test_front_file_tells_expected_losses_from_observed(tmp_path: Path, state: StudyState) -> None:
+    best = min(state.front(), key=lambda trial: trial.reports[-1].loss)
+    write_study_tables(tmp_path, state, INVENTORY, {best.id: 99.0})
+    content = json.loads((tmp_path / "front.json").read_text())
+
+    assert best.id in {row["trial"] for row in content["front"]}
+    assert best.id not in {row["trial"] for row in content["expected_front"]}
+    losses = {row["trial"]: row["expected_loss"] for row in content["front"]}
+    assert losses.pop(best.id) == 99.0
+    assert set(losses.values()) <= {None}
 
 
 def test_a_search_writes_its_baselines_and_its_recommendation(
@@ -137,7 +149,7 @@ def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
 def test_nothing_confirmed_still_writes_files(tmp_path: Path, state: StudyState) -> None:
     study = config(tmp_path)
     write_results(study, "made up", StudyState(INVENTORY.names), [], None)
-    write_study_tables(study.folder, StudyState(INVENTORY.names), INVENTORY)
+    write_study_tables(study.folder, StudyState(INVENTORY.names), INVENTORY, {})
 
     assert json.loads((study.folder / "front.json").read_text())["front"] == []
     assert json.loads((tmp_path / "all_results.json").read_text())["results"] == []

@@ -10,6 +10,7 @@ from tune.mcnemar import write_mcnemar
 from tune.plots import draw_front
 from tune.prepare import Prepared
 from tune.results import write_results, write_study_tables
+from tune.run import StudyEnd
 from tune.state import StudyState
 from tune.study import known_table
 
@@ -35,12 +36,12 @@ class StudyResult:
     evidence: list[str]
 
 
-def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult:
-    """Write every result file that the state allows."""
-    config = prepared.config
+def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
+    """Write every result file that the study's state allows."""
+    config, state = prepared.config, end.state
     rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
     recommendation = recommend(rows, config.margin)
-    write_study_tables(config.folder, state, prepared.inventory)
+    write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
     ordered, compared = agreements(state, table), comparisons(state, rows)
@@ -54,7 +55,7 @@ def finish(prepared: Prepared, state: StudyState, finished: bool) -> StudyResult
         state=state,
         confirmed=rows,
         recommendation=recommendation,
-        finished=finished,
+        finished=end.finished,
         files=files,
         evidence=evidence_lines(ordered, compared),
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,30 @@ SUMMARY_COLUMNS = (
 )
 
 
-def write_study_tables(folder: Path, state: StudyState, inventory: Inventory) -> None:
-    """Write `trials.parquet` (a row a report) and `front.json` into the study's folder."""
+def write_study_tables(
+    folder: Path, state: StudyState, inventory: Inventory, expected: Mapping[str, float]
+) -> None:
+    """Write `trials.parquet` (a row a report) and `front.json` into the study's folder.
+
+    The latter has the front by the losses observed, and by those that the searcher's model
+    expects, of which finalists are chosen.
+
+    Args:
+        folder: Of the study.
+        state: All trials.
+        inventory: The model's modules.
+        expected: Trial id to the loss that the model expects; empty where there is no model.
+    """
     rows = [_report_row(trial, rung, inventory) for trial, rung in _reports(state)]
     if rows:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "trials.parquet")
-    front = [_front_row(trial, inventory) for trial in state.front()]
-    write_json(folder / "front.json", {"version": RESULTS_VERSION, "front": front})
+    content: dict[str, Any] = {"version": RESULTS_VERSION}
+    for name, trials in (("front", state.front()), ("expected_front", state.front(expected))):
+        content[name] = [
+            _front_row(trial, inventory) | {"expected_loss": expected.get(trial.id)}
+            for trial in trials
+        ]
+    write_json(folder / "front.json", content)
 
 
 def write_results(

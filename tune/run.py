@@ -3,8 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import ray
@@ -37,15 +38,27 @@ from tune.workers import (
 WORKER_RESTARTS = 2
 
 
-def run_study(prepared: Prepared, console: Console) -> tuple[StudyState, bool]:
+@dataclass(frozen=True)
+class StudyEnd:
+    """How far a run came with its study.
+
+    Attributes:
+        state: All trials.
+        expected: Losses that the searcher's model expects: see `Proposer.expected_losses`.
+        finished: Whether nothing is left to do.
+    """
+
+    state: StudyState
+    expected: Mapping[str, float]
+    finished: bool
+
+
+def run_study(prepared: Prepared, console: Console) -> StudyEnd:
     """Run or go on with a study until it is finished or interrupted.
 
     Args:
         prepared: The study; its folder exists, and Ray has started.
         console: Where progress is shown.
-
-    Returns:
-        All its trials, and whether nothing is left to do.
     """
     config, folder = prepared.config, prepared.config.folder
     log = EventLog(folder / LOG_NAME)
@@ -77,7 +90,7 @@ def run_study(prepared: Prepared, console: Console) -> tuple[StudyState, bool]:
         for sink in sinks:
             sink.close()
         log.close()
-    return state, study.finished
+    return StudyEnd(state, plan.proposer.expected_losses(), study.finished)
 
 
 def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
