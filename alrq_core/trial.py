@@ -100,23 +100,15 @@ class TrialRun:
                 context.start_adapters(self.model, seed)
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
-        recipe = context.recipe
-        if recipe.execution == "dequantized" and not packed:
+        if context.recipe.execution == "dequantized" and not packed:
             keep_dequantised(self.model)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
-        rate = recipe.learning_rate
-        if self._adaptive is not None:
-            rate = min(1.0, rate * ADALORA_LEARNING_RATE)
-        # A language model of rank 0 everywhere has nothing to train, and is scored as it is.
-        self._optimizer = torch.optim.AdamW(
-            self._trained or [nn.Parameter(torch.zeros(()))],
-            lr=rate,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
-        self._schedule = LambdaLR(self._optimizer, recipe.learning_rate_factor)
+        self._optimizer = self._make_optimizer()
+        self._schedule = LambdaLR(self._optimizer, context.recipe.learning_rate_factor)
         self._screening = context.task.validation.every(SCREENING_STRIDE)
-        self._batches: Iterator[np.ndarray] = train_batches(context.task.train, recipe, seed)
+        self._batches: Iterator[np.ndarray] = train_batches(
+            context.task.train, context.recipe, seed
+        )
         self.step = 0
 
     def advance(self, step: int) -> TrialReport:
@@ -268,6 +260,19 @@ class TrialRun:
         if self.allocation.final_rank is None or self._adaptive is not None:
             return self.allocation
         return self.allocation.with_ranks(self.receipt.ranks)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.context.recipe
+        rate = recipe.learning_rate
+        if self._adaptive is not None:
+            rate = min(1.0, rate * ADALORA_LEARNING_RATE)
+        # A language model of rank 0 everywhere has nothing to train, and is scored as it is.
+        return torch.optim.AdamW(
+            self._trained or [nn.Parameter(torch.zeros(()))],
+            lr=rate,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
 
     def _adapt_ranks(self) -> AdaptiveRanks | None:
         """Attach AdaLoRA's adapters, where the allocation asks for them."""
