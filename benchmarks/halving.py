@@ -43,7 +43,7 @@ def main() -> None:
 def compare(workers: int, seed: int) -> tuple[float, ...]:
     """Return both costs, the area with halving, and by how much it is larger than without."""
     space, landscape, _, _ = setting(FOLDER)
-    halved, whole = (_study(name, workers, seed) for name in (HALVED, WHOLE))
+    halved, whole = (whole_study(name, workers, seed) for name in (HALVED, WHOLE))
     reached = area(halved.fronts[-1], landscape.true_loss, space)
     by_then = sum(cost <= halved.costs[-1] for cost in whole.costs)
     fronts = whole.fronts[by_then - 1], whole.fronts[-1]
@@ -52,7 +52,8 @@ def compare(workers: int, seed: int) -> tuple[float, ...]:
     return halved.costs[-1] / full, whole.costs[-1] / full, reached, *differences
 
 
-def _study(name: str, workers: int, seed: int) -> Replay:
+def whole_study(name: str, workers: int, seed: int) -> Replay:
+    """Replay one study of `TRIALS` trials to its end."""
     space, landscape, table, costs = setting(FOLDER)
     return replay(
         make_arm(name, space, table),

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FixedLocator
 from scipy.stats import t as student
 
 from benchmarks.quality_report import PEER
@@ -25,14 +26,15 @@ def write_real_report(folder: Path, studies: Sequence[dict[str, Any]], largest: 
 
     Args:
         folder: Where they go.
-        studies: Arm, seed, and the confirmed (loss, bytes) that it offered after each of `PARTS`.
+        studies: Arm, seed, the confirmed (loss, bytes) that it offered after each of `PARTS`, and
+            where known the losses of a uniform and a random allocation beside each of the last.
         largest: Bytes of the largest allocation, to which areas count.
     """
     areas: dict[str, dict[int, list[float]]] = {}
     for study in studies:
         found = [_area(points, largest) for points in study["fronts"]]
         areas.setdefault(study["arm"], {})[study["seed"]] = found
-    text = [*_areas_table(areas), "", *_reached_table(areas)]
+    text = [*_areas_table(areas), "", *_reached_table(areas), "", *_controls_table(studies)]
     (folder / "real_search.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
     _draw(folder / "real_search.png", studies)
@@ -68,6 +70,23 @@ def _reached_table(areas: dict[str, dict[int, list[float]]]) -> list[str]:
             ]
             cells.append(reached[0] if reached else "never")
         rows.append(f"| {arm} | {' | '.join(cells)} |")
+    return rows
+
+
+def _controls_table(studies: Sequence[dict[str, Any]]) -> list[str]:
+    """Return how what was offered compares to uniform and random allocations of its bytes."""
+    rows = [
+        "| search | seed | offered | loss minus uniform's | lower | minus random's | lower |",
+        f"|{'-|' * 7}",
+    ]
+    for study in studies:
+        if study["controls"]:
+            losses = np.array([loss for loss, _ in study["fronts"][-1]])
+            differences = losses[:, None] - np.array(study["controls"])
+            cells = [f"{d.mean():+.4f} | {(d < 0).sum()}" for d in differences.T]
+            rows.append(
+                f"| {study['arm']} | {study['seed']} | {len(losses)} | {' | '.join(cells)} |"
+            )
     return rows
 
 
@@ -109,8 +128,10 @@ def _draw(path: Path, studies: Sequence[dict[str, Any]]) -> None:
             )
         axis.set_title(f"seed {study['seed']}", fontsize=10)
         axis.set_xlabel("deployed model, MB")
-        axis.set_xscale("log")
-        axis.grid(alpha=0.3, which="both")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_locator(FixedLocator([10, 12, 14, 16, 20, 24, 32, 48]))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("test loss on a fresh seed")
     axes[0][-1].legend(fontsize=7)
     figure.savefig(path, dpi=130)

@@ -5,7 +5,8 @@
 MiniLM-L6 on Rotten Tomatoes with the recipe of `record_curves`. As many studies at a time as there
 are cores, each with one trial at a time, so that a seed proposes the same on any machine. Costs are
 those of `search_quality`. What a study offered when a part of its cost was spent is trained on a
-seed that no study has seen, and scored on the test split. Every loss is kept: the command may be
+seed that no study has seen, and scored on the test split; so are a uniform and a random allocation
+of the bytes of each that `alrq` offered at its end. Every loss is kept: the command may be
 stopped and given again, and a study then does again what it did, but for the training.
 """
 
@@ -16,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from alrq_core.context import TrialContext
@@ -31,8 +33,9 @@ from benchmarks.search_quality import ARMS as SEARCHES
 from benchmarks.search_quality import FOLDER, make_arm, make_costs, trial_cost
 from benchmarks.surrogate import load_curves
 from search_spaces.allocation import Allocation
+from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
-from search_spaces.spaces import make_space
+from search_spaces.spaces import Space, make_space
 from tune.schedulers import rung_steps
 
 ARMS = ("alrq", "tpe", "tpe with anchors and front-asha")
@@ -134,18 +137,27 @@ def run_study(results: Path, name: str, seed: int) -> dict[str, Any]:
     limit = TRIALS * trial_cost(losses.steps)
     arm = make_arm(name, space, table)
     found = replay(arm, space, losses, costs, limit=limit, workers=1, seed=seed, budget=TRIALS)
+    fresh = FRESH_SEED + seed
+
+    def confirmed(allocation: Allocation) -> list[float]:
+        return [losses.test_loss(allocation, fresh), memory_bytes(allocation, space.inventory)]
+
+    fronts = [[confirmed(a) for a in offered(found, part * limit)] for part in PARTS]
+    last = offered(found, limit) if name == ARMS[0] else []
     return {
         "arm": name,
         "seed": seed,
         "completed": len(found.costs),
-        "fronts": [
-            [
-                [losses.test_loss(a, FRESH_SEED + seed), memory_bytes(a, context.inventory)]
-                for a in offered(found, part * limit)
-            ]
-            for part in PARTS
-        ],
+        "fronts": fronts,
+        "controls": [[confirmed(c)[0] for c in controls(space, a, fresh)] for a in last],
     }
+
+
+def controls(space: Space, allocation: Allocation, seed: int) -> tuple[Allocation, Allocation]:
+    """Return a uniform allocation of no fewer bytes, and a random one of as many."""
+    size = memory_bytes(allocation, space.inventory)
+    generator = Random(f"{seed}-{allocation.encode()}")
+    return uniform_of_bytes(space, size), random_of_bytes(space, size, generator)
 
 
 def offered(found: Replay, cost: float) -> Sequence[Allocation]:

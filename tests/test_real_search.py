@@ -69,8 +69,11 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     peer = [[], [], [], [[chance - 0.1, size]]]
     ours = [[], [[chance - 0.1, size]], [[chance - 0.1, size]], [[chance - 0.2, size]]]
     studies = [
-        {"arm": arm, "seed": seed, "completed": 1, "fronts": fronts}
-        for arm, fronts in (("tpe", peer), ("alrq", ours))
+        {"arm": arm, "seed": seed, "completed": 1, "fronts": fronts, "controls": controls}
+        for arm, fronts, controls in (
+            ("tpe", peer, []),
+            ("alrq", ours, [[chance, chance - 0.3]]),
+        )
         for seed in range(2)
     ]
     write_real_report(tmp_path, studies, 2.0 * size)
@@ -80,4 +83,6 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert f"| alrq | {zero} | {tenth} | {tenth} | {fifth} | 2 |" in text
     assert "| tpe | all | all |" in text
     assert "| alrq | 1/5 | 1/5 |" in text
+    assert "| alrq | 1 | 1 | -0.2000 | 1 | +0.1000 | 0 |" in text
+    assert "| tpe | 0 | 1 |" not in text
     assert (tmp_path / "real_search.png").stat().st_size > 10_000
