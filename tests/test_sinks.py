@@ -1,6 +1,7 @@
 """TensorBoard and W&B get what the log has; progress is readable on a terminal and in a file."""
 
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -111,6 +112,21 @@ def follow(folder: Path, console: Console, loss_nan: str = "") -> None:
     study = make_study(folder, budget=8, listeners=(progress,))
     with progress:
         drive(study, lambda t, s: float("nan") if t.id == loss_nan else bytes_help(t, s))
+
+
+def test_the_end_is_estimated_from_paused_trials_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.chain([0.0], itertools.repeat(3600.0))
+    monkeypatch.setattr("tune.progress.time.monotonic", lambda: next(times))
+    output = io.StringIO()
+    follow(tmp_path, Console(file=output, width=120))
+    counts = r"(\d) completed, (\d) stopped, (\d) failed, (\d) paused.*about (\d+) min"
+    found = [[int(n) for n in line] for line in re.findall(counts, output.getvalue())]
+
+    assert any(paused for *_, paused, _ in found)
+    for *settled, minutes in found:
+        assert minutes == round(60 / sum(settled) * (8 - sum(settled)))
 
 
 def test_a_file_gets_plain_lines(tmp_path: Path) -> None:

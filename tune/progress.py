@@ -10,7 +10,7 @@ from rich.text import Text
 from search_spaces.costs import average_rank, format_bytes
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
-from tune.events import Completed, Ended, Event, Failed, Proposed, Reported, Role, Stopped
+from tune.events import Completed, Ended, Event, Failed, Paused, Proposed, Reported, Role, Stopped
 from tune.state import StudyState, TrialState
 
 FRONT_ROWS = 8
@@ -38,7 +38,7 @@ class Progress:
         self._metric = metric
         self._inventory = space.inventory
         self._started = time.monotonic()
-        self._ended_before: int | None = None
+        self._settled_before: int | None = None
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -52,9 +52,9 @@ class Progress:
 
     def __call__(self, event: Event, state: StudyState) -> None:
         """Show one event."""
-        if self._ended_before is None:
-            new = 1 if isinstance(event, Ended) else 0
-            self._ended_before = self._ended(state) - new
+        if self._settled_before is None:
+            new = 1 if isinstance(event, Ended | Paused) else 0
+            self._settled_before = self._settled(state) - new
         line = self._line(event, state)
         if self._live is not None:
             if line is not None and isinstance(event, Failed):
@@ -98,10 +98,14 @@ class Progress:
         return text + (f"; search ends in about {left / 60:.0f} min" if left else "")
 
     def _seconds_left(self, state: StudyState) -> float | None:
-        """Return the time until the search ends, from this run's pace."""
-        ended = self._ended(state)
-        new = ended - (self._ended_before or 0)
-        left = self._size - ended
+        """Return the time until the search ends, from this run's pace.
+
+        Paused trials count like ended ones: half of them never go on, and those that do have their
+        share of the time so far.
+        """
+        settled = self._settled(state)
+        new = settled - (self._settled_before or 0)
+        left = self._size - settled
         if new < 2 or left <= 0:
             return None
         return (time.monotonic() - self._started) / new * left
@@ -109,6 +113,9 @@ class Progress:
     def _ended(self, state: StudyState) -> int:
         unended = ("running", "paused")
         return sum(trial.status not in unended for trial in state.of_role(self._role))
+
+    def _settled(self, state: StudyState) -> int:
+        return sum(trial.status != "running" for trial in state.of_role(self._role))
 
     def _view(self, state: StudyState) -> Group:
         table = Table(title="Best front so far (full fidelity)", title_justify="left")
