@@ -8,15 +8,11 @@ smallest uniform allocation of no fewer bytes, and random ones of as many. Losse
 curves' model without noise, so that a lucky seed wins nothing.
 """
 
-import argparse
-from concurrent.futures import ProcessPoolExecutor
 from random import Random
 
 import numpy as np
 
-from alrq_core.cores import usable_cores
-from benchmarks.halving import HALVED, whole_study
-from benchmarks.quality_report import interval
+from benchmarks.halving import HALVED, print_replayed, whole_study
 from benchmarks.search_quality import FOLDER, setting
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
@@ -27,20 +23,13 @@ DRAWS = 20
 
 def main() -> None:
     """Replay the studies and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--workers", nargs="*", type=int, default=[1, 8])
-    flags = parser.parse_args()
-    print(
-        "| workers | allocations offered | loss minus that of uniform ones | lower than those, % | "
-        f"loss minus that of random ones | lower than those, % |\n|{'-|' * 6}"
+    print_replayed(
+        __doc__,
+        "allocations offered | loss minus that of uniform ones | lower than those, % | loss minus "
+        "that of random ones | lower than those, %",
+        compare,
+        (1, 4, 0, 4, 0),
     )
-    with ProcessPoolExecutor(usable_cores()) as pool:
-        for workers in flags.workers:
-            found = list(pool.map(compare, [workers] * flags.seeds, range(flags.seeds)))
-            columns = zip(np.array(found).T.tolist(), (1, 4, 0, 4, 0), strict=True)
-            cells = [interval(column, np.mean, digits) for column, digits in columns]
-            print(f"| {workers} | {' | '.join(cells)} |", flush=True)
 
 
 def compare(workers: int, seed: int) -> tuple[float, ...]:

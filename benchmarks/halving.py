@@ -8,6 +8,7 @@ without halving is compared when it had spent as much, and after as many trials.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -18,25 +19,43 @@ from benchmarks.replay import Replay, area, replay
 from benchmarks.search_quality import FOLDER, make_arm, setting, trial_cost
 
 HALVED, WHOLE = "alrq", "alrq, no scheduler"
-DIGITS = (1, 1, 3, 4, 4)
 
 
 def main() -> None:
     """Replay the studies and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    print_replayed(
+        __doc__,
+        "cost with halving, in full trials | without | area with halving | minus that without, at "
+        "equal cost | at equal trials",
+        compare,
+        (1, 1, 3, 4, 4),
+    )
+
+
+def print_replayed(
+    description: str,
+    columns: str,
+    measure: Callable[[int, int], Sequence[float]],
+    digits: Sequence[int],
+) -> None:
+    """Print a table of means over seeds with their intervals, a row for each number of workers.
+
+    Args:
+        description: Of the command, whose flags are read.
+        columns: Their names, but for the first.
+        measure: Of workers and seed: a figure for each column.
+        digits: Of each column.
+    """
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", nargs="*", type=int, default=[1, 8])
     flags = parser.parse_args()
-    print(
-        "| workers | cost with halving, in full trials | without | area with halving | minus that "
-        f"without, at equal cost | at equal trials |\n|{'-|' * 6}"
-    )
+    print(f"| workers | {columns} |\n|{'-|' * (len(digits) + 1)}")
     with ProcessPoolExecutor(usable_cores()) as pool:
         for workers in flags.workers:
-            seeds = range(flags.seeds)
-            found = np.array(list(pool.map(compare, [workers] * flags.seeds, seeds)))
-            columns = zip(found.T.tolist(), DIGITS, strict=True)
-            cells = [interval(column, np.mean, digits) for column, digits in columns]
+            found = list(pool.map(measure, [workers] * flags.seeds, range(flags.seeds)))
+            pairs = zip(np.array(found).T.tolist(), digits, strict=True)
+            cells = [interval(column, np.mean, count) for column, count in pairs]
             print(f"| {workers} | {' | '.join(cells)} |", flush=True)
 
 

@@ -149,7 +149,7 @@ def run_study(results: Path, name: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "completed": len(found.costs),
         "fronts": fronts,
-        "controls": [[confirmed(c)[0] for c in controls(space, a, fresh)] for a in last],
+        "controls": [[losses.test_loss(c, fresh) for c in controls(space, a, fresh)] for a in last],
     }
 
 
