@@ -18,7 +18,10 @@ from alrq_core.encode import (
     eval_batches,
     part_tokens,
 )
-from alrq_core.records import Recipe, TestScore
+from alrq_core.records import Recipe, TestScore, TrialReport
+
+# That the event log keeps.
+LOSS_DIGITS, SECOND_DIGITS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,32 @@ class Evaluation:
         if len(self.labels):
             return None
         return exp(self.loss) if self.loss < 700 else float("inf")
+
+    def trial_report(
+        self,
+        *,
+        step: int,
+        train_loss: float,
+        train_seconds: float,
+        eval_seconds: float,
+        peak_memory_bytes: int,
+    ) -> TrialReport:
+        """Return what a trial reports at a rung; see `TrialReport` for what is not known here."""
+        return TrialReport(
+            step=step,
+            train_loss=round(train_loss, LOSS_DIGITS),
+            loss=round(self.loss, LOSS_DIGITS),
+            loss_standard_error=round(self.standard_error, LOSS_DIGITS),
+            sequences=len(self.losses),
+            accuracy=_rounded(self.accuracy),
+            f1=_rounded(self.f1),
+            perplexity=_rounded(self.perplexity),
+            context_tokens=self.context_tokens,
+            stride_tokens=self.stride_tokens,
+            train_seconds=round(train_seconds, SECOND_DIGITS),
+            eval_seconds=round(eval_seconds, SECOND_DIGITS),
+            peak_memory_bytes=peak_memory_bytes,
+        )
 
     def test_score(self) -> TestScore:
         """Return the score that a confirmed trial keeps."""
@@ -136,3 +165,7 @@ def evaluate(
         if len(predictions):
             predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
     return Evaluation(losses, predictions, tokens.labels, task.context_tokens, task.stride_tokens)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, LOSS_DIGITS)

@@ -39,7 +39,6 @@ SCREENING_STRIDE = 2
 # on Rotten Tomatoes, 200 steps, B-Ada: loss 0.684 at 1e-3 (63 % right) and 0.419 at 5e-3 (81 %),
 # where LoRA has 0.411 at 1e-3.
 ADALORA_LEARNING_RATE = 5.0
-DIGITS = 6
 CHECK_STEPS = 10
 
 
@@ -131,19 +130,11 @@ class TrialRun:
         result = self._evaluate(self.context.task.validation if last else self._screening)
         if last:
             self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
-        return TrialReport(
+        return result.trial_report(
             step=step,
-            train_loss=_rounded(train_loss),
-            loss=_rounded(result.loss),
-            loss_standard_error=_rounded(result.standard_error),
-            sequences=len(result.losses),
-            accuracy=None if result.accuracy is None else _rounded(result.accuracy),
-            f1=None if result.f1 is None else _rounded(result.f1),
-            perplexity=None if result.perplexity is None else _rounded(result.perplexity),
-            context_tokens=result.context_tokens,
-            stride_tokens=result.stride_tokens,
-            train_seconds=round(trained - started, 2),
-            eval_seconds=round(time.perf_counter() - trained, 2),
+            train_loss=train_loss,
+            train_seconds=trained - started,
+            eval_seconds=time.perf_counter() - trained,
             peak_memory_bytes=peak_memory_bytes(self._device),
         )
 
@@ -319,8 +310,3 @@ class TrialRun:
         return evaluate(
             self.model, context.task, tokens, context.recipe, self.compute_dtype, self._device
         )
-
-
-def _rounded(value: float) -> float:
-    """Return the value with as many digits as the event log keeps."""
-    return round(value, DIGITS)
