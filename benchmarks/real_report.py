@@ -46,10 +46,14 @@ def _area(points: Sequence[Sequence[float]], largest: float) -> float:
 
 
 def _areas_table(areas: dict[str, dict[int, list[float]]]) -> list[str]:
-    rows = [f"| search | {' | '.join(f'area at {n} of the cost' for n in NAMES)} | seeds |"]
-    rows.append("|-" * (len(NAMES) + 2) + "|")
+    """Return mean areas, and at all of the cost how far they are above the peer's, seed by seed."""
+    titles = [*(f"area at {name} of the cost" for name in NAMES), f"minus that of {PEER}", "seeds"]
+    rows = [f"| search | {' | '.join(titles)} |", "|-" * (len(titles) + 1) + "|"]
+    peers = areas.get(PEER, {})
     for arm, found in areas.items():
         cells = [_interval([volumes[part] for volumes in found.values()]) for part in range(4)]
+        gaps = [found[seed][-1] - peers[seed][-1] for seed in found if seed in peers]
+        cells.append("-" if arm == PEER or not gaps else _interval(gaps))
         rows.append(f"| {arm} | {' | '.join(cells)} | {len(found)} |")
     return rows
 
@@ -79,24 +83,30 @@ def _controls_table(studies: Sequence[dict[str, Any]]) -> list[str]:
         "| search | seed | offered | loss minus uniform's | lower | minus random's | lower |",
         f"|{'-|' * 7}",
     ]
-    for study in studies:
-        if study["controls"]:
-            losses = np.array([loss for loss, _ in study["fronts"][-1]])
-            differences = losses[:, None] - np.array(study["controls"])
-            cells = [f"{d.mean():+.4f} | {(d < 0).sum()}" for d in differences.T]
-            rows.append(
-                f"| {study['arm']} | {study['seed']} | {len(losses)} | {' | '.join(cells)} |"
-            )
+    known = [study for study in studies if study["controls"]]
+    gaps = []
+    for study in known:
+        losses = np.array([loss for loss, _ in study["fronts"][-1]])
+        gaps.append((losses[:, None] - np.array(study["controls"])).T)
+        cells = [f"{gap.mean():+.4f} | {(gap < 0).sum()}" for gap in gaps[-1]]
+        rows.append(f"| {study['arm']} | {study['seed']} | {len(losses)} | {' | '.join(cells)} |")
+    if len(known) > 1:
+        kinds = [[gap[kind] for gap in gaps] for kind in range(2)]
+        lower = [sum(int((gap < 0).sum()) for gap in kind) for kind in kinds]
+        means = [_interval([float(gap.mean()) for gap in kind], "+.4f") for kind in kinds]
+        cells = [f"{mean} | {count}" for mean, count in zip(means, lower, strict=True)]
+        count = sum(gap.shape[1] for gap in gaps)
+        rows.append(f"| {known[0]['arm']} | all | {count} | {' | '.join(cells)} |")
     return rows
 
 
-def _interval(values: Sequence[float]) -> str:
+def _interval(values: Sequence[float], shape: str = ".3f") -> str:
     """Return the mean with its 95 % interval over seeds, by Student's t."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return f"{mean:.3f}"
+        return f"{mean:{shape}}"
     half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+    return f"{mean:{shape}} [{mean - half:{shape}}, {mean + half:{shape}}]"
 
 
 def _draw(path: Path, studies: Sequence[dict[str, Any]]) -> None:

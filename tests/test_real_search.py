@@ -80,9 +80,12 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     text = (tmp_path / "real_search.md").read_text(encoding="utf-8")
 
     zero, tenth, fifth = (f"{v} [{v}, {v}]" for v in ("0.000", "0.100", "0.200"))
-    assert f"| alrq | {zero} | {tenth} | {tenth} | {fifth} | 2 |" in text
+    assert f"| alrq | {zero} | {tenth} | {tenth} | {fifth} | {tenth} | 2 |" in text
+    assert f"| tpe | {zero} | {zero} | {zero} | {tenth} | - | 2 |" in text
     assert "| tpe | all | all |" in text
     assert "| alrq | 1/5 | 1/5 |" in text
     assert "| alrq | 1 | 1 | -0.2000 | 1 | +0.1000 | 0 |" in text
+    less, more = "-0.2000 [-0.2000, -0.2000]", "+0.1000 [+0.1000, +0.1000]"
+    assert f"| alrq | all | 2 | {less} | 2 | {more} | 0 |" in text
     assert "| tpe | 0 | 1 |" not in text
     assert (tmp_path / "real_search.png").stat().st_size > 10_000
