@@ -71,7 +71,7 @@ def compare(workers: int, seed: int) -> tuple[float, ...]:
     return halved.costs[-1] / full, whole.costs[-1] / full, reached, *differences
 
 
-def whole_study(name: str, workers: int, seed: int) -> Replay:
+def whole_study(name: str, workers: int, seed: int, max_memory_bytes: int | None = None) -> Replay:
     """Replay one study of `TRIALS` trials to its end."""
     space, landscape, table, costs = setting(FOLDER)
     return replay(
@@ -84,6 +84,7 @@ def whole_study(name: str, workers: int, seed: int) -> Replay:
         seed=seed,
         budget=TRIALS,
         closes=True,
+        max_memory_bytes=max_memory_bytes,
     )
 
 

@@ -109,6 +109,7 @@ def replay(
     seed: int,
     budget: int,
     closes: bool = False,
+    max_memory_bytes: int | None = None,
 ) -> Replay:
     """Run one study until its running trials have cost `limit` together.
 
@@ -122,18 +123,23 @@ def replay(
         seed: Of proposals and of the noise.
         budget: Trials that the searcher is told.
         closes: Whether the search ends after them, as a real one does; else only `limit` ends it.
+        max_memory_bytes: Limit on proposals; None for none.
     """
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        end = budget if closes else NO_LIMIT
-        study = _study(arm, space, losses.steps, Path(folder), seed, budget, end)
+        setting = Setting(
+            space=space,
+            rungs=losses.steps,
+            budget=budget,
+            seed=seed,
+            max_memory_bytes=max_memory_bytes,
+        )
+        study = _study(arm, setting, Path(folder), budget if closes else NO_LIMIT)
         with closing(study.log):
             return _Simulation(study, arm, losses, costs, limit, seed).run(workers)
 
 
-def _study(
-    arm: Arm, space: Space, rungs: tuple[int, ...], folder: Path, seed: int, budget: int, end: int
-) -> Study:
-    setting = Setting(space=space, rungs=rungs, budget=budget, seed=seed)
+def _study(arm: Arm, setting: Setting, folder: Path, end: int) -> Study:
+    space = setting.space
     state = StudyState(space.inventory.names)
     state.apply(Started(time=0.0, budget=end))
     plan = Plan(
@@ -142,8 +148,8 @@ def _study(
         proposer=Proposer(setting, arm.searcher, folder, arm.table),
         budget=end,
         anchors=arm.anchors,
-        seed=seed,
-        max_memory_bytes=None,
+        seed=setting.seed,
+        max_memory_bytes=setting.max_memory_bytes,
         deadline=None,
         searcher=arm.searcher,
     )
@@ -152,7 +158,7 @@ def _study(
         log=EventLog(folder / LOG_NAME),
         state=state,
         plan=plan,
-        rungs=rungs,
+        rungs=setting.rungs,
         scheduler=SCHEDULERS[arm.scheduler],
     )
 

@@ -78,6 +78,15 @@ def test_what_a_candidate_adds_is_the_area_that_it_alone_dominates() -> None:
     assert hypervolume_gain([], [(1.0, 2.0), (3.0, 5.0)]) == [6.0, 0.0]
 
 
+def test_a_reference_that_is_further_away_leaves_room_for_the_largest() -> None:
+    """Sizes go from 1 to 4, so half of their range more is up to 5.5."""
+    points = [(3.0, 1.0), (1.0, 2.0)]
+    candidates = [(0.5, 4.0), (2.0, 2.5), (2.0, 1.0), (3.5, 4.0)]
+
+    assert hypervolume_gain(points, candidates) == [0.0, 0.0, 1.0, 0.0]
+    assert hypervolume_gain(points, candidates, beyond=0.5) == [0.75, 0.0, 1.0, 0.0]
+
+
 def test_what_candidates_add_is_a_difference_of_areas() -> None:
     generator = random.Random(0)
     for count in (0, 1, 30):

@@ -149,6 +149,16 @@ def test_proposals_that_run_together_differ_and_fit(space: Space) -> None:
     assert all(memory_bytes(a, space.inventory) <= 1.3 * smallest + 1 for a in asked)
 
 
+def test_a_limit_is_used_to_the_full(space: Space) -> None:
+    """More bytes are always better here, so the best that fits is next to the limit."""
+    table = make_table(space)
+    limit = round(1.5 * memory_bytes(space.smallest(), space.inventory))
+    sampler = ThompsonSampler(space, table, RUNGS, limit, seed=0)
+    found = run(space, sampler, make_loss(space, table), 12)
+
+    assert 0.97 * limit < min(found)[1] <= limit
+
+
 def test_it_knows_stopped_trials_by_their_rung_and_ignores_failed_ones(space: Space) -> None:
     sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
     study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])

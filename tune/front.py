@@ -76,13 +76,22 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     return area
 
 
-def hypervolume_gain(points: Sequence[Point], candidates: Sequence[Point]) -> list[float]:
+def hypervolume_gain(
+    points: Sequence[Point], candidates: Sequence[Point], beyond: float = 0.0
+) -> list[float]:
     """Return how much each candidate alone would add to the area that the points dominate.
 
-    The reference is the worst of all points and candidates in both coordinates.
+    Args:
+        points: What is there.
+        candidates: What may be added.
+        beyond: The reference is the worst of all in both coordinates, and by this share of their
+            range further in the second: at 0 the largest candidate adds nothing. Ishibuchi et al.
+            2018, "How to specify a reference point in hypervolume calculation for fair performance
+            comparison".
     """
-    every = [*points, *candidates]
-    reference = (max(loss for loss, _ in every), max(size for _, size in every))
+    every = np.array([*points, *candidates])
+    reference = every.max(axis=0)
+    reference[1] += beyond * (reference[1] - every[:, 1].min())
     best = np.array([points[index] for index in front(points)]).reshape(-1, 2)
     # From each size on, the least loss.
     heights = np.append(reference[0], best[:, 0])

@@ -23,6 +23,10 @@ from tune.parameters import distributions, from_params, to_params
 # Sizes at which a draw's best allocations are looked at, up to that of its best of all: one in each
 # part of the range, by chance.
 SIZES = 12
+# Where bytes are limited, the best that fits is asked for, and it is near the limit. Replayed with
+# limits of 11, 12 and 14 MB, 12 seeds each, what was best had a loss that was lower than with 0 by
+# 0.013, 0.023 and 0.004; areas changed by -2, -3 and +0.2 %. With 1 they fell by up to 6 %.
+BEYOND_LIMIT = 0.3
 
 # The number of each module's choice, and the bytes of all.
 Sized = tuple[np.ndarray, int]
@@ -76,6 +80,7 @@ class ThompsonSampler(BaseSampler):
         self._other = BYTES_16_BIT * space.inventory.other_parameters
         self._known: dict[int, Sized] = {}
         self._limit = limit
+        self._beyond = 0.0 if max_memory_bytes is None else BEYOND_LIMIT
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -123,7 +128,7 @@ class ThompsonSampler(BaseSampler):
         found = self._frontier(effects.values, generator)
         points = _points(effects, [*read, *map(self._sized, found)])
         known, candidates = points[: len(read)], points[len(read) :]
-        gains = hypervolume_gain(known, candidates)
+        gains = hypervolume_gain(known, candidates, self._beyond)
         tried_points = set(known)
         new = [n for n, point in enumerate(candidates) if point not in tried_points]
         return found[max(new or range(len(found)), key=lambda n: gains[n])]
