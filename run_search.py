@@ -138,12 +138,10 @@ def _report(console: Console, config: Any, result: Any) -> int:
         print(f"failed: {trial.id}: {trial.reason}")
     for line in result.evidence:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        recommendation_line(result.confirmed, result.recommendation, config.margin),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+    line = recommendation_line(
+        result.confirmed, result.recommendation, config.margin, config.max_memory_bytes
     )
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -75,7 +75,7 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
 ) -> None:
     study = config(tmp_path)
     rows = confirmed(state, INVENTORY, LABELS)
-    chosen = recommend(rows, 100.0)
+    chosen = recommend(rows, 100.0, None)
     assert chosen is not None
     write_results(study, "made up", state, rows, chosen)
     names = {path.name for path in tmp_path.glob("results_*.json")}
@@ -178,13 +178,13 @@ def language_modelling(row: Confirmed) -> Confirmed:
 
 def text_of(rows: list[Confirmed], margin: float) -> str:
     output = io.StringIO()
-    Console(width=120, file=output).print(closing_table(rows, recommend(rows, margin)))
+    Console(width=120, file=output).print(closing_table(rows, recommend(rows, margin, None)))
     return output.getvalue()
 
 
 def test_the_table_marks_the_recommendation(state: StudyState) -> None:
     rows = confirmed(state, INVENTORY, LABELS)
-    chosen = recommend(rows, 100.0)
+    chosen = recommend(rows, 100.0, None)
     assert chosen is not None
     text = text_of(rows, 100.0)
 
@@ -192,7 +192,7 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
     for row in rows:
         assert row.trial in text
     assert "to B-FP (points)" in text
-    assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0)
+    assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0, None)
 
 
 def test_the_table_shows_accuracy_and_f1_with_intervals_in_one_line(state: StudyState) -> None:
@@ -228,13 +228,33 @@ def test_the_table_of_language_modelling_says_context_and_stride(state: StudySta
 def test_no_recommendation_is_said_with_its_reason(state: StudyState) -> None:
     rows = confirmed(state, INVENTORY, LABELS)
 
-    assert "no interval against B-FP stays above -2" in recommendation_line(rows, None, 2.0)
-    assert "nothing was confirmed" in recommendation_line([], None, 2.0)
+    assert "no interval against B-FP stays above -2" in recommendation_line(rows, None, 2.0, None)
+    assert "nothing was confirmed" in recommendation_line([], None, 2.0, None)
+
+
+def test_under_a_limit_the_best_that_fits_is_named(state: StudyState) -> None:
+    small, large = (
+        replace(
+            confirmed(state, INVENTORY, LABELS)[0],
+            trial=trial,
+            memory_bytes=size,
+            difference=difference,
+            difference_interval=(difference - 1, difference + 1),
+        )
+        for trial, size, difference in (("t001", 10_000_000, -4.0), ("B-Q4", 30_000_000, 0.0))
+    )
+
+    assert recommendation_line([small, large], None, 2.0, 12_000_000) == (
+        "No recommendation: of what fits in 12.00 MB, no interval against B-FP stays above -2. "
+        "The best that fits: t001, 10.00 MB, -4.0 [-5.0, -3.0] to B-FP."
+    )
+    nothing = recommendation_line([large], None, 2.0, 12_000_000)
+    assert nothing.endswith("no interval against B-FP stays above -2.")
 
 
 @pytest.mark.parametrize("confirmed_too", [True, False])
 def test_the_picture_is_drawn(tmp_path: Path, state: StudyState, confirmed_too: bool) -> None:
     rows = confirmed(state, INVENTORY, LABELS) if confirmed_too else []
-    draw_front(tmp_path / "front.png", state, rows, recommend(rows, 100.0), "a caption")
+    draw_front(tmp_path / "front.png", state, rows, recommend(rows, 100.0, None), "a caption")
 
     assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"

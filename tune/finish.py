@@ -40,7 +40,7 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     """Write every result file that the study's state allows."""
     config, state = prepared.config, end.state
     rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
-    recommendation = recommend(rows, config.margin)
+    recommendation = recommend(rows, config.margin, config.max_memory_bytes)
     write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)

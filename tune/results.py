@@ -109,6 +109,7 @@ def write_results(
         {
             "version": RESULTS_VERSION,
             "margin": config.margin,
+            "max_memory_bytes": config.max_memory_bytes,
             "recommendation": recommendation.trial if recommendation else None,
             "confirmed": [row.to_json() for row in rows],
             "failed": [

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from search_spaces.costs import format_bytes
-from tune.confirmation import REFERENCE, Confirmed
+from tune.confirmation import REFERENCE, Confirmed, best_that_fits
 
 
 def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
@@ -54,9 +54,12 @@ def cost_table(rows: list[Confirmed]) -> Table:
 
 
 def recommendation_line(
-    rows: list[Confirmed], recommendation: Confirmed | None, margin: float
+    rows: list[Confirmed],
+    recommendation: Confirmed | None,
+    margin: float,
+    max_memory_bytes: int | None,
 ) -> str:
-    """Return which allocation to use, or why none is named."""
+    """Return which allocation to use, or why none is named and which is the best that fits."""
     if recommendation is not None:
         return (
             f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
@@ -66,7 +69,17 @@ def recommendation_line(
         )
     if not any(row.difference is not None and row.trial != REFERENCE for row in rows):
         return f"No recommendation: nothing was confirmed beside {REFERENCE}."
-    return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}."
+    if max_memory_bytes is None:
+        return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}."
+    line = (
+        f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, no interval against "
+        f"{REFERENCE} stays above -{margin:g}."
+    )
+    best = best_that_fits(rows, max_memory_bytes)
+    if best is None:
+        return line
+    size = format_bytes(best.memory_bytes)
+    return f"{line} The best that fits: {best.trial}, {size}, {_difference(best)} to {REFERENCE}."
 
 
 def _title(row: Confirmed) -> str:
