@@ -83,6 +83,8 @@ class Plan:
         Of the front these are the smallest allocations whose validation loss is within one standard
         error of the better baseline's, and the one of the lowest loss; where fewer are that near,
         those nearest to it. Losses are those that the searcher's model expects, where it has one.
+        The one of the lowest observed loss goes with them: in 20 replayed studies the better of it
+        and the one that was expected to be lowest beat the latter by 0.006 to 0.013.
         """
         baselines = [t for t in self.state.of_role("baseline") if t.status == "completed"]
         expected = self.proposer.expected_losses()
@@ -98,6 +100,9 @@ class Plan:
         near = [trial for trial in others if losses[trial.id] <= limit]
         far = sorted((t for t in others if losses[t.id] > limit), key=lambda t: losses[t.id])
         chosen = [best, *near[: count - 1], *far[: max(0, count - 1 - len(near))]]
+        observed = min(self.state.front(), key=lambda t: t.reports[-1].loss)
+        if observed not in chosen:
+            chosen.append(observed)
         return [*baselines, *sorted(chosen, key=lambda trial: trial.memory_bytes)]
 
     def _table(self) -> Proposed | None:
