@@ -18,8 +18,8 @@ from benchmarks.halving import whole_study
 from benchmarks.quality_report import interval
 from benchmarks.search_quality import FOLDER, setting
 from search_spaces.allocation import Allocation
+from search_spaces.controls import uniform_allocations
 from search_spaces.costs import memory_bytes
-from search_spaces.spaces import ALL_BITS, ALL_RANKS
 
 LIMITS_MB = (11, 12, 14)
 ARMS = ("alrq", "tpe", "tpe with anchors", "random")
@@ -41,7 +41,7 @@ def main() -> None:
                 )
                 for arm in ARMS
             ]
-            uniform = min(map(true_loss, uniform_allocations(limit)))
+            uniform = best_uniform(limit)
             print(f"| {megabytes} MB | {' | '.join(cells)} | {uniform:.3f} |", flush=True)
 
 
@@ -56,11 +56,11 @@ def true_loss(allocation: Allocation) -> float:
     return float(setting(FOLDER)[1].true_loss(allocation))
 
 
-def uniform_allocations(limit: int) -> list[Allocation]:
-    """Return the uniform allocations of at most these bytes."""
+def best_uniform(limit: int) -> float:
+    """Return the least loss of the uniform allocations of at most these bytes."""
     space = setting(FOLDER)[0]
-    every = [space.nearest_uniform(bits, rank) for bits in ALL_BITS for rank in ALL_RANKS]
-    return [found for found in every if memory_bytes(found, space.inventory) <= limit]
+    every = uniform_allocations(space)
+    return min(true_loss(a) for a in every if memory_bytes(a, space.inventory) <= limit)
 
 
 if __name__ == "__main__":

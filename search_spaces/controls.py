@@ -42,16 +42,21 @@ def random_of_bytes(space: Space, size: int, generator: Random) -> Allocation:
 
 
 def uniform_of_bytes(space: Space, size: int) -> Allocation:
-    """Return the smallest uniform allocation of no fewer bytes, or the largest one there is.
+    """Return the smallest uniform allocation of no fewer bytes, or the largest one there is."""
+    every = uniform_allocations(space)
+    by_size = {memory_bytes(allocation, space.inventory): allocation for allocation in every}
+    enough = [found for found in by_size if found >= size]
+    return by_size[min(enough) if enough else max(by_size)]
+
+
+def uniform_allocations(space: Space) -> list[Allocation]:
+    """Return the uniform allocation of each bits and rank.
 
     With adapters, where the space has any: without them nothing is fine-tuned but a head.
     """
     bits = sorted({value for values in space.bits.values() for value in values})
     ranks = sorted({value for values in space.ranks.values() for value in values if value}) or [0]
-    every = [space.nearest_uniform(b, r) for b in bits for r in ranks]
-    by_size = {memory_bytes(allocation, space.inventory): allocation for allocation in every}
-    enough = [found for found in by_size if found >= size]
-    return by_size[min(enough) if enough else max(by_size)]
+    return [space.nearest_uniform(b, r) for b in bits for r in ranks]
 
 
 def _one_step_down(space: Space, name: str, choice: Choice) -> list[Choice]:
