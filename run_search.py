@@ -43,37 +43,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Imports follow the checks that need them, so that mistakes answer at once.
             config = _config(given, resume)
             if not dry_run:
-                from tune.cluster import ray_started
+                from tune.on_ray.cluster import ray_started
 
                 running.enter_context(ray_started(config.address))
             prepared = _prepared(config, resume, console)
             if dry_run:
                 return 0
             if resume is None:
-                from tune.config import prepare_folder
+                from tune.study.config import prepare_folder
 
                 prepare_folder(config)
         except ValueError as error:
             print(f"run_search: {error}", file=sys.stderr)
             return EXIT_BAD_INPUT
-        from tune.run import run_study
+        from tune.on_ray.run import run_study
 
         end = run_study(prepared, console)
-    from tune.finish import finish
+    from tune.report.finish import finish
 
     return _report(console, prepared.config, finish(prepared, end))
 
 
 def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
     """Return a study that can start, after printing its plan."""
-    from tune.describe import describe_plan
-    from tune.prepare import check_same_study, prepare
+    from tune.report.describe import describe_plan
+    from tune.study.prepare import check_same_study, prepare
 
     prepared = prepare(config)
     if resume is not None:
         check_same_study(prepared, resume)
     if config.wandb is not None:
-        from tune.sinks import wandb_init
+        from tune.report.sinks import wandb_init
 
         wandb_init()
     console.print(describe_plan(prepared), markup=False, highlight=False, soft_wrap=True)
@@ -88,7 +88,7 @@ def _export(study: str, given: dict[str, Any]) -> int:
             f"{', '.join(sorted(given)) or 'neither'}. "
             "Write for example --export results/studies/NAME --trial t007 --to my-model."
         )
-    from tune.exporting import export_trial
+    from tune.report.exporting import export_trial
 
     trial = export_trial(Path(study), given["trial"], Path(given["to"]))
     print(f"wrote {trial.id} to {given['to']}. Load it with: alrq_core.load({given['to']!r})")
@@ -98,7 +98,7 @@ def _export(study: str, given: dict[str, Any]) -> int:
 def _config(given: dict[str, Any], resume: Path | None) -> Any:
     """Return the study's configuration from the flags, or from the study to resume."""
     from alrq_core.records import Recipe
-    from tune.config import StudyConfig, check_writable, resumed_config
+    from tune.study.config import StudyConfig, check_writable, resumed_config
 
     recipe_given = {key: given.pop(key) for key in RECIPE_FLAGS if key in given}
     if resume is not None:
@@ -117,7 +117,7 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
 
 def _report(console: Console, config: Any, result: Any) -> int:
     """Print how a study ended; return the exit code."""
-    from tune.table import closing_table, cost_table, recommendation_line
+    from tune.report.table import closing_table, cost_table, recommendation_line
 
     for path in result.files:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from alrq_core.encode import EncodedTask, collate, encode_task
-from alrq_core.initialise import (
+from alrq_core.adapters.starts import (
     Moments,
     ResidualCache,
     initialise_eva,
@@ -16,11 +15,12 @@ from alrq_core.initialise import (
     initialise_residual,
     second_moments,
 )
-from alrq_core.machine import pick_device
-from alrq_core.models import inspect_model, load_model, resolve_model
-from alrq_core.packed_cache import PackedCache, cache_folder
+from alrq_core.data.encode import EncodedTask, collate, encode_task
+from alrq_core.data.tasks import load_task
+from alrq_core.memory.machine import pick_device
+from alrq_core.models.loading import inspect_model, load_model, resolve_model
 from alrq_core.records import Recipe
-from alrq_core.tasks import load_task
+from alrq_core.weights.cache import PackedCache, cache_folder
 from search_spaces.inventory import Inventory
 
 # Of the train split, in its order. Moments of 1,536 inputs need a few thousand tokens, and these

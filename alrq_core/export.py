@@ -17,24 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from alrq_core.build import (
-    ADAPTER,
-    attach_adapters,
-    frozen_layer,
-    lora_config,
-    lora_layers,
-    place,
-    tied_head,
-)
-from alrq_core.first_token import keep_first_token
-from alrq_core.heads import head_names
-from alrq_core.layers import STORAGE_DTYPE
-from alrq_core.machine import pick_compute_dtype, pick_device
-from alrq_core.models import load_tokenizer, model_class, resolve_model
-from alrq_core.packing import pack, stored_tensors
+from alrq_core.adapters.lora import ADAPTER, attach_adapters, frozen_layer, lora_config, lora_layers
+from alrq_core.memory.machine import pick_compute_dtype, pick_device
+from alrq_core.models.first_token import keep_first_token
+from alrq_core.models.heads import head_names
+from alrq_core.models.loading import load_tokenizer, model_class, resolve_model
+from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.records import Receipt, TaskKind
-from alrq_core.structure import as_linear
 from alrq_core.trial import TrialRun
+from alrq_core.weights.layers import STORAGE_DTYPE
+from alrq_core.weights.packing import pack, place, stored_tensors
 from search_spaces.allocation import Allocation, from_json
 
 VERSION = 1
@@ -174,7 +166,7 @@ def _restore(
 ) -> None:
     """Give a fresh model the stored tensors, without quantising anything anew."""
     packed: set[int] = set()
-    tied = tied_head(model, allocation)
+    tied = tied_head(model, allocation.choices)
     for name, choice in allocation.choices.items():
         plain: Any = model.get_submodule(name)
         with torch.no_grad():

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from alrq_core.build import adapter_tensors, frozen_layer, lora_layers
-from alrq_core.packing import read_layer
+from alrq_core.adapters.lora import adapter_tensors, frozen_layer, lora_layers
 from alrq_core.records import AdaLoraReceipt, ModuleReceipt, Receipt
+from alrq_core.weights.packing import read_layer
 from search_spaces.allocation import Allocation
 from search_spaces.costs import adapter_bytes, stored_bytes
 from search_spaces.inventory import Inventory

@@ -1,23 +1,23 @@
 """Scores a model on a split: loss, accuracy and F1, or perplexity."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import exp, sqrt
 
 import numpy as np
 import torch
 from sklearn.metrics import f1_score
-from torch import Tensor, nn
+from torch import nn
 
-from alrq_core.encode import (
+from alrq_core.data.encode import (
     EVAL_BATCH_FACTOR,
-    Batch,
     EncodedTask,
     Tokens,
     collate,
     eval_batches,
     part_tokens,
 )
+from alrq_core.data.losses import sequence_losses
+from alrq_core.memory.machine import autocast
 from alrq_core.records import Recipe, TestScore, TrialReport
 
 # That the event log keeps.
@@ -121,27 +121,6 @@ class Evaluation:
             context_tokens=self.context_tokens,
             stride_tokens=self.stride_tokens,
         )
-
-
-def autocast(compute_dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Return autocast to the compute type, or nothing for float32."""
-    if compute_dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=compute_dtype)
-
-
-def sequence_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of each sequence, in float32, and the logits."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    if batch.labels.dim() == 1:
-        losses = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-        return losses, logits
-    shifted, targets = logits[:, :-1].float(), batch.labels[:, 1:]
-    # Flat: with the classes in the middle axis it takes twice as long on a CPU.
-    losses = nn.functional.cross_entropy(
-        shifted.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
-    ).view_as(targets)
-    return losses.sum(dim=1) / (targets != -100).sum(dim=1), logits
 
 
 def evaluate(

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from alrq_core.adalora import AdaptiveRanks
+from alrq_core.adapters.adalora import AdaptiveRanks
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
-from alrq_core.encode import Batch, Tokens, collate, part_tokens, train_batches, train_parts
+from alrq_core.data.encode import Batch, Tokens, collate, part_tokens, train_batches, train_parts
+from alrq_core.data.losses import sequence_losses
 from alrq_core.files import replaced
-from alrq_core.heads import head_names, reset_head
-from alrq_core.layers import STORAGE_DTYPE, keep_dequantised
-from alrq_core.machine import peak_memory_bytes, pick_compute_dtype, pick_device, reset_peak_memory
+from alrq_core.memory.machine import (
+    autocast,
+    peak_memory_bytes,
+    pick_compute_dtype,
+    pick_device,
+    reset_peak_memory,
+)
+from alrq_core.models.heads import head_names, reset_head
 from alrq_core.randomness import Randomness
 from alrq_core.receipt import (
     check_receipt,
@@ -28,7 +34,8 @@ from alrq_core.receipt import (
     with_final_ranks,
 )
 from alrq_core.records import Receipt, TestScore, TrialReport
-from alrq_core.scoring import Evaluation, autocast, evaluate, sequence_losses
+from alrq_core.scoring import Evaluation, evaluate
+from alrq_core.weights.layers import STORAGE_DTYPE, keep_dequantised
 from search_spaces.allocation import Allocation
 
 PROBE_SEQUENCES = 2

@@ -30,8 +30,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alrq_core.context import TrialContext, load_context, make_context
-from alrq_core.encode import PART_TOKENS, EncodedTask, Tokens, collate, train_batches, train_parts
-from alrq_core.models import inspect_model
+from alrq_core.data.encode import (
+    PART_TOKENS,
+    EncodedTask,
+    Tokens,
+    collate,
+    train_batches,
+    train_parts,
+)
+from alrq_core.models.loading import inspect_model
 from alrq_core.receipt import check_receipt, confirm_unchanged, take_receipt
 from alrq_core.records import Recipe, TrialReport
 from alrq_core.trial import TrialRun

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from alrq_core.cores import usable_cores
+from alrq_core.memory.cores import usable_cores
 from benchmarks.quality_report import TRIALS, interval
 from benchmarks.replay import Replay, area, replay
 from benchmarks.search_quality import FOLDER, make_arm, setting, trial_cost

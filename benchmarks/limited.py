@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from alrq_core.cores import usable_cores
+from alrq_core.memory.cores import usable_cores
 from benchmarks.halving import whole_study
 from benchmarks.quality_report import interval
 from benchmarks.search_quality import FOLDER, setting

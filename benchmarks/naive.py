@@ -47,8 +47,8 @@ from transformers import (
     set_seed,
 )
 
-from alrq_core.models import resolve_model
-from alrq_core.tasks import TextSplit, load_task
+from alrq_core.data.tasks import TextSplit, load_task
+from alrq_core.models.loading import resolve_model
 
 BITS, RANKS, BLOCKS = (2, 3, 4, 8, 16), (0, 2, 4, 8, 16, 32), 6
 LAYERS = (

@@ -24,9 +24,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from alrq_core.context import TrialContext
-from alrq_core.encode import EncodedTask, Tokens
-from alrq_core.memory import step_memory
-from alrq_core.models import inspect_model, load_model
+from alrq_core.data.encode import EncodedTask, Tokens
+from alrq_core.memory.prediction import step_memory
+from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.records import Recipe, TaskKind
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice

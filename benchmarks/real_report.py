@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from benchmarks.quality_report import PEER
 from benchmarks.replay import CHANCE
-from tune.front import front, hypervolume
+from tune.search.front import front, hypervolume
 
 # Of the cost of the peer's 50 trials.
 PARTS = (0.1, 0.2, 1 / 3, 1.0)

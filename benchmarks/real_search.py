@@ -21,10 +21,10 @@ from random import Random
 from typing import Any
 
 from alrq_core.context import TrialContext
-from alrq_core.cores import usable_cores
-from alrq_core.measure import visibility_table
+from alrq_core.memory.cores import usable_cores
+from alrq_core.sensitivity.measure import visibility_table
+from alrq_core.sensitivity.table import flat_table
 from alrq_core.trial import TrialRun
-from alrq_core.visibility import flat_table
 from benchmarks.quality_report import TRIALS
 from benchmarks.real_report import PARTS, write_real_report
 from benchmarks.record_curves import load
@@ -36,7 +36,7 @@ from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
-from tune.schedulers import rung_steps
+from tune.study.schedulers import rung_steps
 
 ARMS = ("alrq", "tpe", "tpe with anchors and front-asha")
 FRESH_SEED = 1000

@@ -25,16 +25,16 @@ import pyarrow.parquet
 import torch
 
 from alrq_core.context import TrialContext, load_context
-from alrq_core.cores import usable_cores
-from alrq_core.measure import visibility_table
+from alrq_core.memory.cores import usable_cores
 from alrq_core.records import Recipe
+from alrq_core.sensitivity.measure import visibility_table
 from alrq_core.trial import TrialRun
 from benchmarks.surrogate import CURVES, recorded_lines
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
-from tune.budget import BudgetSolver, space_choices
-from tune.schedulers import rung_steps
+from tune.search.budget import BudgetSolver, space_choices
+from tune.study.schedulers import rung_steps
 
 MAX_STEPS = 100
 # Where a curve was recorded must not matter; half as fast where the processor lacks its products.

@@ -15,18 +15,18 @@ import numpy as np
 
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import TrialReport
+from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.trial import TrainingDivergedError
-from alrq_core.visibility import VisibilityTable
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space
-from tune.events import LOG_NAME, EventLog, Started
-from tune.front import hypervolume
-from tune.plan import Plan
-from tune.schedulers import SCHEDULERS
-from tune.searchers import Proposer, Setting
-from tune.state import StudyState, TrialState
-from tune.study import Outcome, Study
+from tune.search.front import hypervolume
+from tune.search.searchers import Proposer, Setting
+from tune.study.events import LOG_NAME, EventLog, Started
+from tune.study.plan import Plan
+from tune.study.schedulers import SCHEDULERS
+from tune.study.state import StudyState, TrialState
+from tune.study.study import Outcome, Study
 
 CHANCE = float(np.log(2))
 # A study proposes until its cost is spent.

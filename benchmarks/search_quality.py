@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from alrq_core.cores import usable_cores
-from alrq_core.models import inspect_model
-from alrq_core.visibility import VisibilityTable, flat_table
+from alrq_core.memory.cores import usable_cores
+from alrq_core.models.loading import inspect_model
+from alrq_core.sensitivity.table import VisibilityTable, flat_table
 from benchmarks.quality_report import TRIALS, write_report
 from benchmarks.replay import Arm, Costs, area, replay
 from benchmarks.surrogate import Curves, Landscape, load_curves, recorded_table

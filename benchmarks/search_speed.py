@@ -24,18 +24,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from alrq_core.context import TrialContext
-from alrq_core.measure import visibility_table
+from alrq_core.sensitivity.measure import visibility_table
+from alrq_core.sensitivity.table import VisibilityTable, flat_table
 from alrq_core.trial import TrialRun
-from alrq_core.visibility import VisibilityTable, flat_table
 from benchmarks.growth import WIDTH, WINDOW_TOKENS, WORDS, save_llama, windows_context
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import Space, make_space
-from tune.budget import BudgetSolver, space_choices
-from tune.parameters import distributions, to_params
-from tune.schedulers import rung_steps
-from tune.thompson import ThompsonSampler
+from tune.search.budget import BudgetSolver, space_choices
+from tune.search.parameters import distributions, to_params
+from tune.search.thompson import ThompsonSampler
+from tune.study.schedulers import rung_steps
 
 STEPS = 100
 LIMIT = 1.2

@@ -16,13 +16,13 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 from scipy.stats import spearmanr
 
-from alrq_core.models import inspect_model
+from alrq_core.models.loading import inspect_model
 from benchmarks.search_quality import FOLDER
 from benchmarks.surrogate import load_curves, recorded_table, seed_pairs
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import make_space
-from tune.parameters import distributions, to_params
-from tune.thompson import ThompsonSampler
+from tune.search.parameters import distributions, to_params
+from tune.search.thompson import ThompsonSampler
 
 TRIALS, DRAWS = 50, 40
 

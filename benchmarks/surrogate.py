@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.stats import kendalltau, spearmanr
 
-from alrq_core.visibility import VisibilityTable
+from alrq_core.sensitivity.table import VisibilityTable
 from search_spaces.allocation import Allocation, decode
 from search_spaces.inventory import Inventory
 

@@ -33,7 +33,7 @@ from counts import check_counts
 from scipy import stats
 
 from search_spaces.allocation import decode
-from tune.config import load_study_file
+from tune.study.config import load_study_file
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.5

@@ -35,15 +35,15 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from alrq_core.context import make_context
-from alrq_core.encode import train_batches
-from alrq_core.machine import pick_compute_dtype, pick_device
-from alrq_core.packed_cache import PackedCache
+from alrq_core.data.encode import train_batches
+from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.records import Recipe
+from alrq_core.weights.cache import PackedCache
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space
-from tune.config import StudyConfig
-from tune.prepare import Prepared, prepare
-from tune.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.study.config import StudyConfig
+from tune.study.prepare import Prepared, prepare
 
 FORWARD, BACKWARD, OPTIMISER, SCORING = "forward", "backward", "optimiser", "evaluation, forward"
 PROBE, BATCHES, REPORT, REST = "receipt: probe of gradients", "batches", "report", "the rest"
@@ -57,7 +57,7 @@ WRAPPED = {
     "torch.optim.lr_scheduler.LambdaLR.step": OPTIMISER,
     "alrq_core.scoring.sequence_losses": SCORING,
     "alrq_core.trial.evaluate": "evaluation, the rest",
-    "alrq_core.packed_cache.PackedCache.__call__": "build: packed weights",
+    "alrq_core.weights.cache.PackedCache.__call__": "build: packed weights",
     "alrq_core.build._copy_without": "build: copy of all else",
     "alrq_core.build.attach_adapters": "build: adapters",
     "alrq_core.trial.keep_dequantised": "build: dequantised copy",
@@ -71,7 +71,7 @@ WRAPPED = {
     "alrq_core.scoring.collate": BATCHES,
     "alrq_core.trial.train_parts": BATCHES,
     "alrq_core.trial.TrialRun.save_checkpoint": "checkpoint",
-    "tune.workers.make_context": "loading the base model",
+    "tune.on_ray.workers.make_context": "loading the base model",
 }
 PARTS = (*dict.fromkeys(WRAPPED.values()), REPORT, REST)
 TRAINING = (FORWARD, BACKWARD, OPTIMISER)

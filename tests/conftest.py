@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from alrq_core import context, shared
+from alrq_core import context
+from alrq_core.models import shared_weights
 from tests.tiny import save_bert, save_llama, save_reviews
 
 
@@ -15,7 +16,7 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "cache_folder", lambda: folder / "packed")
-        patch.setattr(shared, "weights_folder", lambda: folder / "weights")
+        patch.setattr(shared_weights, "weights_folder", lambda: folder / "weights")
         yield
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from alrq_core.records import TestScore, TrialReport
-from alrq_core.visibility import flat_table
+from alrq_core.sensitivity.table import flat_table
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
-from tune.events import LOG_NAME, EventLog, Started
-from tune.plan import Plan
-from tune.schedulers import SCHEDULERS
-from tune.searchers import Proposer, Setting
-from tune.state import StudyState, TrialState
-from tune.study import Listener, Outcome, Study, known_table
+from tune.search.searchers import Proposer, Setting
+from tune.study.events import LOG_NAME, EventLog, Started
+from tune.study.plan import Plan
+from tune.study.schedulers import SCHEDULERS
+from tune.study.state import StudyState, TrialState
+from tune.study.study import Listener, Outcome, Study, known_table
 
 RUNGS = (2, 4, 8)
 LABELS = np.arange(40) % 2

@@ -10,8 +10,9 @@ import torch
 from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor, nn
 
-from alrq_core.adalora import AdaptiveRanks, RankBudgetError
-from alrq_core.build import ADAPTER, build_model, frozen_layer, lora_layers
+from alrq_core.adapters.adalora import AdaptiveRanks, RankBudgetError
+from alrq_core.adapters.lora import ADAPTER, frozen_layer, lora_layers
+from alrq_core.build import build_model
 from alrq_core.records import TaskKind
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import make_context

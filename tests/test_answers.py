@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tune.answers import pack_answers, pack_classes, unpack_answers, unpack_classes
+from tune.study.answers import pack_answers, pack_classes, unpack_answers, unpack_classes
 
 
 @pytest.mark.parametrize("scores", [(0.0, 0.0, 1.0), (1.0,), (0.0,) * 9, (1.0, 0.0) * 850])

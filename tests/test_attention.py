@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import BertConfig, BertModel
 
-from alrq_core import attention
-from alrq_core.attention import attend
+from alrq_core.models import attention
+from alrq_core.models.attention import attend
 
 
 def parts(dtype: torch.dtype) -> list[torch.Tensor]:

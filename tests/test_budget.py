@@ -7,8 +7,8 @@ from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
-from tune import knapsack
-from tune.budget import BudgetSolver, space_choices
+from tune.search import knapsack
+from tune.search.budget import BudgetSolver, space_choices
 
 SHAPES = ((64, 64), (64, 64), (128, 64), (64, 128), (192, 64))
 

@@ -9,8 +9,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from alrq_core.build import ADAPTER, build_model, frozen_layer, lora_layers
-from alrq_core.models import load_model
+from alrq_core.adapters.lora import ADAPTER, frozen_layer, lora_layers
+from alrq_core.build import build_model
+from alrq_core.models.loading import load_model
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import DEFAULT_METHODS
 from tests.tiny import make_context, mixed, uniform

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import ray
 
-from tune import cluster
-from tune.cluster import ray_started, worker_environment
+from tune.on_ray import cluster
+from tune.on_ray.cluster import ray_started, worker_environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,10 +59,10 @@ def test_every_library_gets_one_thread_before_it_is_loaded() -> None:
 
 def test_the_compiler_waits_until_something_is_compiled() -> None:
     code = (
-        "import sys, torch; compile = torch.compile; import tune.warm, hqq.core.quantize; "
+        "import sys, torch; compile = torch.compile; import tune.on_ray.warm, hqq.core.quantize; "
         "assert 'torch._inductor.compile_fx' not in sys.modules; "
         "assert torch.compile is compile; "
-        "add = tune.warm._compile_when_called(backend='eager')(lambda x: x + 1); "
+        "add = tune.on_ray.warm._compile_when_called(backend='eager')(lambda x: x + 1); "
         "assert add(torch.ones(2)).tolist() == [2.0, 2.0]"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,7 +11,7 @@ import yaml
 from ray._private.authentication.authentication_token_setup import generate_and_save_token
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tune.config import StudyConfig
+from tune.study.config import StudyConfig
 
 REPOSITORY = Path(__file__).parents[1]
 # All that the file uses of EC2's create_instances; Ray hands over any other word unseen.

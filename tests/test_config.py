@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from alrq_core.records import Recipe
-from tune.config import (
+from tune.flags import build_parser
+from tune.study.config import (
     CHANGEABLE,
     StudyConfig,
     check_writable,
@@ -16,7 +17,6 @@ from tune.config import (
     prepare_folder,
     resumed_config,
 )
-from tune.flags import build_parser
 
 FLAGS = {
     "--space",

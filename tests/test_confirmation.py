@@ -11,8 +11,8 @@ from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import fixed_allocation
 from tests.simulated import make_inventory, make_report
-from tune.confirmation import Confirmed, best_that_fits, confirmed, recommend
-from tune.state import StudyState, TrialState
+from tune.report.confirmation import Confirmed, best_that_fits, confirmed, recommend
+from tune.study.state import StudyState, TrialState
 
 INVENTORY = make_inventory()
 UNKNOWN = np.empty(0, dtype=np.int64)
@@ -196,7 +196,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two equal models, three runs each, answers drawn anew 60 times."""
-    monkeypatch.setattr("tune.intervals.RESAMPLES", 500)
+    monkeypatch.setattr("tune.report.intervals.RESAMPLES", 500)
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(60):

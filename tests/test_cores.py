@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alrq_core.cores import usable_cores
+from alrq_core.memory.cores import usable_cores
 
 CORES = 8
 
@@ -85,6 +85,6 @@ def test_without_control_groups_all_cores_count(tmp_path: Path) -> None:
 
 
 def test_cores_are_counted_without_torch() -> None:
-    code = "import sys, alrq_core.cores; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys, alrq_core.memory.cores; assert not {'torch', 'numpy'} & set(sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

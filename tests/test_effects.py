@@ -8,8 +8,8 @@ import pytest
 from scipy.linalg import cholesky
 
 from search_spaces.allocation import Allocation, Choice
-from tune import effects
-from tune.effects import EffectsModel, Observation, _likeliest_noise
+from tune.search import effects
+from tune.search.effects import EffectsModel, Observation, _likeliest_noise
 
 NAMES = ("a", "b", "c")
 CHOICES = tuple(Choice(bits, rank) for bits in (2, 4) for rank in (0, 8))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from alrq_core.encode import collate, encode_task, eval_batches, train_batches, train_parts
-from alrq_core.models import load_tokenizer
+from alrq_core.data.encode import collate, encode_task, eval_batches, train_batches, train_parts
+from alrq_core.data.tasks import Task, TextSplit, load_task
+from alrq_core.models.loading import load_tokenizer
 from alrq_core.records import TaskKind
-from alrq_core.tasks import Task, TextSplit, load_task
 from tests.tiny import RECIPE, make_task, make_tokens
 
 

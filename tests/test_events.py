@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import tune.events as recorded
+import tune.study.events as recorded
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory, make_report
-from tune.answers import pack_answers, pack_classes
-from tune.events import (
+from tune.study.answers import pack_answers, pack_classes
+from tune.study.events import (
     Completed,
     Event,
     EventLog,

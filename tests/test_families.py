@@ -43,12 +43,12 @@ import alrq_core
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
 from alrq_core.export import save
-from alrq_core.heads import head_names
-from alrq_core.layers import STORAGE_DTYPE
-from alrq_core.models import inspect_model, load_model
+from alrq_core.models.heads import head_names
+from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.receipt import take_receipt
 from alrq_core.records import Recipe, TaskKind
 from alrq_core.trial import TrialRun
+from alrq_core.weights.layers import STORAGE_DTYPE
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.inventory import Inventory

@@ -17,8 +17,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from alrq_core.build import build_model, frozen_layer
-from alrq_core.first_token import keep_first_token
+from alrq_core.adapters.lora import frozen_layer
+from alrq_core.build import build_model
+from alrq_core.models.first_token import keep_first_token
 from tests.tiny import make_context, mixed
 
 SIZES = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alrq_core.build import adapter_tensors, lora_layers
+from alrq_core.adapters.lora import adapter_tensors, lora_layers
 from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
 from search_spaces.costs import memory_bytes

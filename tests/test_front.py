@@ -2,7 +2,15 @@
 
 import random
 
-from tune.front import crowding, dominates, front, hypervolume, hypervolume_gain, order, ranks
+from tune.search.front import (
+    crowding,
+    dominates,
+    front,
+    hypervolume,
+    hypervolume_gain,
+    order,
+    ranks,
+)
 
 # Three layers: a, b, c cannot be beaten; d is beaten by b; e by d.
 A, B, C, D, E = (1.0, 9.0), (3.0, 4.0), (8.0, 1.0), (4.0, 5.0), (5.0, 6.0)

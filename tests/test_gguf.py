@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import alrq_core.gguf
-from alrq_core.encode import Tokens, encode_task
-from alrq_core.gguf import converted_folder
-from alrq_core.models import inspect_model, load_model, resolve_model
+import alrq_core.models.gguf
+from alrq_core.data.encode import Tokens, encode_task
+from alrq_core.data.tasks import load_task
+from alrq_core.models.gguf import converted_folder
+from alrq_core.models.loading import inspect_model, load_model, resolve_model
 from alrq_core.records import Recipe
 from alrq_core.scoring import evaluate
-from alrq_core.tasks import load_task
 from tests.test_tasks import SHARED, needs_shared
 
 needs_smollm2 = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def test_a_file_is_converted_once(
         calls.append(source.name)
         (target / "config.json").write_text("{}")
 
-    monkeypatch.setattr(alrq_core.gguf, "_convert", convert)
+    monkeypatch.setattr(alrq_core.models.gguf, "_convert", convert)
     package = make_package(tmp_path / "package")
     first, second = (converted_folder("tiny", package) for _ in range(2))
 
@@ -58,7 +58,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         (target / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(alrq_core.gguf, "_convert", convert)
+    monkeypatch.setattr(alrq_core.models.gguf, "_convert", convert)
     with pytest.raises(KeyboardInterrupt):
         converted_folder("tiny", make_package(tmp_path / "package"))
 

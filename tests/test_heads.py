@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from alrq_core.heads import head_names
-from alrq_core.models import load_model
+from alrq_core.models.heads import head_names
+from alrq_core.models.loading import load_model
 from alrq_core.records import TaskKind
 from tests.tiny import save_bert, save_llama
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from tune.intervals import interval, resampled_f1, resampled_means, weighted_f1
+from tune.report.intervals import interval, resampled_f1, resampled_means, weighted_f1
 
 
 def test_f1_of_known_answers() -> None:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tune.knapsack import solve_knapsack
+from tune.search.knapsack import solve_knapsack
 
 
 @pytest.mark.parametrize("seed", range(80))

@@ -5,9 +5,9 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 
-from alrq_core import quantise
-from alrq_core.layers import STORAGE_DTYPE, PackedEmbedding, keep_dequantised, packed_layers
-from alrq_core.packing import pack, read_layer, stored_tensors
+from alrq_core.weights import quantise
+from alrq_core.weights.layers import STORAGE_DTYPE, PackedEmbedding, keep_dequantised, packed_layers
+from alrq_core.weights.packing import pack, read_layer, stored_tensors
 from search_spaces.costs import stored_bytes
 from search_spaces.formats import DEFAULT_METHODS, FOUR_BIT, ROWS, Format, default_format
 

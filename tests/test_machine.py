@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from alrq_core import machine
-from alrq_core.cores import usable_cores
+from alrq_core.memory import machine
+from alrq_core.memory.cores import usable_cores
 from alrq_core.randomness import Randomness
 
 

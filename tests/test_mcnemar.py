@@ -8,8 +8,8 @@ import pytest
 
 from alrq_core.records import TestScore
 from tests.simulated import drive, make_study
-from tune.mcnemar import compare_runs, exact_p_value, write_mcnemar
-from tune.state import StudyState
+from tune.report.mcnemar import compare_runs, exact_p_value, write_mcnemar
+from tune.study.state import StudyState
 
 COLUMNS = [
     "run_a",

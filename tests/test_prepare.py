@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from alrq_core import machine
-from alrq_core.planner import PROCESS_BASELINE_BYTES
+from alrq_core.memory import machine
+from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
 from alrq_core.records import Recipe
-from tune import prepare as module
-from tune.config import StudyConfig
-from tune.describe import describe_plan
-from tune.prepare import Prepared, prepare
-from tune.run import _resources
+from tune.on_ray.run import _resources
+from tune.report.describe import describe_plan
+from tune.study import prepare as module
+from tune.study.config import StudyConfig
+from tune.study.prepare import Prepared, prepare
 
 
 def prepared(folder: Path, reviews: Path, recipe: Recipe | None = None, **changes: Any) -> Prepared:

@@ -12,7 +12,7 @@ from bitsandbytes.nn.modules import Linear4bit, has_avx512bf16
 from torch import Tensor, nn
 
 import alrq_core.build
-from alrq_core.build import frozen_layer, lora_layers
+from alrq_core.adapters.lora import frozen_layer, lora_layers
 from alrq_core.receipt import ReceiptError, check_receipt
 from alrq_core.records import Receipt
 from alrq_core.trial import TrialRun

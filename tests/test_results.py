@@ -13,12 +13,12 @@ from rich.console import Console
 from alrq_core.records import Recipe
 from search_spaces.allocation import from_json
 from tests.simulated import LABELS, drive, make_inventory, make_study
-from tune.config import StudyConfig
-from tune.confirmation import Confirmed, confirmed, recommend
-from tune.plots import draw_front
-from tune.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
-from tune.state import StudyState
-from tune.table import closing_table, recommendation_line
+from tune.report.confirmation import Confirmed, confirmed, recommend
+from tune.report.plots import draw_front
+from tune.report.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
+from tune.report.table import closing_table, recommendation_line
+from tune.study.config import StudyConfig
+from tune.study.state import StudyState
 
 INVENTORY = make_inventory()
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from tune.front import ranks
-from tune.schedulers import SCHEDULERS, rung_steps
+from tune.search.front import ranks
+from tune.study.schedulers import SCHEDULERS, rung_steps
 
 RULES = sorted(set(SCHEDULERS) - {"none"})
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from alrq_core.encode import collate
-from alrq_core.scoring import Evaluation, evaluate, sequence_losses
+from alrq_core.data.encode import collate
+from alrq_core.data.losses import sequence_losses
+from alrq_core.scoring import Evaluation, evaluate
 from tests.tiny import RECIPE, make_context
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alrq_core.visibility import flat_table
+from alrq_core.sensitivity.table import flat_table
 from benchmarks.quality_report import cost_to, volume_at, write_report
 from benchmarks.replay import CHANCE, Arm, Costs, area, replay
 from benchmarks.surrogate import Curves, Features, Landscape, noise_covariance

@@ -5,12 +5,12 @@ from pathlib import Path
 import optuna
 import pytest
 
-from alrq_core.visibility import flat_table
+from alrq_core.sensitivity.table import flat_table
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import make_space
 from tests.simulated import RUNGS, bytes_help, drive, make_inventory, make_report, make_study
-from tune.searchers import SEARCHERS, STORAGE_NAME, Proposer, Setting
-from tune.state import TrialState
+from tune.search.searchers import SEARCHERS, STORAGE_NAME, Proposer, Setting
+from tune.study.state import TrialState
 
 INVENTORY = make_inventory()
 JOINT = make_space("joint", INVENTORY)

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from search_spaces.spaces import make_space
 from tests.simulated import bytes_help, drive, make_inventory, make_study
-from tune.progress import Progress
-from tune.sinks import TensorBoard, Wandb, readable_parameters
+from tune.report.progress import Progress
+from tune.report.sinks import TensorBoard, Wandb, readable_parameters
 
 INVENTORY = make_inventory()
 
@@ -76,7 +76,7 @@ def test_wandb_gets_a_run_a_trial(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.setattr("tune.sinks.wandb_init", lambda: init)
+    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: init)
     sink = Wandb("project", "s", tmp_path, INVENTORY)
     study = make_study(tmp_path, budget=5, listeners=(sink,))
     drive(study, lambda t, s: float("nan") if t.id == "t002" else bytes_help(t, s))
@@ -118,7 +118,7 @@ def test_the_end_is_estimated_from_paused_trials_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = itertools.chain([0.0], itertools.repeat(3600.0))
-    monkeypatch.setattr("tune.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("tune.report.progress.time.monotonic", lambda: next(times))
     output = io.StringIO()
     follow(tmp_path, Console(file=output, width=120))
     counts = r"(\d) completed, (\d) stopped, (\d) failed, (\d) paused.*about (\d+) min"

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from alrq_core.models import load_model
-from alrq_core.structure import check_structure, find_embeddings, find_targets
+from alrq_core.models.loading import load_model
+from alrq_core.models.structure import check_structure, find_embeddings, find_targets
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,

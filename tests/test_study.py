@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alrq_core.records import ModuleReceipt, Receipt, TestScore
-from alrq_core.visibility import flat_table
+from alrq_core.sensitivity.table import flat_table
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import FIXED
 from search_spaces.spaces import make_space
@@ -22,7 +22,8 @@ from tests.simulated import (
     make_report,
     make_study,
 )
-from tune.events import (
+from tune.search.searchers import SEARCHERS
+from tune.study.events import (
     LOG_NAME,
     Completed,
     Event,
@@ -37,11 +38,10 @@ from tune.events import (
     decode_event,
     encode_event,
 )
-from tune.plan import CONFIRM_SEEDS, MAX_FINALISTS
-from tune.schedulers import SCHEDULERS
-from tune.searchers import SEARCHERS
-from tune.state import StudyState, TrialState
-from tune.study import Outcome, _tested, load_study_table
+from tune.study.plan import CONFIRM_SEEDS, MAX_FINALISTS
+from tune.study.schedulers import SCHEDULERS
+from tune.study.state import StudyState, TrialState
+from tune.study.study import Outcome, _tested, load_study_table
 
 INVENTORY = make_inventory()
 

@@ -11,15 +11,15 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from alrq_core.visibility import ModuleVisibility, VisibilityTable, flat_table
+from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable, flat_table
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
 from tests.simulated import make_inventory
-from tune import thompson
-from tune.front import hypervolume
-from tune.parameters import distributions, from_params
-from tune.thompson import ThompsonSampler
+from tune.search import thompson
+from tune.search.front import hypervolume
+from tune.search.parameters import distributions, from_params
+from tune.search.thompson import ThompsonSampler
 
 RUNGS = (50, 100, 200)
 Loss = Callable[[Allocation], float]

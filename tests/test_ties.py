@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from alrq_core.visibility import flat_table
+from alrq_core.sensitivity.table import flat_table
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes
 from search_spaces.costs import memory_bytes
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import Space, make_space
 from search_spaces.ties import fused_groups, tied
-from tune.parameters import distributions, from_params, to_params
-from tune.searchers import SEARCHERS, Proposer, Setting
+from tune.search.parameters import distributions, from_params, to_params
+from tune.search.searchers import SEARCHERS, Proposer, Setting
 
 LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 LLAMA += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

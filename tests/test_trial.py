@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from alrq_core.build import adapter_tensors, lora_layers
-from alrq_core.layers import multiplied_layers
+from alrq_core.adapters.lora import adapter_tensors, lora_layers
 from alrq_core.records import EXECUTIONS, LORA_INITS, TrialReport
 from alrq_core.trial import TrainingDivergedError, TrialRun
+from alrq_core.weights.layers import multiplied_layers
 from tests.tiny import RECIPE, make_context, mixed, uniform
 
 

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from alrq_core.context import TrialContext
-from alrq_core.encode import EncodedTask, Tokens
-from alrq_core.models import inspect_model, load_model
+from alrq_core.data.encode import EncodedTask, Tokens
+from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.records import Recipe, TaskKind
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.inventory import Inventory

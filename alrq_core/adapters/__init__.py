@@ -1,0 +1,1 @@
+"""The trainable part: LoRA around packed layers, how it starts, and AdaLoRA."""

@@ -1,0 +1,1 @@
+"""The task: its texts, checked and split, and their tokens in batches."""

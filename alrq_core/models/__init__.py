@@ -1,0 +1,1 @@
+"""The pretrained model: found, checked, loaded, and where its forward pass is replaced."""

@@ -1,0 +1,125 @@
+"""What was quantised once is read back to the last bit, or made again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from alrq_core.weights import cache as module
+from alrq_core.weights.cache import PackedCache
+from alrq_core.weights.packing import pack, stored_tensors
+from alrq_core.weights.quantise import quantise
+from search_spaces.formats import Format
+
+CPU = torch.device("cpu")
+FORMATS = [
+    Format(16, "plain", 0),
+    Format(8, "int8", 0),
+    Format(8, "hqq", 64),
+    Format(4, "nf4-double", 64),
+    Format(4, "nf4", 32),
+    Format(4, "fp4", 64),
+    Format(4, "hqq", 64),
+    Format(3, "hqq", 64),
+    Format(2, "hqq", 32),
+]
+
+
+@pytest.fixture
+def weight() -> Tensor:
+    return torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+def test_a_file_gives_back_what_was_quantised(
+    stored: Format, weight: Tensor, tmp_path: Path
+) -> None:
+    expected = quantise(weight, stored, torch.float32)
+    first, second = PackedCache(tmp_path, CPU), PackedCache(tmp_path, CPU)
+    for cache in (first, first, second):
+        found = cache(weight, stored, torch.float32)
+
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
+    assert (first.made, second.made) == (1, 0)
+    assert second.read == 1
+
+
+@pytest.mark.parametrize("stored", FORMATS, ids=str)
+def test_a_layer_over_cached_tensors_computes_the_same(
+    stored: Format, weight: Tensor, tmp_path: Path
+) -> None:
+    linear = nn.Linear(128, 96)
+    linear.weight = nn.Parameter(weight)
+    x = torch.randn(5, 128)
+    plain = pack(linear, stored, torch.float32)
+    cached = pack(linear, stored, torch.float32, PackedCache(tmp_path, CPU))
+
+    assert torch.equal(plain(x), cached(x))
+    assert stored_tensors(cached)[2] == stored
+    assert type(plain) is type(cached)
+
+
+def test_other_content_settings_and_types_have_their_own_files(
+    weight: Tensor, tmp_path: Path
+) -> None:
+    cache = PackedCache(tmp_path, CPU)
+    cache(weight, FORMATS[3], torch.float32)
+    cache(weight.clone(), FORMATS[3], torch.float32)
+
+    assert cache.made == 1
+    cache(weight + 1, FORMATS[3], torch.float32)
+    cache(weight.view(128, 96), FORMATS[3], torch.float32)
+    cache(weight, FORMATS[4], torch.float32)
+    cache(weight, FORMATS[3], torch.bfloat16)
+
+    assert cache.made == len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("kept, added", [(-3, b""), (-1, b"\x17"), (0, b"")])
+def test_a_damaged_file_is_made_anew(
+    kept: int, added: bytes, weight: Tensor, tmp_path: Path
+) -> None:
+    PackedCache(tmp_path, CPU)(weight, FORMATS[1], torch.float32)
+    path = next(tmp_path.iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept] + added)
+    cache = PackedCache(tmp_path, CPU)
+    found = cache(weight, FORMATS[1], torch.float32)
+
+    assert cache.made == 1
+    assert torch.equal(found["codes"], quantise(weight, FORMATS[1], torch.float32)["codes"])
+    assert path.read_bytes() == whole
+
+
+def test_codes_that_were_overwritten_are_not_handed_on(weight: Tensor, tmp_path: Path) -> None:
+    cache = PackedCache(tmp_path, CPU)
+    cache(weight, FORMATS[1], torch.float32)["codes"].zero_()
+
+    assert cache(weight, FORMATS[1], torch.float32)["codes"].any()
+    assert (cache.made, cache.read) == (1, 2)
+
+
+def test_without_a_place_to_write_trials_still_run(
+    weight: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    cache = PackedCache(tmp_path / "file" / "folder", CPU)
+    for _ in range(2):
+        assert cache(weight, FORMATS[1], torch.float32)["codes"].any()
+
+    assert cache.made == 1
+    assert "packed weights can't be kept in" in capsys.readouterr().err
+
+
+def test_other_releases_of_the_libraries_share_nothing(
+    weight: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PackedCache(tmp_path, CPU)
+    cache(weight, FORMATS[1], torch.float32)
+    monkeypatch.setattr(module, "_versions", lambda: ("9.9",))
+    cache(weight, FORMATS[1], torch.float32)
+
+    assert cache.made == 2

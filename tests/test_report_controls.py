@@ -1,0 +1,96 @@
+"""What a study says of its own means: by hand, and on whole simulated studies."""
+
+from pathlib import Path
+
+import pytest
+
+from alrq_core.records import TestScore
+from alrq_core.sensitivity.table import flat_table
+from tests.simulated import LABELS, drive, make_inventory, make_report, make_study
+from tune.report.confirmation import confirmed
+from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
+from tune.study.state import StudyState, TrialState
+from tune.study.study import Study
+
+INVENTORY = make_inventory()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    study = make_study(tmp_path, budget=20, searcher="alrq", scheduler="none")
+    drive(study)
+    return study
+
+
+def with_losses(state: StudyState, losses: list[tuple[float, float, float]]) -> None:
+    done = [trial for trial in state.of_role("search") if trial.status == "completed"]
+    for trial, each in zip(done, losses, strict=True):
+        trial.reports = [make_report(s, loss) for s, loss in zip((2, 4, 8), each, strict=True)]
+
+
+def test_rungs_that_order_trials_alike_or_not_at_all(study: Study) -> None:
+    with_losses(study.state, [(float(n), -float(n), float(n)) for n in range(20)])
+    first, second = agreements(study.state, None)
+
+    assert (first.source, first.kendall, first.trials) == ("step 2", 1.0, 20)
+    assert first.interval is not None
+    assert first.interval == pytest.approx((1.0, 1.0), abs=0.1)
+    assert (second.source, second.kendall) == ("step 4", -1.0)
+
+
+def test_the_table_is_compared_by_what_it_predicts(study: Study) -> None:
+    table = flat_table(study.plan.space)
+    done = study.state.of_role("search")
+    with_losses(study.state, [(1.0, 1.0, table.predict(trial.allocation)) for trial in done])
+    found = {one.source: one for one in agreements(study.state, table)}
+
+    assert found["visibility table"].kendall > 0.99
+    assert found["step 2"].kendall == 0.0
+    assert found["step 2"].interval is None
+    assert "visibility table +1.00" in evidence_lines(list(found.values()), [])[0]
+
+
+def test_three_trials_order_nothing(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=3, scheduler="none")
+    drive(study)
+
+    assert agreements(study.state, None) == []
+
+
+def test_every_control_is_compared_on_the_same_seeds(study: Study) -> None:
+    rows = confirmed(study.state, INVENTORY, LABELS)
+    found = comparisons(study.state, rows)
+
+    assert {one.control for one in found} == {t.id for t in study.state.of_role("control")}
+    assert all(one.seeds == 3 for one in found)
+    # `score` gives all trials the same test loss.
+    assert all(one.losses_lower == 0 and not one.beaten for one in found)
+    lines = evidence_lines([], found)
+    assert len(lines) == len(found) + 1
+    assert "does not beat the random allocation of its size" in "\n".join(lines)
+    assert lines[-1] == "The search did not beat allocations that nobody searched for."
+    assert not evidence_json([], found)["comparisons"][0]["beaten"]
+
+
+def test_a_search_that_beats_its_controls_says_so(study: Study) -> None:
+    for trial in study.state.confirmed_runs():
+        assert trial.test is not None
+        lower = trial.source.startswith("t")
+        trial.test = TestScore(**{**vars(trial.test), "loss": 0.3 if lower else 0.5})
+    found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS))
+    lines = evidence_lines([], found)
+
+    assert found
+    assert all(one.beaten for one in found)
+    assert "beats the random allocation of its size: test loss 0.3000 at" in "\n".join(lines)
+    assert "did not" not in "\n".join(lines)
+
+
+def test_controls_have_the_bytes_of_the_smallest_finalist(study: Study) -> None:
+    def size(trial: TrialState) -> int:
+        return trial.memory_bytes
+
+    for control in study.state.of_role("control"):
+        finalist = study.state.trials[control.origin]
+        assert size(control) >= size(finalist) if control.id == "uniform" else True
+        assert size(control) <= size(finalist) if control.id == "random" else True

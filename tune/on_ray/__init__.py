@@ -1,0 +1,1 @@
+"""How Ray runs a study. Nothing else imports Ray."""

@@ -1,0 +1,101 @@
+"""Connects a study to Ray Tune: its `Searcher` asks for trials, its scheduler hands in results."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from tune.on_ray.workers import OUTCOME, TRIAL, TrialSpec
+from tune.study.study import Study
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+
+
+class _Uncopied:
+    """Keeps Ray from copying a study: copies would write to one log.
+
+    Ray copies searchers and schedulers before it uses them, and pickles them for a restore that
+    is never asked for, since everything is rebuilt from the log.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()
+
+
+class StudySearcher(_Uncopied, Searcher):
+    """Gives Ray the study's next trial, in whatever phase it is."""
+
+    def __init__(self, study: Study) -> None:
+        """Serve the trials of one study."""
+        super().__init__()
+        self._study = study
+        self._ids: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next trial's configuration, None to wait, or FINISHED."""
+        trial = self._study.next_trial()
+        if trial is None:
+            return Searcher.FINISHED if self._study.finished else None
+        self._ids[trial_id] = trial.id
+        return TrialSpec(
+            trial=trial.id,
+            role=trial.role,
+            allocation=trial.allocation.encode(),
+            seed=trial.seed,
+        ).to_config()
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Do nothing: the scheduler has handed in all results."""
+
+
+class StudyScheduler(_Uncopied, TrialScheduler):
+    """Hands each result to the study and carries out its decision."""
+
+    # The study decides after each report, so none may be held back.
+    _supports_buffered_results = False
+
+    def __init__(self, study: Study) -> None:
+        """Serve one study."""
+        super().__init__()
+        self._study = study
+
+    def on_trial_add(self, tune_controller: "TuneController", trial: Trial) -> None:
+        """Do nothing: the searcher made the trial."""
+
+    def on_trial_result(
+        self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]
+    ) -> str:
+        """Return whether the trial goes on."""
+        decision = self._study.take(trial.config[TRIAL], result.pop(OUTCOME))
+        return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
+
+    def on_trial_complete(
+        self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]
+    ) -> None:
+        """Hand in a result that Ray took for the last one."""
+        self.on_trial_result(tune_controller, trial, result)
+
+    def on_trial_error(self, tune_controller: "TuneController", trial: Trial) -> None:
+        """Fail a trial whose worker was lost more often than it is restarted."""
+        error = trial.get_error()
+        reason = " ".join(str(error).split())[:300] if error else "no reason given"
+        self._study.fail(trial.config[TRIAL], f"worker lost: {reason}")
+
+    def on_trial_remove(self, tune_controller: "TuneController", trial: Trial) -> None:
+        """Do nothing: an interrupted trial stays unfinished in the log and is resumed."""
+
+    def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
+        """Return a trial that waits for a worker, oldest first."""
+        trials: list[Trial] = tune_controller.get_trials()
+        return next((trial for trial in trials if trial.status == Trial.PENDING), None)
+
+    def debug_string(self) -> str:
+        """Return the name of the scheduler."""
+        return type(self).__name__

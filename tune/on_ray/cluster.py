@@ -1,0 +1,92 @@
+"""Starts Ray on this machine, with workers that get ready while the driver prepares a study."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from threading import Thread
+
+import ray
+
+from alrq_core.memory.cores import usable_cores
+
+OBJECT_STORE_BYTES = 300 * 10**6
+# Ray's snapshots and loggers repeat what the event log keeps; waiting trials are proposed late,
+# so that a proposal knows of the trials before it.
+RAY_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+# What each worker imports as soon as its process runs, in this order.
+PRELOADED = {"RAY_preload_python_modules": "tune.on_ray.warm,tune.on_ray.workers"}
+NVIDIA_DRIVER = Path("/proc/driver/nvidia")
+
+
+@contextmanager
+def ray_started(address: str | None) -> Iterator[None]:
+    """Start Ray on this machine or join a cluster, and leave it again.
+
+    It takes seconds, in which another thread imports what the driver needs next.
+    """
+    os.environ.update(RAY_SETTINGS)
+    os.environ.update(worker_environment())
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    importing = Thread(target=import_module, args=("tune.on_ray.warm",))
+    importing.start()
+    try:
+        if address is None:
+            _start_here()
+        else:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": worker_environment()},
+            )
+        yield
+    finally:
+        ray.shutdown()
+        # No import can end once Python itself is ending.
+        importing.join()
+
+
+def _start_here() -> None:
+    # A GPU takes one trial, whatever the number of cores, so most workers would wait for ever.
+    if not NVIDIA_DRIVER.exists():
+        os.environ.update(PRELOADED)
+    ray.init(
+        address="local",
+        num_cpus=usable_cores(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the variables of workers: one thread, little chatter, small caches, the hub's keys."""
+    names = ("HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE")
+    passed = {name: os.environ[name] for name in names if name in os.environ}
+    return passed | {
+        # Libraries read them once, when they are loaded; what a trial does in torch has one
+        # thread in any case.
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "NUMEXPR_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+        # Each batch has its own length; the default of 1024 kept shapes costs 0.5 GB a worker.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
+    }

@@ -1,0 +1,192 @@
+"""Runs a prepared study on Ray, from its first or its next trial to its last."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import tune as ray_tune
+from ray.air.execution import FixedResourceManager
+from ray.tune.execution import class_cache, tune_controller
+from rich.console import Console
+
+from alrq_core.files import write_json
+from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
+from alrq_core.memory.prediction import base_bytes
+from tune.on_ray.bridge import StudyScheduler, StudySearcher
+from tune.on_ray.workers import AllocationTrainable, WorkerContext
+from tune.report.progress import Progress
+from tune.report.sinks import TensorBoard, Wandb
+from tune.search.searchers import Proposer, Setting
+from tune.study.checkpoints import CHECKPOINTS, remove_checkpoint
+from tune.study.config import STUDY_FILE, load_study_file
+from tune.study.events import LOG_NAME, Ended, Event, EventLog, Failed, Started
+from tune.study.plan import Plan
+from tune.study.prepare import Prepared, run_content, study_content
+from tune.study.schedulers import SCHEDULERS
+from tune.study.state import StudyState
+from tune.study.study import Listener, Study, StudyEnd, known_table
+
+WORKER_RESTARTS = 2
+
+
+def run_study(prepared: Prepared, console: Console) -> StudyEnd:
+    """Run or go on with a study until it is finished or interrupted.
+
+    Args:
+        prepared: The study; its folder exists, and Ray has started.
+        console: Where progress is shown.
+    """
+    config, folder = prepared.config, prepared.config.folder
+    log = EventLog(folder / LOG_NAME)
+    events = list(log.read())
+    state = StudyState(prepared.inventory.names).replay(events)
+    earlier = load_study_file(folder)["runs"] if (folder / STUDY_FILE).is_file() else []
+    content = study_content(prepared) | {"runs": [*earlier, run_content()]}
+    write_json(folder / STUDY_FILE, content)
+    started = Started(time=round(time.time(), 3), budget=config.budget)
+    log.append(started)
+    state.apply(started)
+    plan = _plan(prepared, events, state)
+    progress = Progress(console, prepared.space, plan.search_size, prepared.task.metric)
+    sinks = _sinks(prepared)
+    study = Study(
+        folder=folder,
+        log=log,
+        state=state,
+        plan=plan,
+        rungs=prepared.rungs,
+        scheduler=SCHEDULERS[config.scheduler],
+        listeners=[progress, _forget_checkpoints(folder / CHECKPOINTS), *sinks],
+    )
+    try:
+        if not study.finished:
+            with progress:
+                _run_on_ray(prepared, study)
+    finally:
+        for sink in sinks:
+            sink.close()
+        log.close()
+    return StudyEnd(state, plan.proposer.expected_losses(), study.finished)
+
+
+def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
+    config = prepared.config
+    setting = Setting(
+        space=prepared.space,
+        rungs=prepared.rungs,
+        budget=config.budget,
+        seed=config.seed,
+        max_memory_bytes=config.max_memory_bytes,
+    )
+    table = known_table(config.folder, state)
+    proposer = Proposer(setting, config.searcher, config.folder, table)
+    proposer.replay(events, state)
+    limit = config.time_limit_seconds
+    return Plan(
+        space=prepared.space,
+        state=state,
+        proposer=proposer,
+        budget=config.budget,
+        anchors=config.anchor_count,
+        seed=config.seed,
+        max_memory_bytes=config.max_memory_bytes,
+        deadline=None if limit is None else time.monotonic() + limit,
+        searcher=config.searcher,
+    )
+
+
+def _sinks(prepared: Prepared) -> list[TensorBoard | Wandb]:
+    config, inventory = prepared.config, prepared.inventory
+    sinks: list[TensorBoard | Wandb] = [TensorBoard(config.folder / "tensorboard", inventory)]
+    if config.wandb is not None:
+        sinks.append(Wandb(config.wandb, config.name, config.folder, inventory))
+    return sinks
+
+
+def _run_on_ray(prepared: Prepared, study: Study) -> None:
+    config, folder = prepared.config, prepared.config.folder.absolute()
+    if config.address is None:
+        _start_in_waiting_workers()
+    # Ray handles signals itself once it has started, so ours come after it.
+    with _terminated_like_interrupted():
+        per_trial = _resources(prepared, bool(ray.cluster_resources().get("GPU")))
+        context = WorkerContext(
+            inventory=prepared.inventory,
+            task=prepared.task,
+            recipe=config.recipe,
+            rungs=prepared.rungs,
+            checkpoints=folder / CHECKPOINTS,
+            space=prepared.space,
+            threads=1,
+        )
+        trainable = ray_tune.with_parameters(AllocationTrainable, context=context)
+        ray_tune.Tuner(
+            ray_tune.with_resources(trainable, per_trial),
+            tune_config=ray_tune.TuneConfig(
+                search_alg=StudySearcher(study),
+                scheduler=StudyScheduler(study),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_name_creator=str,
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            ),
+            run_config=ray_tune.RunConfig(
+                name=f"run-{len(study.state.budgets)}",
+                storage_path=str(folder / "ray"),
+                failure_config=ray_tune.FailureConfig(max_failures=WORKER_RESTARTS),
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+
+
+def _start_in_waiting_workers() -> None:
+    """Let trials start in the workers that Ray has started beforehand.
+
+    Tune would start others: it gives them variables, which workers on this machine inherit, and
+    it reserves cores by placement groups, whose check occupies one of the waiting workers each.
+    """
+    class_cache.DEFAULT_ENV_VARS = {}
+    class_cache.ENV_VARS_TO_PROPAGATE = set()
+    tune_controller.PlacementGroupResourceManager = FixedResourceManager  # type: ignore
+
+
+def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
+    """Return what Ray keeps free for each trial: on a cluster also its memory, as predicted, so
+    that no node gets more trials than it can hold.
+
+    On this machine the planner has cut the batch for as many trials as there are cores.
+    """
+    found: dict[str, float] = {"cpu": 1.0, "gpu": 1.0 if gpu else 0.0}
+    if prepared.config.address is not None:
+        held = PROCESS_BASELINE_BYTES + base_bytes(prepared.inventory)
+        found["memory"] = float(held if gpu else held + prepared.batch.memory.peak_bytes)
+    return found
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Treat a request to terminate like Ctrl-C: end the trials and write what is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _forget_checkpoints(folder: Path) -> Listener:
+    def forget(event: Event, state: StudyState) -> None:
+        if not isinstance(event, Ended):
+            return
+        # What was scored on the test split can be exported.
+        if state.trials[event.trial].role == "search" or isinstance(event, Failed):
+            remove_checkpoint(folder, event.trial)
+
+    return forget

@@ -1,0 +1,165 @@
+"""Runs trials in Ray's workers, one rung a step, with everything shared kept between trials."""
+
+import gc
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune as ray_tune
+
+from alrq_core.context import TrialContext, make_context
+from alrq_core.data.encode import EncodedTask
+from alrq_core.receipt import ReceiptError
+from alrq_core.records import Recipe, TrialReport
+from alrq_core.sensitivity.measure import visibility_table
+from alrq_core.sensitivity.table import table_folder
+from alrq_core.trial import TrainingDivergedError, TrialRun
+from search_spaces.allocation import decode
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space
+from tune.study.checkpoints import checkpoint_path
+from tune.study.events import Role
+from tune.study.study import Outcome
+
+OUTCOME = "outcome"
+TRIAL = "trial"
+REASON_LENGTH = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """What every worker of a study gets once.
+
+    Attributes:
+        inventory: The model and its target modules.
+        task: The tokens.
+        recipe: The training recipe.
+        rungs: Steps at which trials report.
+        checkpoints: Folder that all workers can write to.
+        space: What is searched.
+        threads: Threads of a trial.
+    """
+
+    inventory: Inventory
+    task: EncodedTask
+    recipe: Recipe
+    rungs: tuple[int, ...]
+    checkpoints: Path
+    space: Space
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """What one trial shall do: the flat configuration that Ray carries, in one place."""
+
+    trial: str
+    role: Role
+    allocation: str
+    seed: int
+
+    @property
+    def confirm(self) -> bool:
+        """Whether it trains to the end with packed weights and is scored on the test split."""
+        return self.role != "search"
+
+    def to_config(self) -> dict[str, Any]:
+        """Return Ray's configuration of the trial."""
+        return {
+            TRIAL: self.trial,
+            "role": self.role,
+            "allocation": self.allocation,
+            "seed": self.seed,
+        }
+
+    @staticmethod
+    def from_config(config: dict[str, Any]) -> "TrialSpec":
+        """Return what `to_config` wrote."""
+        return TrialSpec(
+            trial=config[TRIAL],
+            role=config["role"],
+            allocation=config["allocation"],
+            seed=config["seed"],
+        )
+
+
+class AllocationTrainable(ray_tune.Trainable):
+    """One trial after another in one process. Its steps are rungs; the scheduler ends it."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], context: WorkerContext
+    ) -> None:
+        """Load the model once; the first trial is built at its first step."""
+        torch.set_num_threads(context.threads)
+        self._context = context
+        self._shared: TrialContext | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take over the next trial without a new process."""
+        self._spec = TrialSpec.from_config(new_config)
+        self._run: TrialRun | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung. An exception becomes the trial's reason to fail."""
+        try:
+            return {OUTCOME: self._measured() if self._spec.role == "table" else self._next_rung()}
+        except (ReceiptError, TrainingDivergedError) as error:
+            return {OUTCOME: self._failed(str(error))}
+        except Exception as error:
+            # Whatever a library raises is this trial's failure, not the study's.
+            traceback.print_exc()
+            return {OUTCOME: self._failed(f"{type(error).__name__}: {error}")}
+
+    def cleanup(self) -> None:
+        """Let go of the model."""
+        self._run = self._shared = None
+
+    def _measured(self) -> Outcome:
+        context = self._context
+        table = visibility_table(self._loaded(), context.space, table_folder(), self._spec.seed)
+        return Outcome(table=table)
+
+    def _next_rung(self) -> Outcome:
+        confirm = self._spec.confirm
+        if self._run is None:
+            self._run = TrialRun(
+                self._loaded(), self._allocation(), self._spec.seed, packed=confirm
+            )
+            if self._checkpoint.is_file():
+                return self._outcome(self._run.load_checkpoint(self._checkpoint))
+        rungs = self._context.rungs[-1:] if confirm else self._context.rungs
+        report = self._run.advance(next(step for step in rungs if step > self._run.step))
+        self._run.save_checkpoint(self._checkpoint, report)
+        return self._outcome(report)
+
+    def _outcome(self, report: TrialReport) -> Outcome:
+        assert self._run is not None
+        last = report.step == self._context.rungs[-1]
+        test = self._run.test() if self._spec.confirm and last else None
+        return Outcome(report=report, receipt=self._run.receipt, test=test)
+
+    def _failed(self, reason: str) -> Outcome:
+        receipt = self._run.receipt if self._run is not None else None
+        self._run = None
+        return Outcome(error=" ".join(reason.split())[:REASON_LENGTH], receipt=receipt)
+
+    def _loaded(self) -> TrialContext:
+        if self._shared is None:
+            context = self._context
+            self._shared = make_context(context.inventory, context.task, context.recipe)
+            # What libraries and base model hold stays: to search it for garbage before each trial
+            # takes a quarter of a second.
+            gc.collect()
+            gc.freeze()
+        return self._shared
+
+    def _allocation(self) -> Any:
+        return decode(self._spec.allocation, self._context.inventory.names)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return checkpoint_path(self._context.checkpoints, self._spec.trial)

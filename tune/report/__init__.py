@@ -1,0 +1,1 @@
+"""What a person reads of a study: its plan, its progress, its evidence and its files."""

@@ -1,0 +1,197 @@
+"""Compares confirmed allocations on the test split, and names the one to use."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from alrq_core.records import TestScore
+from search_spaces.costs import average_bits, average_rank, target_bytes
+from search_spaces.inventory import Inventory
+from tune.report.intervals import interval, resampled_f1, resampled_means
+from tune.study.state import StudyState, TrialState
+
+REFERENCE = "B-FP"
+SMALLER_THAN = "B-Q4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """One allocation, trained again with fresh seeds and scored once on the test split.
+
+    Attributes:
+        trial: Id of the trial that it confirms.
+        allocation: `Allocation.to_json`.
+        final_ranks: With AdaLoRA, the ranks that each seed ended with, by module; else empty.
+        memory_bytes, target_bytes, average_rank: Means over the seeds, which AdaLoRA makes differ.
+        trainable_parameters: Of the adapter and the head, from the receipts; mean over the seeds.
+        train_seconds: Mean over the seeds.
+        peak_memory_bytes: The highest of the seeds: see `TrialReport`.
+        validation_loss: Mean over the fresh seeds.
+        value, interval: The test metric and its 95 % interval.
+        f1, f1_interval: Mean macro F1 of the seeds and its 95 % interval; None for language
+            modelling, the interval also where predictions were not logged.
+        context_tokens, stride_tokens: See `TrialReport`.
+        difference, difference_interval: To B-FP: points of accuracy, or per cent of perplexity;
+            positive is better. None for want of a confirmed B-FP.
+        seeds: The fresh seeds that were completed.
+        values: The test metric of each seed.
+    """
+
+    trial: str
+    allocation: dict[str, Any]
+    final_ranks: tuple[dict[str, int], ...]
+    average_bits: float
+    average_rank: float
+    memory_bytes: int
+    target_bytes: int
+    trainable_parameters: int | None
+    train_seconds: float
+    peak_memory_bytes: int
+    validation_loss: float
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    f1: float | None
+    f1_interval: tuple[float, float] | None
+    context_tokens: int | None
+    stride_tokens: int | None
+    difference: float | None
+    difference_interval: tuple[float, float] | None
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+
+def confirmed(state: StudyState, inventory: Inventory, labels: np.ndarray) -> list[Confirmed]:
+    """Return what was confirmed, from the smallest to the largest.
+
+    Args:
+        state: All trials.
+        inventory: The target modules.
+        labels: True class of each test sequence; empty for language modelling.
+    """
+    runs: dict[str, list[TrialState]] = {}
+    for trial in state.confirmed_runs():
+        runs.setdefault(trial.source, []).append(trial)
+    reference = runs.get(REFERENCE)
+    rows = [
+        _row(state.trials[key], group, reference, inventory, labels) for key, group in runs.items()
+    ]
+    return sorted(rows, key=lambda row: row.memory_bytes)
+
+
+def recommend(
+    rows: Sequence[Confirmed], margin: float, max_memory_bytes: int | None
+) -> Confirmed | None:
+    """Return the smallest allocation that fits and whose interval against B-FP stays above -margin.
+
+    None if there is none, or no B-FP to compare with.
+
+    Args:
+        rows: What was confirmed, baselines and controls among it, whatever their bytes.
+        margin: In points of accuracy, or per cent of perplexity.
+        max_memory_bytes: Limit on the deployed model; None for none.
+    """
+    good = [
+        row
+        for row in rows
+        if row.trial != REFERENCE
+        and row.difference_interval is not None
+        and row.difference_interval[0] > -margin
+        and _fits(row, max_memory_bytes)
+    ]
+    return min(good, key=lambda row: row.memory_bytes) if good else None
+
+
+def best_that_fits(rows: Sequence[Confirmed], max_memory_bytes: int) -> Confirmed | None:
+    """Return the allocation within the limit that does best; None if none was confirmed."""
+    fitting = [row for row in rows if row.difference is not None and _fits(row, max_memory_bytes)]
+    return max(fitting, key=lambda row: row.difference or 0.0) if fitting else None
+
+
+def _fits(row: Confirmed, max_memory_bytes: int | None) -> bool:
+    return max_memory_bytes is None or row.memory_bytes <= max_memory_bytes
+
+
+def _row(
+    source: TrialState,
+    runs: list[TrialState],
+    reference: list[TrialState] | None,
+    inventory: Inventory,
+    labels: np.ndarray,
+) -> Confirmed:
+    tests = [run.test for run in runs if run.test is not None]
+    scores = np.array([test.scores for test in tests])
+    perplexity = tests[0].metric == "perplexity"
+    statistic: Callable[[np.ndarray], np.ndarray] = np.exp if perplexity else np.asarray
+    trained = [run.trainable_parameters for run in runs]
+    difference, difference_interval = None, None
+    paired = _paired(runs, reference)
+    if paired is not None:
+        ours, theirs = paired
+        gap = ours - theirs
+        change = _per_cent_better if perplexity else _points
+        difference = float(change(gap.mean()))
+        difference_interval = interval(change(resampled_means(gap)))
+    return Confirmed(
+        trial=source.id,
+        allocation=source.allocation.to_json(),
+        average_bits=average_bits(source.allocation, inventory),
+        final_ranks=tuple(run.realised.rank_pattern for run in runs if run.realised is not None),
+        average_rank=float(np.mean([average_rank(run.final, inventory) for run in runs])),
+        memory_bytes=_mean([run.memory_bytes for run in runs]),
+        target_bytes=_mean([target_bytes(run.final, inventory) for run in runs]),
+        trainable_parameters=None if None in trained else _mean([t for t in trained if t]),
+        train_seconds=float(np.mean([sum(r.train_seconds for r in run.reports) for run in runs])),
+        peak_memory_bytes=max(run.reports[-1].peak_memory_bytes for run in runs),
+        validation_loss=float(np.mean([run.reports[-1].loss for run in runs])),
+        metric=tests[0].metric,
+        value=float(statistic(scores.mean())),
+        interval=interval(statistic(resampled_means(scores))),
+        f1=float(np.mean([t.f1 for t in tests if t.f1 is not None])) if not perplexity else None,
+        f1_interval=_f1_interval(tests, labels),
+        context_tokens=tests[0].context_tokens,
+        stride_tokens=tests[0].stride_tokens,
+        difference=difference,
+        difference_interval=difference_interval,
+        seeds=tuple(run.seed for run in runs),
+        values=tuple(test.value for test in tests),
+    )
+
+
+def _mean(values: Sequence[int]) -> int:
+    return round(float(np.mean(values)))
+
+
+def _paired(
+    runs: list[TrialState], reference: list[TrialState] | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return both scores, seeds x sequences, over the seeds that both have."""
+    ours = {run.seed: run.test.scores for run in runs if run.test is not None}
+    theirs = {run.seed: run.test.scores for run in reference or [] if run.test is not None}
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    return np.array([ours[s] for s in seeds]), np.array([theirs[s] for s in seeds])
+
+
+def _f1_interval(tests: list[TestScore], labels: np.ndarray) -> tuple[float, float] | None:
+    """Return the interval of the macro F1; None where a run's predictions were not kept."""
+    if not all(test.predictions for test in tests):
+        return None
+    return interval(resampled_f1(np.array([test.predictions for test in tests]), labels))
+
+
+def _points(gap: Any) -> Any:
+    """Return a difference of accuracies in points."""
+    return 100 * gap
+
+
+def _per_cent_better(gap: Any) -> Any:
+    """Return how much lower a perplexity is, in per cent, from differences of mean losses."""
+    return 100 * (1 - np.exp(gap))

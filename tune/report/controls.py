@@ -1,0 +1,163 @@
+"""What was worth its cost in a study, and whether its search beat allocations that nobody chose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from alrq_core.sensitivity.table import VisibilityTable
+from tune.report.confirmation import Confirmed
+from tune.study.state import StudyState, TrialState
+
+# Fewer order nothing.
+MIN_TRIALS = 4
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How well something orders trials as their final validation losses do.
+
+    Attributes:
+        source: `visibility table`, or `step 50` for a rung.
+        kendall: Rank correlation, Kendall's tau-b (1945), with ties; 1 for the same order.
+        interval: Its 95 % interval, from trials drawn again; None where all draws are tied.
+        trials: Completed trials of the search that were compared. They are what the scheduler let
+            pass, which makes a rung look worse than it is.
+    """
+
+    source: str
+    kendall: float
+    interval: tuple[float, float] | None
+    trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A found allocation beside one of the same bytes.
+
+    Attributes:
+        trial, control: Their ids.
+        memory_bytes, control_bytes: Of them.
+        loss, control_loss: Mean test loss of the seeds that both have.
+        losses_lower: Seeds with which the found one has the lower test loss.
+        seeds: That both have.
+    """
+
+    trial: str
+    control: str
+    memory_bytes: int
+    control_bytes: int
+    loss: float
+    control_loss: float
+    losses_lower: int
+    seeds: int
+
+    @property
+    def beaten(self) -> bool:
+        """Whether the found one has the lower test loss with every seed."""
+        return self.losses_lower == self.seeds
+
+
+def agreements(state: StudyState, table: VisibilityTable | None) -> list[Agreement]:
+    """Return how table and rungs order the completed trials of the search."""
+    done = [trial for trial in state.of_role("search") if trial.status == "completed"]
+    if len(done) < MIN_TRIALS:
+        return []
+    final = [trial.reports[-1].loss for trial in done]
+    found = []
+    if table is not None:
+        predicted = [table.predict(trial.allocation) for trial in done]
+        found.append(_agreement("visibility table", predicted, final))
+    for rung, report in enumerate(done[0].reports[:-1]):
+        losses = [trial.reports[rung].loss for trial in done]
+        found.append(_agreement(f"step {report.step}", losses, final))
+    return found
+
+
+def _agreement(source: str, values: Sequence[float], final: Sequence[float]) -> Agreement:
+    pairs = np.array([values, final])
+    generator = np.random.default_rng(0)
+    drawn = [
+        kendalltau(*pairs[:, generator.integers(0, len(final), len(final))]).statistic
+        for _ in range(RESAMPLES)
+    ]
+    known = [value for value in drawn if np.isfinite(value)]
+    low, high = np.quantile(known, (0.025, 0.975)) if known else (np.nan, np.nan)
+    tau = float(kendalltau(*pairs).statistic)
+    return Agreement(
+        source=source,
+        kendall=tau if np.isfinite(tau) else 0.0,
+        interval=(float(low), float(high)) if known else None,
+        trials=len(final),
+    )
+
+
+def comparisons(state: StudyState, rows: Sequence[Confirmed]) -> list[Comparison]:
+    """Return how the finalist with controls compares to them."""
+    runs: dict[str, dict[int, TrialState]] = {}
+    for trial in state.confirmed_runs():
+        runs.setdefault(trial.source, {})[trial.seed] = trial
+    sizes = {row.trial: row.memory_bytes for row in rows}
+    found = []
+    for control in state.of_role("control"):
+        ours, theirs = runs.get(control.origin, {}), runs.get(control.id, {})
+        seeds = sorted(ours.keys() & theirs.keys())
+        if not seeds:
+            continue
+        losses = np.array([[_test_loss(run[seed]) for seed in seeds] for run in (ours, theirs)])
+        found.append(
+            Comparison(
+                trial=control.origin,
+                control=control.id,
+                memory_bytes=sizes[control.origin],
+                control_bytes=sizes[control.id],
+                loss=float(losses[0].mean()),
+                control_loss=float(losses[1].mean()),
+                losses_lower=int((losses[0] < losses[1]).sum()),
+                seeds=len(seeds),
+            )
+        )
+    return found
+
+
+def _test_loss(trial: TrialState) -> float:
+    assert trial.test is not None
+    return trial.test.loss
+
+
+def evidence_json(
+    found: Sequence[Agreement], compared: Sequence[Comparison]
+) -> Mapping[str, list[dict[str, Any]]]:
+    """Return the JSON form of both."""
+    return {
+        "agreements": [asdict(one) for one in found],
+        "comparisons": [asdict(one) | {"beaten": one.beaten} for one in compared],
+    }
+
+
+def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -> list[str]:
+    """Return both in words."""
+    lines = []
+    if found:
+        parts = [f"{one.source} {one.kendall:+.2f}{_in_brackets(one.interval)}" for one in found]
+        lines.append(
+            f"Order of the {found[0].trials} completed trials by their final loss, Kendall's tau: "
+            f"{', '.join(parts)}."
+        )
+    for one in compared:
+        verdict = "beats" if one.beaten else "does not beat"
+        lines.append(
+            f"{one.trial} {verdict} the {one.control} allocation of its size: test loss "
+            f"{one.loss:.4f} at {one.memory_bytes / 1e6:.2f} MB, {one.control_loss:.4f} at "
+            f"{one.control_bytes / 1e6:.2f} MB; lower with {one.losses_lower} of {one.seeds} seeds."
+        )
+    if any(not one.beaten for one in compared):
+        lines.append("The search did not beat allocations that nobody searched for.")
+    return lines
+
+
+def _in_brackets(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"

@@ -1,0 +1,62 @@
+"""Says what a study would do, before it does anything."""
+
+import torch
+
+from alrq_core.memory.machine import found_devices, pick_compute_dtype
+from search_spaces.allocation import Allocation
+from search_spaces.costs import average_bits, average_rank, format_bytes, memory_bytes
+from search_spaces.fixed import BASELINES, unavailable
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space
+from tune.study.plan import CONFIRM_SEEDS
+from tune.study.prepare import Prepared
+
+
+def describe_plan(prepared: Prepared) -> str:
+    """Return what a study would do, for people."""
+    config, space, inventory = prepared.config, prepared.space, prepared.inventory
+    trials = len(space.points) or config.budget
+    task = prepared.task
+    device = config.recipe.device or "each worker's fastest"
+    dtype = pick_compute_dtype(torch.device(config.recipe.device or "cpu"), config.recipe.cpu_dtype)
+    compute_dtype = str(dtype).removeprefix("torch.")
+    sizes = f"{len(task.train)} / {len(task.validation)} / {len(task.test)}"
+    size = f"{len(space.points)}" if space.fixed else f"10^{space.log10_size:.1f}"
+    lines = [
+        f"space            {space.name}: {size} allocation{'' if size == '1' else 's'} "
+        f"over {len(inventory.targets)} target modules of {config.model}",
+        f"smallest         {_corner(space.smallest(), inventory)}",
+        f"largest          {_corner(space.largest(), inventory)}",
+        f"task             {task.name}: {sizes} train / validation / test sequences; {task.splits}",
+        f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
+        f"searcher {config.searcher}, scheduler {config.scheduler}",
+        f"device           {device} (found here: {', '.join(found_devices())}), computing "
+        f"in {compute_dtype}, {config.recipe.execution}",
+        f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}",
+        f"storage          {space.formats.describe()}",
+        f"confirmation     {CONFIRM_SEEDS} fresh seeds for each finalist, once on the test split",
+        f"results          {config.folder}",
+    ]
+    if not space.fixed:
+        for name in BASELINES:
+            reason = unavailable(name, inventory, space.formats)
+            if reason is not None:
+                lines.append(f"without          {name}: {reason}")
+    if config.tie:
+        lines.append(f"tied             {_ties(space)}")
+    if config.max_memory_bytes is not None:
+        lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
+    return "\n".join(lines)
+
+
+def _ties(space: Space) -> str:
+    if not space.groups:
+        return "nothing: no two modules of this model are fused by engines"
+    joined = ", ".join(name.rpartition(".")[2] for name in space.groups[0])
+    return f"{len(space.groups)} groups of modules, such as {joined} of a block"
+
+
+def _corner(allocation: Allocation, inventory: Inventory) -> str:
+    bits = average_bits(allocation, inventory)
+    size = format_bytes(memory_bytes(allocation, inventory))
+    return f"{size}, {bits:.2f} average bits, average rank {average_rank(allocation, inventory):g}"

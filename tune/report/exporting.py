@@ -1,0 +1,55 @@
+"""Writes a confirmed trial of a study as a folder that `alrq_core.load` reads."""
+
+from pathlib import Path
+
+from alrq_core.context import make_context
+from alrq_core.export import save
+from alrq_core.trial import TrialRun
+from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
+from tune.study.config import resumed_config
+from tune.study.events import LOG_NAME, EventLog
+from tune.study.prepare import check_same_study, prepare
+from tune.study.state import StudyState, TrialState
+
+
+def export_trial(study: Path, trial_id: str, target: Path) -> TrialState:
+    """Write a confirmed trial into a new folder; return the trial.
+
+    Args:
+        study: Folder of the study.
+        trial_id: A confirmed allocation, for its first completed seed, or one of its runs
+            (`t007-s2`).
+        target: The folder to make.
+
+    Raises:
+        ValueError: No study, no confirmed trial of that id, or the target exists.
+    """
+    if target.exists():
+        raise ValueError(
+            f"`--to` must not exist yet, got {str(target)!r}. Remove it or choose another folder."
+        )
+    prepared = prepare(resumed_config(study, {}))
+    check_same_study(prepared, study)
+    state = StudyState(prepared.inventory.names).replay(EventLog(study / LOG_NAME).read())
+    trial = _confirmed(state, study, trial_id)
+    context = make_context(prepared.inventory, prepared.task, prepared.config.recipe)
+    run = TrialRun(context, trial.allocation, trial.seed)
+    run.load_checkpoint(checkpoint_path(study / CHECKPOINTS, trial.id))
+    save(run, target)
+    return trial
+
+
+def _confirmed(state: StudyState, study: Path, trial_id: str) -> TrialState:
+    runs = [
+        trial
+        for trial in state.confirmed_runs()
+        if trial_id in (trial.id, trial.source)
+        and checkpoint_path(study / CHECKPOINTS, trial.id).is_file()
+    ]
+    if not runs:
+        known = sorted({trial.source for trial in state.confirmed_runs()})
+        raise ValueError(
+            f"`--trial` must be a confirmed trial with its checkpoint, got {trial_id!r}. "
+            f"Confirmed in this study: {', '.join(known) or 'none yet; resume it first'}."
+        )
+    return runs[0]

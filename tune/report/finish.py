@@ -1,0 +1,73 @@
+"""Writes what a study found: tables, the front with its picture, the recommendation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alrq_core.files import write_json
+from tune.report.confirmation import Confirmed, confirmed, recommend
+from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
+from tune.report.mcnemar import write_mcnemar
+from tune.report.plots import draw_front
+from tune.report.results import write_results, write_study_tables
+from tune.study.prepare import Prepared
+from tune.study.state import StudyState
+from tune.study.study import StudyEnd, known_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """How a study ended.
+
+    Attributes:
+        state: All trials.
+        confirmed: What was confirmed, from the smallest to the largest.
+        recommendation: The allocation to use; None if there is none.
+        finished: Whether nothing is left to do.
+        files: The result files.
+        evidence: What was worth its cost, and what the search was compared to, in words.
+    """
+
+    state: StudyState
+    confirmed: list[Confirmed]
+    recommendation: Confirmed | None
+    finished: bool
+    files: list[Path]
+    evidence: list[str]
+
+
+def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
+    """Write every result file that the study's state allows."""
+    config, state = prepared.config, end.state
+    rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
+    recommendation = recommend(rows, config.margin, config.max_memory_bytes)
+    write_study_tables(config.folder, state, prepared.inventory, end.expected)
+    write_mcnemar(config.folder, state)
+    table = known_table(config.folder, state)
+    ordered, compared = agreements(state, table), comparisons(state, rows)
+    write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
+    files = write_results(config, prepared.task.splits, state, rows, recommendation)
+    if any(trial.reports for trial in state.trials.values()):
+        picture = config.folder / "front.png"
+        draw_front(picture, state, rows, recommendation, _caption(prepared, state))
+        files.append(picture)
+    return StudyResult(
+        state=state,
+        confirmed=rows,
+        recommendation=recommendation,
+        finished=end.finished,
+        files=files,
+        evidence=evidence_lines(ordered, compared),
+    )
+
+
+def _caption(prepared: Prepared, state: StudyState) -> str:
+    config, recipe = prepared.config, prepared.config.recipe
+    ended = sum(trial.status not in ("running", "paused") for trial in state.of_role("search"))
+    searched = f"{ended} trials, {config.searcher} with {config.scheduler}; "
+    return (
+        f"{config.model} on {config.task}, space {config.space}: "
+        f"{'' if prepared.space.fixed else searched}"
+        f"{recipe.max_steps} steps of {recipe.batch_size} at learning "
+        f"rate {recipe.learning_rate:g}, at most {recipe.max_length} tokens; "
+        f"{len(prepared.task.validation)} validation and {len(prepared.task.test)} test sequences"
+    )

@@ -1,0 +1,153 @@
+"""Shows a study's progress: a live view in a terminal, plain lines anywhere else."""
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces.costs import average_rank, format_bytes
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import Space
+from tune.study.events import (
+    Completed,
+    Ended,
+    Event,
+    Failed,
+    Paused,
+    Proposed,
+    Reported,
+    Role,
+    Stopped,
+)
+from tune.study.state import StudyState, TrialState
+
+FRONT_ROWS = 8
+
+
+class Progress:
+    """A listener that prints. Use it as a context manager around the study.
+
+    Attributes:
+        console: Where it prints.
+    """
+
+    def __init__(self, console: Console, space: Space, search_size: int, metric: str) -> None:
+        """Prepare to follow a study.
+
+        Args:
+            console: A terminal, or anything else for plain lines.
+            space: What is searched; of a fixed one its configurations are counted.
+            search_size: Trials of the search.
+            metric: `accuracy` or `perplexity`.
+        """
+        self.console = console
+        self._size = len(space.points) or search_size
+        self._role: Role = "baseline" if space.fixed else "search"
+        self._metric = metric
+        self._inventory = space.inventory
+        self._started = time.monotonic()
+        self._settled_before: int | None = None
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> "Progress":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: Event, state: StudyState) -> None:
+        """Show one event."""
+        if self._settled_before is None:
+            new = 1 if isinstance(event, Ended | Paused) else 0
+            self._settled_before = self._settled(state) - new
+        line = self._line(event, state)
+        if self._live is not None:
+            if line is not None and isinstance(event, Failed):
+                self._live.console.print(line, markup=False, highlight=False)
+            self._live.update(self._view(state), refresh=True)
+        elif line is not None:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, event: Event, state: StudyState) -> str | None:
+        """Return an event in words; None for one that nobody needs to see."""
+        if isinstance(event, Proposed):
+            return None
+        if isinstance(event, Reported):
+            trial = state.trials[event.trial]
+            value = getattr(event.report, self._metric)
+            return (
+                f"{event.trial:>9}  step {event.report.step:>5}  loss {event.report.loss:.4f}  "
+                f"{self._metric} {value:.4f}  {format_bytes(trial.memory_bytes)}"
+            )
+        if isinstance(event, Failed):
+            return f"{event.trial:>9}  failed: {event.reason}"
+        if isinstance(event, Stopped | Completed):
+            word = "stopped" if isinstance(event, Stopped) else "completed"
+            return f"{event.trial:>9}  {word}  [{self._counts(state)}]"
+        return None
+
+    def _counts(self, state: StudyState) -> str:
+        search = state.of_role(self._role)
+        numbers = {
+            status: sum(trial.status == status for trial in search)
+            for status in ("completed", "stopped", "failed", "paused", "running")
+        }
+        parts = ", ".join(f"{count} {status}" for status, count in numbers.items())
+        ended = self._ended(state)
+        text = f"{ended} of {self._size} trials: {parts}"
+        confirm = state.of_role("confirm")
+        if confirm:
+            done = sum(trial.status != "running" for trial in confirm)
+            text += f"; confirmation: {done} runs done"
+        left = self._seconds_left(state)
+        return text + (f"; search ends in about {left / 60:.0f} min" if left else "")
+
+    def _seconds_left(self, state: StudyState) -> float | None:
+        """Return the time until the search ends, from this run's pace.
+
+        Paused trials count like ended ones: half of them never go on, and those that do have their
+        share of the time so far.
+        """
+        settled = self._settled(state)
+        new = settled - (self._settled_before or 0)
+        left = self._size - settled
+        if new < 2 or left <= 0:
+            return None
+        return (time.monotonic() - self._started) / new * left
+
+    def _ended(self, state: StudyState) -> int:
+        unended = ("running", "paused")
+        return sum(trial.status not in unended for trial in state.of_role(self._role))
+
+    def _settled(self, state: StudyState) -> int:
+        return sum(trial.status != "running" for trial in state.of_role(self._role))
+
+    def _view(self, state: StudyState) -> Group:
+        table = Table(title="Best front so far (full fidelity)", title_justify="left")
+        for column in ("trial", "memory", "average rank", "validation loss", self._metric):
+            table.add_column(column, justify="left" if column == "trial" else "right")
+        front = state.front()
+        for trial in front[:FRONT_ROWS]:
+            table.add_row(*_row(trial, self._metric, self._inventory))
+        more = f"and {len(front) - FRONT_ROWS} more" if len(front) > FRONT_ROWS else ""
+        running = ", ".join(
+            f"{trial.id} (step {trial.last.step if trial.last else 0})"
+            for trial in state.with_status("running")
+        )
+        return Group(Text(self._counts(state)), Text(f"running: {running}"), table, Text(more))
+
+
+def _row(trial: TrialState, metric: str, inventory: Inventory) -> tuple[str, ...]:
+    report = trial.reports[-1]
+    return (
+        trial.id,
+        format_bytes(trial.memory_bytes),
+        f"{average_rank(trial.allocation, inventory):.1f}",
+        f"{report.loss:.4f}",
+        f"{getattr(report, metric):.4f}",
+    )

@@ -1,0 +1,112 @@
+"""The table and the sentence with which a study ends."""
+
+from rich.table import Table
+
+from search_spaces.costs import format_bytes
+from tune.report.confirmation import REFERENCE, Confirmed, best_that_fits
+
+
+def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
+    """Return the confirmed allocations, from the smallest to the largest.
+
+    Accuracy and macro F1, or perplexity with its context and stride in the title.
+    """
+    classification = rows[0].metric == "accuracy"
+    metrics = ("test\naccuracy (%)", "macro F1 (%)") if classification else ("test\nperplexity",)
+    table = Table(title=_title(rows[0]), title_justify="left")
+    # Headers of two lines keep the table within 120 columns.
+    for column in (
+        "allocation",
+        "avg\nbits",
+        "avg\nrank",
+        "memory",
+        "targets",
+        "val\nloss",
+        *metrics,
+        f"to B-FP ({'points' if classification else '%'})",
+    ):
+        table.add_column(column, justify="left" if column == "allocation" else "right")
+    for row in rows:
+        chosen = recommendation is not None and row.trial == recommendation.trial
+        table.add_row(
+            row.trial + (" *" if chosen else ""),
+            f"{row.average_bits:.2f}",
+            f"{row.average_rank:.1f}",
+            format_bytes(row.memory_bytes),
+            format_bytes(row.target_bytes),
+            f"{row.validation_loss:.4f}",
+            *_with_intervals(row),
+            _difference(row),
+        )
+    return table
+
+
+def cost_table(rows: list[Confirmed]) -> Table:
+    """Return what training each confirmed allocation took."""
+    table = Table(title="Training, mean of the seeds", title_justify="left")
+    for column in ("allocation", "trainable parameters", "seconds", "peak memory of the process"):
+        table.add_column(column, justify="left" if column == "allocation" else "right")
+    for row in rows:
+        trained = "-" if row.trainable_parameters is None else f"{row.trainable_parameters:,}"
+        peak = format_bytes(row.peak_memory_bytes)
+        table.add_row(row.trial, trained, f"{row.train_seconds:.1f}", peak)
+    return table
+
+
+def recommendation_line(
+    rows: list[Confirmed],
+    recommendation: Confirmed | None,
+    margin: float,
+    max_memory_bytes: int | None,
+) -> str:
+    """Return which allocation to use, or why none is named and which is the best that fits."""
+    if recommendation is not None:
+        return (
+            f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
+            f"against {REFERENCE} stays above -{margin:g}: "
+            f"{format_bytes(recommendation.memory_bytes)}, target modules "
+            f"{format_bytes(recommendation.target_bytes)}."
+        )
+    if not any(row.difference is not None and row.trial != REFERENCE for row in rows):
+        return f"No recommendation: nothing was confirmed beside {REFERENCE}."
+    if max_memory_bytes is None:
+        return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}."
+    line = (
+        f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, no interval against "
+        f"{REFERENCE} stays above -{margin:g}."
+    )
+    best = best_that_fits(rows, max_memory_bytes)
+    if best is None:
+        return line
+    size = format_bytes(best.memory_bytes)
+    return f"{line} The best that fits: {best.trial}, {size}, {_difference(best)} to {REFERENCE}."
+
+
+def _title(row: Confirmed) -> str:
+    protocol = ""
+    if row.context_tokens is not None:
+        protocol = f", context {row.context_tokens}, stride {row.stride_tokens}"
+    return f"Confirmed on the test split{protocol}, fresh seeds (95 % intervals)"
+
+
+def _with_intervals(row: Confirmed) -> list[str]:
+    """Return accuracy and macro F1, or perplexity, each with its interval."""
+    low, high = row.interval
+    if row.metric == "perplexity":
+        return [f"{row.value:.2f} [{low:.2f}, {high:.2f}]"]
+    return [_in_per_cent(row.value, row.interval), _in_per_cent(row.f1, row.f1_interval)]
+
+
+def _in_per_cent(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return "-"
+    if interval is None:
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _difference(row: Confirmed) -> str:
+    if row.trial == REFERENCE or row.difference is None or row.difference_interval is None:
+        return "-"
+    low, high = row.difference_interval
+    return f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,253 @@
+"""What a study is: its flags as typed values, checked before anything starts."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from alrq_core.records import Recipe
+from search_spaces.formats import GROUP_SIZE, check_backend_name, check_storage
+from search_spaces.spaces import check_space_name
+from tune.search.searchers import NEED_TABLE, SEARCHERS
+from tune.study.schedulers import SCHEDULERS
+
+STUDY_FILE = "study.json"
+STUDIES_FOLDER = "studies"
+# What may differ when a study is resumed; everything else would make its trials incomparable.
+CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
+# Fewer say nothing, and below full fidelity half of them are scored.
+MIN_EVAL_SEQUENCES = 8
+ANCHOR_SHARE = 6
+# Flags that are not spelled like their field.
+FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """All flags of one study.
+
+    Attributes:
+        space, model, task, searcher, scheduler: Names, as on the command line.
+        data, text_column, label_column: Where a task's texts are, if not in a package.
+        budget: Trials of the search, baselines and confirmation not counted.
+        anchors: Uniform allocations that the search tries first; None for 0 with the searcher alrq,
+            and a sixth of the budget with others.
+        tie: Whether modules that engines fuse take the same choice.
+        epochs: Passes over the train split; None to use the recipe's steps.
+        recipe: How every trial is trained.
+        seed: Of the proposals and of every trial's training.
+        quant_backend: Which library stores the weights: see `search_spaces.formats`.
+        four_bit: Method of 4 bits in searched spaces; None for the backend's own.
+        group_sizes: Group sizes that a searched module may take.
+        mps_safe: Keep every tensor below MPS's limit of 2**32 bytes on other devices too.
+        eval_sequences: Sequences of validation and of test split that are scored; None for all.
+        max_memory_bytes: Limit on the deployed model of every proposed allocation.
+        time_limit_seconds: After it nothing is proposed; what runs ends, confirmation follows.
+        margin: Loss against B-FP that still counts as none: points of accuracy or per cent of
+            perplexity.
+        name: The study's folder below `output_dir/studies`.
+        output_dir: Where results go.
+        address: A Ray cluster to join; None starts one on this machine.
+        wandb: Project on W&B; None for no logging there.
+    """
+
+    space: str = "joint"
+    model: str = "minilm"
+    task: str = "rotten_tomatoes"
+    data: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    searcher: str = "alrq"
+    scheduler: str = "front-asha"
+    budget: int = 50
+    anchors: int | None = None
+    tie: bool = False
+    epochs: float | None = None
+    recipe: Recipe = Recipe()
+    seed: int = 0
+    quant_backend: str = "auto"
+    four_bit: str | None = None
+    group_sizes: tuple[int, ...] = (GROUP_SIZE,)
+    mps_safe: bool = False
+    eval_sequences: int | None = None
+    max_memory_bytes: int | None = None
+    time_limit_seconds: float | None = None
+    margin: float = 2.0
+    name: str = ""
+    output_dir: str = "results"
+    address: str | None = None
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        check_space_name(self.space)
+        check_backend_name(self.quant_backend)
+        check_storage(self.four_bit, self.group_sizes)
+        for flag, value, known in (
+            ("--searcher", self.searcher, SEARCHERS),
+            ("--scheduler", self.scheduler, SCHEDULERS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"`{flag}` must be one of {', '.join(known)}, got {value!r}. Use one of those."
+                )
+        if self.budget < 1:
+            raise ValueError(
+                f"`--budget` must be a whole number of at least 1, got {self.budget}. "
+                "Give the number of trials."
+            )
+        if self.anchors is not None and self.anchors < 0:
+            raise ValueError(
+                f"`--anchors` must be a whole number of at least 0, got {self.anchors}. "
+                "Give 0 to try only what the searcher proposes."
+            )
+        if self.eval_sequences is not None and self.eval_sequences < MIN_EVAL_SEQUENCES:
+            raise ValueError(
+                f"`--eval-sequences` must be at least {MIN_EVAL_SEQUENCES}, got "
+                f"{self.eval_sequences}. Leave it out to score all."
+            )
+        for flag, number in (
+            ("--epochs", self.epochs),
+            ("--time-limit", self.time_limit_seconds),
+            ("--margin", self.margin),
+        ):
+            if number is not None and not 0 < number < float("inf"):
+                raise ValueError(
+                    f"`{flag}` must be a positive number, got {number}. Give a larger one."
+                )
+        if not self.name:
+            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+            object.__setattr__(self, "name", f"{self.space}-{self.task}-{stamp}")
+        if Path(self.name).name != self.name or self.name in {".", ".."}:
+            raise ValueError(
+                f"`--name` must be the name of a folder, got {self.name!r}. "
+                "Leave out slashes; use --output-dir for the place."
+            )
+
+    @property
+    def anchor_count(self) -> int:
+        """Uniform allocations that the search tries first, at most.
+
+        They help searchers that know nothing of bits, and cost the one that does.
+        """
+        if self.anchors is not None:
+            return self.anchors
+        return 0 if self.searcher in NEED_TABLE else max(1, self.budget // ANCHOR_SHARE)
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.output_dir) / STUDIES_FOLDER / self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "StudyConfig":
+        """Return the configuration that `to_json` wrote.
+
+        Raises:
+            ValueError: It has a field that this release doesn't know.
+        """
+        known = {field.name for field in fields(StudyConfig)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise ValueError(
+                f"`{STUDY_FILE}` must hold known flags only, got {', '.join(unknown)}. "
+                "Resume with the release that began the study."
+            )
+        typed: dict[str, Any] = {"recipe": Recipe(**data["recipe"])}
+        if "group_sizes" in data:
+            typed["group_sizes"] = tuple(data["group_sizes"])
+        return StudyConfig(**{**data, **typed})
+
+
+def prepare_folder(config: StudyConfig) -> Path:
+    """Return the folder of a new study, made.
+
+    Raises:
+        ValueError: The name is taken, or the folder can't be written.
+    """
+    folder = config.folder
+    if folder.exists():
+        raise ValueError(
+            f"`--name` must be new, got {config.name!r}, which exists. "
+            f"Continue it with --resume {folder}, or choose another name."
+        )
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(
+            f"`--output-dir` must be a folder that can be written, got {config.output_dir!r} "
+            f"({error.strerror}). Choose another one."
+        ) from error
+    return folder
+
+
+def check_writable(config: StudyConfig) -> None:
+    """Check that a new study of this name could be made, without making it.
+
+    Raises:
+        ValueError: The name is taken, or the folder can't be written.
+    """
+    if config.folder.exists():
+        prepare_folder(config)
+    existing = next(path for path in config.folder.absolute().parents if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"`--output-dir` must be a folder that can be written, got {config.output_dir!r}. "
+            "Choose another one."
+        )
+
+
+def load_study_file(folder: Path) -> dict[str, Any]:
+    """Return the content of a study's `study.json`.
+
+    Raises:
+        ValueError: The folder is no study.
+    """
+    path = folder / STUDY_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`--resume` must be the folder of a study, got {str(folder)!r} without a readable "
+            f"{STUDY_FILE}. Give a folder below results/{STUDIES_FOLDER}."
+        ) from error
+    return dict(content)
+
+
+def resumed_config(
+    folder: Path, given: Mapping[str, Any], recipe_given: Mapping[str, Any] | None = None
+) -> StudyConfig:
+    """Return the configuration of a study to go on with.
+
+    Args:
+        folder: The study.
+        given: The fields of `StudyConfig` that the user gave this time.
+        recipe_given: The fields of its `Recipe` that the user gave this time.
+
+    Raises:
+        ValueError: No study, or a flag that contradicts it.
+    """
+    config = StudyConfig.from_json(load_study_file(folder)["config"])
+    config = replace(config, name=folder.resolve().name, output_dir=str(folder.parent.parent))
+    fixed = {key: value for key, value in given.items() if key not in CHANGEABLE}
+    for holder, values in ((config, fixed), (config.recipe, recipe_given or {})):
+        for key, value in values.items():
+            if getattr(holder, key) != value:
+                raise ValueError(
+                    f"`{FLAGS.get(key, '--' + key.replace('_', '-'))}` must stay "
+                    f"{getattr(holder, key)!r} in a resumed study, got {value!r}. "
+                    "Leave it out, or start a new study."
+                )
+    if "budget" in given and given["budget"] < config.budget:
+        raise ValueError(
+            f"`--budget` must not shrink in a resumed study, got {given['budget']} after "
+            f"{config.budget}. Give at least {config.budget}."
+        )
+    return replace(config, **{k: v for k, v in given.items() if k in CHANGEABLE - {"output_dir"}})

@@ -1,0 +1,295 @@
+"""Everything about a study that is checked and computed before Ray starts."""
+
+import importlib.metadata
+import math
+import subprocess
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import torch
+
+from alrq_core.adapters.adalora import MIN_STEPS
+from alrq_core.data.encode import EncodedTask, encode_task
+from alrq_core.data.tasks import check_task_name, load_task
+from alrq_core.memory.batch_plan import (
+    BatchPlan,
+    memory_limit_bytes,
+    plan_batch,
+    tensor_limit_bytes,
+)
+from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.machine import (
+    describe_machine,
+    fastest_cpu_dtype,
+    give_back_memory,
+    pick_compute_dtype,
+    pick_device,
+)
+from alrq_core.memory.prediction import base_bytes, build_bytes
+from alrq_core.models.loading import inspect_model, load_tokenizer, resolve_model
+from alrq_core.records import Recipe
+from search_spaces.costs import format_bytes, memory_bytes
+from search_spaces.formats import BACKENDS, Formats
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import ALL_BITS, Space, make_space
+from search_spaces.ties import tied
+from tune.study.config import STUDY_FILE, StudyConfig, load_study_file
+from tune.study.schedulers import rung_steps
+
+PACKAGES = ("alrq", "torch", "transformers", "peft", "bitsandbytes", "hqq", "ray", "optuna")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A study that can start.
+
+    Attributes:
+        config: With the recipe's steps computed.
+        inventory: The model's target modules.
+        task: In tokens.
+        space: What is searched.
+        rungs: Steps at which trials report.
+        batch: How a batch is cut for memory, planned for the largest allocation.
+    """
+
+    config: StudyConfig
+    inventory: Inventory
+    task: EncodedTask
+    space: Space
+    rungs: tuple[int, ...]
+    batch: BatchPlan
+
+
+def prepare(config: StudyConfig) -> Prepared:
+    """Read model and data, and check that the space and its limit make sense.
+
+    Raises:
+        ValueError: Something the user gave can't work. Nothing was written.
+    """
+    check_task_name(config.task)
+    folder = resolve_model(config.model)
+    data = Path(config.data) if config.data is not None else None
+    if data is not None and not data.exists():
+        raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
+    config = replace(config, recipe=_settled(config))
+    formats = _formats(config)
+    task = load_task(config.task, data, config.text_column, config.label_column)
+    encoded = encode_task(task, folder, config.recipe.max_length)
+    if config.eval_sequences is not None:
+        encoded = encoded.scored_on(config.eval_sequences)
+    if config.epochs is not None:
+        steps = math.ceil(config.epochs * len(encoded.train) / config.recipe.batch_size)
+        config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
+    inventory = inspect_model(config.model, task.kind, len(task.label_names))
+    space = make_space(config.space, inventory, formats)
+    if config.tie:
+        space = tied(space)
+    _check_adalora(space, config.recipe)
+    smallest = memory_bytes(space.smallest(), inventory)
+    if config.max_memory_bytes is not None and config.max_memory_bytes < smallest:
+        raise ValueError(
+            f"`--max-memory` must be at least {format_bytes(math.ceil(smallest / 1e4) * 1e4)}, the "
+            f"smallest allocation of {config.space} with {config.model}, got "
+            f"{format_bytes(config.max_memory_bytes)}. Raise it, or use a smaller model."
+        )
+    execution, batch = _execution_plan(config, inventory, encoded, space)
+    recipe = replace(
+        config.recipe, accumulation_steps=batch.accumulation_steps, execution=execution
+    )
+    _let_go()
+    return Prepared(
+        config=replace(config, recipe=recipe),
+        inventory=inventory,
+        task=encoded,
+        space=space,
+        rungs=rung_steps(config.recipe.max_steps),
+        batch=batch,
+    )
+
+
+def _let_go() -> None:
+    """Give back the memory in which the texts were read and cut into tokens: 80 MB."""
+    load_tokenizer.cache_clear()
+    pyarrow.default_memory_pool().release_unused()
+    give_back_memory()
+
+
+def _settled(config: StudyConfig) -> Recipe:
+    """Return the recipe with its device and compute type: the same for all trials, also resumed.
+
+    The nodes of a cluster are not this machine: there, each worker takes its fastest device.
+    """
+    recipe = config.recipe
+    device = recipe.device
+    if config.address is None:
+        device = pick_device(device).type
+    return replace(recipe, device=device, cpu_dtype=recipe.cpu_dtype or fastest_cpu_dtype())
+
+
+def _formats(config: StudyConfig) -> Formats:
+    # On a cluster whose devices are not known, a backend is for the device that it needs.
+    needed = next(iter(BACKENDS[config.quant_backend]))
+    return Formats(
+        backend=config.quant_backend,
+        device=config.recipe.device or needed,
+        four_bit=config.four_bit,
+        group_sizes=config.group_sizes,
+    )
+
+
+def _execution_plan(
+    config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space
+) -> tuple[str, BatchPlan]:
+    """Return whether trials compute with dequantised copies, and how batches are cut.
+
+    Copies save a twentieth to an eighth of a step on a CPU. They are made there unless the user
+    says otherwise, or a batch would have to be cut for them.
+    """
+    execution = config.recipe.execution
+    if execution is not None:
+        return execution, _batch_plan(config, inventory, task, space, execution)
+    if config.address is None and config.recipe.device == "cpu":
+        with suppress(ValueError):
+            plan = _batch_plan(config, inventory, task, space, "dequantized")
+            if plan.accumulation_steps == (config.recipe.accumulation_steps or 1):
+                return "dequantized", plan
+    return "packed", _batch_plan(config, inventory, task, space, "packed")
+
+
+def _batch_plan(
+    config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space, execution: str
+) -> BatchPlan:
+    """Return how batches are cut, for the allocation that takes the most memory.
+
+    A number of micro-batches that the user gave stays. The memory of a cluster's nodes is not
+    known here: there, only single tensors are limited.
+    """
+    recipe, device = config.recipe, config.recipe.device or "cpu"
+    limit = None
+    if config.address is None and recipe.accumulation_steps is None:
+        limit = memory_limit_bytes(device, usable_cores())
+    if limit is not None and device == "cpu":
+        limit -= base_bytes(inventory)
+    if limit is not None:
+        _check_build(space, limit)
+    given = recipe.accumulation_steps or 1
+    plan = plan_batch(
+        inventory,
+        task.kind,
+        len(task.label_names),
+        space.largest(),
+        recipe.batch_size // given,
+        int(task.train.lengths.max()),
+        pick_compute_dtype(torch.device(device), recipe.cpu_dtype),
+        limit,
+        tensor_limit_bytes("mps" if config.mps_safe else device),
+        dropout=recipe.dropout,
+        dequantised=execution == "dequantized",
+        device_type=device,
+    )
+    if given == 1:
+        return plan
+    steps = plan.accumulation_steps * given
+    return replace(
+        plan,
+        accumulation_steps=steps,
+        reason=f"micro-batch {plan.micro_batch} x {steps}, as --accumulation-steps asks for",
+    )
+
+
+def _check_build(space: Space, limit: int) -> None:
+    """Check that each kind of allocation can be built: to quantise takes more than to copy."""
+    tried = space.points.values() or [space.nearest_uniform(bits, 0) for bits in ALL_BITS]
+    needed = max(build_bytes(space.inventory, allocation) for allocation in tried)
+    if needed > limit:
+        raise ValueError(
+            f"`--model` must leave memory to quantise its largest matrix, got a peak of "
+            f"{format_bytes(needed)} of {format_bytes(limit)} for each of {usable_cores()} workers "
+            "while it is built. Give fewer cores (taskset -c 0), or use a smaller model."
+        )
+
+
+def _check_adalora(space: Space, recipe: Recipe) -> None:
+    adaptive = [name for name, point in space.points.items() if point.final_rank is not None]
+    if not adaptive:
+        return
+    if recipe.lora_init != "default":
+        raise ValueError(
+            f"`--lora-init` must be default with AdaLoRA, got {recipe.lora_init!r} for "
+            f"{adaptive[0]}. Leave it out, or use another --space."
+        )
+    if recipe.max_steps < MIN_STEPS:
+        raise ValueError(
+            f"`--max-steps` must be at least {MIN_STEPS} with AdaLoRA, got {recipe.max_steps} for "
+            f"{adaptive[0]}. Raise it, or use another --space."
+        )
+
+
+def study_content(prepared: Prepared) -> dict[str, Any]:
+    """Return what `study.json` keeps: all that is needed to repeat the study."""
+    task = prepared.task
+    return {
+        "version": 1,
+        "config": prepared.config.to_json(),
+        "rungs": prepared.rungs,
+        "inventory": asdict(prepared.inventory),
+        "splits": {
+            "source": task.splits,
+            "train": len(task.train),
+            "validation": len(task.validation),
+            "test": len(task.test),
+        },
+    }
+
+
+def run_content() -> dict[str, Any]:
+    """Return what `study.json` keeps of each run of the program on a study, resumed ones too."""
+    return {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": describe_machine(),
+        "commit": _commit(),
+    }
+
+
+def check_same_study(prepared: Prepared, folder: Path) -> None:
+    """Check that model and data are those with which the study began.
+
+    Raises:
+        ValueError: The target modules or the splits are others.
+    """
+    content = load_study_file(folder)
+    now = study_content(prepared)
+    for what, name in (("inventory", "--model"), ("splits", "--data")):
+        if _plain(now[what]) != _plain(content[what]):
+            raise ValueError(
+                f"`{name}` must be what it was when the study began, got other {what} than in "
+                f"{STUDY_FILE}. Restore it, or start a new study."
+            )
+
+
+def _plain(content: Any) -> Any:
+    """Return the content as JSON would give it back."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    return [_plain(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout, marked if it was changed; None outside of git."""
+    command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+    try:
+        return subprocess.run(
+            (*command, "--abbrev=40", "--exclude=*"), capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,171 @@
+"""The state of a study, made from its events and from nothing else."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from alrq_core.records import TestScore, TrialReport
+from search_spaces.allocation import Allocation, decode
+from tune.search.front import front
+from tune.study.answers import unpack_answers, unpack_classes
+from tune.study.events import (
+    Completed,
+    Event,
+    Failed,
+    Paused,
+    Promoted,
+    Proposed,
+    Realised,
+    Reported,
+    Role,
+    Started,
+    Stopped,
+    Tested,
+)
+
+Status = Literal["running", "paused", "stopped", "failed", "completed"]
+
+
+@dataclass
+class TrialState:
+    """All that is known of one trial.
+
+    Attributes:
+        reports: One a rung, in order.
+        status: `running` until an end was logged, also after a crash.
+        reason: Why it failed.
+        promoted_step: The step from which it last went on after a pause; 0 if it never paused.
+        trainable_parameters: From its receipt, once completed.
+        realised: With AdaLoRA, the allocation that it ended with; its bytes are then known too.
+    """
+
+    id: str
+    role: Role
+    origin: str
+    seed: int
+    allocation: Allocation
+    memory_bytes: int
+    reports: list[TrialReport] = field(default_factory=list)
+    status: Status = "running"
+    reason: str | None = None
+    promoted_step: int = 0
+    test: TestScore | None = None
+    trainable_parameters: int | None = None
+    realised: Allocation | None = None
+
+    @property
+    def final(self) -> Allocation:
+        """The allocation that the trial ended with, or as yet should have."""
+        return self.realised or self.allocation
+
+    @property
+    def source(self) -> str:
+        """Id of the trial that this one confirms: with a fixed configuration its own."""
+        return self.origin if self.role == "confirm" else self.id
+
+    @property
+    def last(self) -> TrialReport | None:
+        """The report of the highest rung."""
+        return self.reports[-1] if self.reports else None
+
+
+@dataclass
+class StudyState:
+    """All trials of a study, by id, in the order of their proposals.
+
+    Attributes:
+        names: The target modules, to read encoded allocations with.
+        trials: Trial id to trial.
+        budgets: The budget of each run of the program on this study.
+    """
+
+    names: tuple[str, ...]
+    trials: dict[str, TrialState] = field(default_factory=dict)
+    budgets: list[int] = field(default_factory=list)
+
+    def replay(self, events: Iterable[Event]) -> "StudyState":
+        """Apply all events and return this state."""
+        for event in events:
+            self.apply(event)
+        return self
+
+    def apply(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Started):
+            self.budgets.append(event.budget)
+            return
+        if isinstance(event, Proposed):
+            self.trials[event.trial] = TrialState(
+                id=event.trial,
+                role=event.role,
+                origin=event.origin,
+                seed=event.seed,
+                allocation=decode(event.allocation, self.names),
+                memory_bytes=event.memory_bytes,
+            )
+            return
+        trial = self.trials[event.trial]
+        if isinstance(event, Reported):
+            trial.reports.append(event.report)
+        elif isinstance(event, Tested):
+            trial.test = _test_score(event)
+        elif isinstance(event, Realised):
+            trial.memory_bytes = event.memory_bytes
+            trial.trainable_parameters = event.trainable_parameters
+            if event.allocation is not None:
+                trial.realised = decode(event.allocation, self.names)
+        else:
+            _change_status(trial, event)
+
+    def of_role(self, role: Role) -> list[TrialState]:
+        """Return the trials of one role, in order."""
+        return [trial for trial in self.trials.values() if trial.role == role]
+
+    def with_status(self, status: Status) -> list[TrialState]:
+        """Return the trials of one status, in order."""
+        return [trial for trial in self.trials.values() if trial.status == status]
+
+    def confirmed_runs(self) -> list[TrialState]:
+        """Return the trials that were scored on the test split, in order."""
+        done = self.with_status("completed")
+        return [trial for trial in done if trial.test is not None]
+
+    def front(self, expected: Mapping[str, float] | None = None) -> list[TrialState]:
+        """Return the front of the search: completed trials only, so of equal fidelity,
+        from the smallest to the largest.
+
+        Args:
+            expected: Trial id to the loss that counts, instead of the one observed.
+        """
+        done = [t for t in self.of_role("search") if t.status == "completed" and t.reports]
+        losses = {trial.id: trial.reports[-1].loss for trial in done} | dict(expected or {})
+        points = [(losses[trial.id], float(trial.memory_bytes)) for trial in done]
+        return [done[index] for index in front(points)]
+
+
+def _test_score(event: Tested) -> TestScore:
+    scores = event.scores
+    return TestScore(
+        metric=event.metric,
+        value=event.value,
+        loss=event.loss,
+        f1=event.f1,
+        scores=unpack_answers(scores) if isinstance(scores, str) else scores,
+        predictions=unpack_classes(event.predictions),
+        context_tokens=event.context_tokens,
+        stride_tokens=event.stride_tokens,
+    )
+
+
+def _change_status(trial: TrialState, event: Event) -> None:
+    if isinstance(event, Paused):
+        trial.status = "paused"
+    elif isinstance(event, Promoted):
+        trial.status = "running"
+        trial.promoted_step = trial.reports[event.rung].step
+    elif isinstance(event, Stopped):
+        trial.status = "stopped"
+    elif isinstance(event, Failed):
+        trial.status, trial.reason = "failed", event.reason
+    elif isinstance(event, Completed):
+        trial.status = "completed"

@@ -1,0 +1,276 @@
+"""One study in the driver's process: writes every event, decides at every rung."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from pathlib import Path
+from typing import Literal
+
+from alrq_core.files import write_json
+from alrq_core.records import Receipt, TestScore, TrialReport
+from alrq_core.sensitivity.table import VisibilityTable
+from tune.study.answers import pack_answers, pack_classes
+from tune.study.events import (
+    Completed,
+    Event,
+    EventLog,
+    Failed,
+    Paused,
+    Promoted,
+    Realised,
+    Reported,
+    Stopped,
+    Tested,
+)
+from tune.study.plan import TABLE, Plan
+from tune.study.schedulers import Scheduler
+from tune.study.state import StudyState, TrialState
+
+# Whether a worker goes on with the trial that it has.
+TABLE_FILE = "visibility.json"
+Decision = Literal["continue", "stop"]
+Listener = Callable[[Event, StudyState], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a worker sends after each rung.
+
+    Attributes:
+        report: The rung's measurements; None if it never got there.
+        receipt: What was really built; None if building failed.
+        test: The score of a confirmed trial, with its last report.
+        table: What a trial of the role `table` measured, instead of a report.
+        error: Why the trial can't go on.
+    """
+
+    report: TrialReport | None = None
+    receipt: Receipt | None = None
+    test: TestScore | None = None
+    table: VisibilityTable | None = None
+    error: str | None = None
+
+
+@dataclass
+class Study:
+    """The log, the state and the plan of one study, kept in step.
+
+    Attributes:
+        folder: Where everything is written.
+        log: Events are appended here before they take effect.
+        state: Made from the log.
+        plan: What runs next.
+        rungs: Steps at which trials report.
+        scheduler: Decides at rungs.
+        listeners: Told of every new event after it took effect.
+    """
+
+    folder: Path
+    log: EventLog
+    state: StudyState
+    plan: Plan
+    rungs: tuple[int, ...]
+    scheduler: Scheduler
+    listeners: Sequence[Listener] = ()
+    _orphans: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Proposed by an earlier run and never ended: they go first, from their checkpoints.
+        self._orphans = [trial.id for trial in self.state.with_status("running")]
+
+    def next_trial(self) -> TrialState | None:
+        """Return the next trial to run, logged; None if none can be proposed now."""
+        if self._orphans:
+            return self.state.trials[self._orphans.pop(0)]
+        promoted = self._promoted()
+        if promoted is not None:
+            return promoted
+        proposed = self.plan.next()
+        if proposed is None:
+            return None
+        self._record(proposed)
+        trial = self.state.trials[proposed.trial]
+        if proposed.role == "search" and proposed.origin != self.plan.searcher:
+            self.plan.proposer.adopt(trial)
+        return trial
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to propose or to run."""
+        return not self._orphans and self.plan.finished
+
+    def take(self, trial_id: str, outcome: Outcome) -> Decision:
+        """Take in what a worker sent, log it, and decide whether the trial goes on.
+
+        A repeated report, from a trial that was continued, changes nothing.
+        """
+        trial = self.state.trials[trial_id]
+        if trial.status != "running":
+            return "stop"
+        if outcome.receipt is not None:
+            self._write_receipt(trial_id, outcome.receipt)
+        if outcome.table is not None:
+            self._take_table(trial_id, outcome.table)
+            return "stop"
+        report = outcome.report
+        if report is not None and report.step <= trial.promoted_step:
+            return "continue"
+        if report is not None and not math.isfinite(report.loss):
+            self.fail(trial_id, f"validation loss became {report.loss} at step {report.step}")
+            return "stop"
+        if report is not None and report.step not in {known.step for known in trial.reports}:
+            rung = self.rungs.index(report.step)
+            self._record(Reported(trial=trial_id, rung=rung, report=report))
+        if outcome.error is not None:
+            self.fail(trial_id, outcome.error)
+            return "stop"
+        return self._decide(trial, outcome)
+
+    def _take_table(self, trial_id: str, table: VisibilityTable) -> None:
+        """Keep the table in the study, from which a resumed one reads it."""
+        write_json(self.folder / TABLE_FILE, table.to_json())
+        self.plan.proposer.use_table(table)
+        self._record(Completed(trial=trial_id))
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """End a trial with its reason, unless it has ended."""
+        trial = self.state.trials[trial_id]
+        if trial.status == "running":
+            self._record(Failed(trial=trial_id, reason=reason))
+            self._tell(trial)
+
+    def _decide(self, trial: TrialState, outcome: Outcome) -> Decision:
+        if trial.last is None:
+            return "continue"
+        if trial.last.step == self.rungs[-1]:
+            if outcome.receipt is not None:
+                self._record(_realised(trial, outcome.receipt))
+            if outcome.test is not None:
+                self._record(_tested(trial.id, outcome.test))
+            self._record(Completed(trial=trial.id))
+            self._tell(trial)
+            return "stop"
+        rung = len(trial.reports) - 1
+        if trial.role != "search" or trial in self._passing(rung, closing=False):
+            self._tell(trial)
+            return "continue"
+        if self.scheduler.pauses:
+            self._record(Paused(trial=trial.id, rung=rung))
+        else:
+            self._record(Stopped(trial=trial.id, rung=rung))
+        self._tell(trial)
+        return "stop"
+
+    def _passing(self, rung: int, closing: bool) -> list[TrialState]:
+        """Return the trials of the search that may go on from a rung, of all that reached it."""
+        there = [t for t in self.state.of_role("search") if len(t.reports) > rung]
+        points = [(t.reports[rung].loss, float(t.memory_bytes)) for t in there]
+        return list(compress(there, self.scheduler.passes(points, closing)))
+
+    def _promoted(self) -> TrialState | None:
+        """Return a paused trial that may go on by now, logged; the longest trained comes first.
+
+        Once the search is over, and all that runs of it is at its end, no trial waits any longer.
+        """
+        paused = self.state.with_status("paused")
+        if not paused:
+            return None
+        running = any(trial.role == "search" for trial in self.state.with_status("running"))
+        closing = self.plan.search_closed and not running
+        for rung in reversed(range(len(self.rungs) - 1)):
+            for trial in [] if self.plan.late else self._passing(rung, closing):
+                if trial.status == "paused" and len(trial.reports) == rung + 1:
+                    self._record(Promoted(trial=trial.id, rung=rung))
+                    return trial
+        for trial in paused if closing else []:
+            self._record(Stopped(trial=trial.id, rung=len(trial.reports) - 1))
+            self._tell(trial)
+        return None
+
+    def _tell(self, trial: TrialState) -> None:
+        if trial.role == "search":
+            self.plan.proposer.tell(trial)
+
+    def _record(self, event: Event) -> None:
+        self.log.append(event)
+        self.state.apply(event)
+        for listener in self.listeners:
+            listener(event, self.state)
+
+    def _write_receipt(self, trial_id: str, receipt: Receipt) -> None:
+        path = self.folder / "receipts" / f"{trial_id}.json"
+        write_json(path, receipt.to_json())
+
+
+@dataclass(frozen=True)
+class StudyEnd:
+    """How far a run came with its study.
+
+    Attributes:
+        state: All trials.
+        expected: Losses that the searcher's model expects: see `Proposer.expected_losses`.
+        finished: Whether nothing is left to do.
+    """
+
+    state: StudyState
+    expected: Mapping[str, float]
+    finished: bool
+
+
+def known_table(folder: Path, state: StudyState) -> VisibilityTable | None:
+    """Return the visibility table of a study; None where it has measured none.
+
+    Raises:
+        ValueError: See `load_study_table`.
+    """
+    measured = state.trials.get(TABLE)
+    if measured is None or measured.status != "completed":
+        return None
+    return load_study_table(folder)
+
+
+def load_study_table(folder: Path) -> VisibilityTable:
+    """Return the visibility table that a study has kept.
+
+    Raises:
+        ValueError: Its file can't be read.
+    """
+    try:
+        content = json.loads((folder / TABLE_FILE).read_text(encoding="utf-8"))
+        return VisibilityTable.from_json(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`--resume` must be a study with a readable {TABLE_FILE}, since its search began with "
+            f"one, got {str(folder)!r} ({error}). Restore the file, or start a new study."
+        ) from error
+
+
+def _realised(trial: TrialState, receipt: Receipt) -> Realised:
+    allocation = None
+    if trial.allocation.final_rank is not None:
+        allocation = trial.allocation.with_ranks(receipt.ranks).encode()
+    return Realised(
+        trial=trial.id,
+        memory_bytes=receipt.memory_bytes,
+        trainable_parameters=receipt.trainable_parameters,
+        allocation=allocation,
+    )
+
+
+def _tested(trial_id: str, test: TestScore) -> Tested:
+    scores: str | tuple[float, ...] = test.scores
+    if test.metric == "accuracy":
+        scores = pack_answers(test.scores)
+    return Tested(
+        trial=trial_id,
+        metric=test.metric,
+        value=test.value,
+        loss=test.loss,
+        f1=test.f1,
+        scores=scores,
+        predictions=pack_classes(test.predictions),
+        context_tokens=test.context_tokens,
+        stride_tokens=test.stride_tokens,
+    )
