@@ -11,7 +11,8 @@ from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
 from search_spaces.spaces import Space
-from tune.search.searchers import NEED_TABLE, Proposer
+from tune.search.proposer import Proposer
+from tune.search.searchers import NEED_TABLE
 from tune.study.events import Proposed
 from tune.study.state import StudyState, TrialState
 

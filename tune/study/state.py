@@ -7,6 +7,7 @@ from typing import Literal
 from alrq_core.records import TestScore, TrialReport
 from search_spaces.allocation import Allocation, decode
 from tune.search.front import front
+from tune.search.tried import Tried
 from tune.study.answers import unpack_answers, unpack_classes
 from tune.study.events import (
     Completed,
@@ -67,6 +68,21 @@ class TrialState:
     def last(self) -> TrialReport | None:
         """The report of the highest rung."""
         return self.reports[-1] if self.reports else None
+
+    @property
+    def tried(self) -> Tried:
+        """What the search knows of it."""
+        last, status = self.last, self.status
+        return Tried(
+            id=self.id,
+            allocation=self.allocation,
+            memory_bytes=self.memory_bytes,
+            ended=None if status == "running" or status == "paused" else status,
+            rungs=len(self.reports),
+            step=last.step if last else None,
+            loss=last.loss if last else None,
+            reason=self.reason,
+        )
 
 
 @dataclass

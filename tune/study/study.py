@@ -93,7 +93,7 @@ class Study:
         self._record(proposed)
         trial = self.state.trials[proposed.trial]
         if proposed.role == "search" and proposed.origin != self.plan.searcher:
-            self.plan.proposer.adopt(trial)
+            self.plan.proposer.adopt(trial.tried)
         return trial
 
     @property
@@ -191,7 +191,7 @@ class Study:
 
     def _tell(self, trial: TrialState) -> None:
         if trial.role == "search":
-            self.plan.proposer.tell(trial)
+            self.plan.proposer.tell(trial.tried)
 
     def _record(self, event: Event) -> None:
         self.log.append(event)
