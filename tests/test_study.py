@@ -38,7 +38,8 @@ from tune.study.events import (
     decode_event,
     encode_event,
 )
-from tune.study.plan import CONFIRM_SEEDS, MAX_FINALISTS
+from tune.study.finalists import MAX_FINALISTS
+from tune.study.plan import CONFIRM_SEEDS
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, _tested, load_study_table

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from search_spaces.fixed import FIXED
 from tune.report.confirmation import Confirmed
-from tune.study.plan import CONTROLS
+from tune.study.controls import CONTROLS
 from tune.study.state import StudyState, TrialState
 
 BASELINE_COLOUR = "#c44e52"
