@@ -12,7 +12,9 @@ CONTROLS = ("uniform", "random")
 
 
 def controls(space: Space, found: TrialState, seed: int) -> Mapping[str, Allocation]:
-    """Return the controls of one finalist, by their trials' ids.
+    """Return the controls of one finalist, by their trials' ids, such as `uniform-t007`.
+
+    A larger budget may find a smaller finalist, which then has controls of its own.
 
     Args:
         space: Of the search.
@@ -22,4 +24,5 @@ def controls(space: Space, found: TrialState, seed: int) -> Mapping[str, Allocat
     size = found.memory_bytes
     generator = Random(f"{seed}-{found.id}")
     allocations = (uniform_of_bytes(space, size), random_of_bytes(space, size, generator))
-    return dict(zip(CONTROLS, allocations, strict=True))
+    ids = (f"{kind}-{found.id}" for kind in CONTROLS)
+    return dict(zip(ids, allocations, strict=True))

@@ -1,10 +1,15 @@
 """Which trials of a study are confirmed with fresh seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tune.study.state import StudyState, TrialState
 
 MAX_FINALISTS = 3
+
+
+def smallest_found(chosen: Sequence[TrialState]) -> TrialState | None:
+    """Return the smallest finalist that the search found: the one that has controls."""
+    return next((trial for trial in chosen if trial.role == "search"), None)
 
 
 def finalists(state: StudyState, expected: Mapping[str, float], budget: int) -> list[TrialState]:

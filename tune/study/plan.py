@@ -13,7 +13,7 @@ from tune.search.proposer import Proposer
 from tune.search.searchers import NEED_TABLE
 from tune.study.controls import controls
 from tune.study.events import Proposed
-from tune.study.finalists import finalists
+from tune.study.finalists import finalists, smallest_found
 from tune.study.state import StudyState, TrialState
 
 CONFIRM_SEEDS = 3
@@ -111,14 +111,15 @@ class Plan:
         """Return an allocation of the smallest finalist's bytes that no search has found."""
         if not self.search_closed or self._unended_search():
             return None
-        chosen = [trial for trial in self.finalists() if trial.role == "search"]
-        if not chosen:
+        chosen = self.finalists()
+        smallest = smallest_found(chosen)
+        if smallest is None:
             return None
-        for name, allocation in controls(self.space, chosen[0], self.seed).items():
+        for name, allocation in controls(self.space, smallest, self.seed).items():
             # A finalist that is uniform itself needs no control of that kind.
-            known = allocation in [trial.allocation for trial in chosen]
+            known = allocation in [t.allocation for t in chosen if t.role == "search"]
             if name not in self.state.trials and not known:
-                return self._proposed(name, "control", chosen[0].id, self.seed + 1, allocation)
+                return self._proposed(name, "control", smallest.id, self.seed + 1, allocation)
         return None
 
     def _confirmation(self) -> Proposed | None:
@@ -128,7 +129,10 @@ class Plan:
         if self._unended_search():
             # Who the others are isn't known yet.
             sources = [source for source in sources if source.role == "baseline"]
-        sources += [t for t in self.state.of_role("control") if t.status == "completed"]
+        smallest = smallest_found(sources)
+        if smallest is not None:
+            known = self.state.of_role("control")
+            sources += [t for t in known if t.status == "completed" and t.origin == smallest.id]
         for repeat in range(CONFIRM_SEEDS):
             for source in sources:
                 if repeat == 0 and source.test is not None:
