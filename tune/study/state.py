@@ -8,7 +8,6 @@ from alrq_core.records import TestScore, TrialReport
 from search_spaces.allocation import Allocation, decode
 from tune.search.front import front
 from tune.search.tried import Tried
-from tune.study.answers import unpack_answers, unpack_classes
 from tune.study.events import (
     Completed,
     Event,
@@ -124,7 +123,7 @@ class StudyState:
         if isinstance(event, Reported):
             trial.reports.append(event.report)
         elif isinstance(event, Tested):
-            trial.test = _test_score(event)
+            trial.test = event.score
         elif isinstance(event, Realised):
             trial.memory_bytes = event.memory_bytes
             trial.trainable_parameters = event.trainable_parameters
@@ -157,20 +156,6 @@ class StudyState:
         losses = {trial.id: trial.reports[-1].loss for trial in done} | dict(expected or {})
         points = [(losses[trial.id], float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
-
-
-def _test_score(event: Tested) -> TestScore:
-    scores = event.scores
-    return TestScore(
-        metric=event.metric,
-        value=event.value,
-        loss=event.loss,
-        f1=event.f1,
-        scores=unpack_answers(scores) if isinstance(scores, str) else scores,
-        predictions=unpack_classes(event.predictions),
-        context_tokens=event.context_tokens,
-        stride_tokens=event.stride_tokens,
-    )
 
 
 def _change_status(trial: TrialState, event: Event) -> None:
