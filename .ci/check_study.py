@@ -18,13 +18,20 @@ def main(results: Path, name: str, budget: int) -> None:
     check(sorted(ends) == sorted(proposed), "every trial ended once, none failed")
     searched = [e["trial"] for e in events if e.get("role") == "search"]
     check(len(searched) == budget, f"{budget} trials were searched")
-    sizes = {"proposed": 2000, "reported": 300}
+    sizes = {"proposed": 2000, "reported": 300, "tested": 300}
     lengths = [
         (len(line), sizes[e["event"]])
         for line, e in zip(lines, events, strict=True)
         if e["event"] in sizes
     ]
     check(all(length <= limit for length, limit in lengths), "events are small")
+    tested = {e["trial"] for e in events if e["event"] == "tested"}
+    answers = {p.stem: pyarrow.parquet.read_table(p) for p in study.glob("predictions/*.parquet")}
+    check(set(answers) == tested, "every run on the test split has its predictions")
+    for event in (e for e in events if e["event"] == "tested"):
+        right = answers[event["trial"]]["right"].to_pylist()
+        value = sum(right) / len(right)
+        check(abs(value - event["value"]) < 1e-9, f"{event['trial']}: accuracy of its predictions")
 
     receipts = {p.stem: json.loads(p.read_text()) for p in (study / "receipts").glob("*.json")}
     roles = {e["trial"]: e["role"] for e in events if e["event"] == "proposed"}
@@ -53,7 +60,7 @@ def main(results: Path, name: str, budget: int) -> None:
     evidence = json.loads((study / "evidence.json").read_text())
     compared = {c["control"]: c["seeds"] for c in evidence["comparisons"]}
     check(
-        bool(compared) and compared.keys() <= {"uniform", "random"},
+        bool(compared) and {name.partition("-")[0] for name in compared} <= {"uniform", "random"},
         "the best has controls",
     )
     check(set(compared.values()) == {3}, "on three seeds each")

@@ -21,7 +21,8 @@ from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space
 from tune.search.front import hypervolume
-from tune.search.searchers import Proposer, Setting
+from tune.search.proposer import Proposer
+from tune.search.searchers import Setting
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
 from tune.study.schedulers import SCHEDULERS

@@ -12,9 +12,12 @@ from alrq_core.records import TestScore, TrialReport
 from alrq_core.sensitivity.table import flat_table
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
-from tune.search.searchers import Proposer, Setting
+from tune.search.proposer import Proposer
+from tune.search.searchers import Setting
+from tune.search.tried import Tried
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
+from tune.study.replay import replay_search
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Listener, Outcome, Study, known_table
@@ -73,12 +76,12 @@ def score(trial: TrialState) -> TestScore:
     )
 
 
-def luck(trial: TrialState) -> float:
+def luck(trial: TrialState | Tried) -> float:
     """A number from 0 to 1 that depends on the allocation alone."""
     return crc32(trial.allocation.encode().encode()) / 2**32
 
 
-def bytes_help(trial: TrialState, step: int) -> float:
+def bytes_help(trial: TrialState | Tried, step: int) -> float:
     """A loss that falls with training and with size; ties are broken by the allocation."""
     jitter = luck(trial) / 10
     return 1.0 / step + 20_000 / trial.memory_bytes + jitter
@@ -110,7 +113,7 @@ def make_study(
     )
     table = known_table(folder, state)
     proposer = Proposer(setting, searcher, folder, table)
-    proposer.replay(events, state)
+    replay_search(events, state, proposer)
     plan = Plan(
         space=searched,
         state=state,

@@ -6,9 +6,10 @@ import pytest
 
 from alrq_core.records import TestScore
 from alrq_core.sensitivity.table import flat_table
-from tests.simulated import LABELS, drive, make_inventory, make_report, make_study
+from tests.simulated import LABELS, bytes_help, drive, make_inventory, make_report, make_study
 from tune.report.confirmation import confirmed
 from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
+from tune.study.finalists import smallest_found
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Study
 
@@ -20,6 +21,12 @@ def study(tmp_path: Path) -> Study:
     study = make_study(tmp_path, budget=20, searcher="alrq", scheduler="none")
     drive(study)
     return study
+
+
+def smallest(study: Study) -> TrialState:
+    found = smallest_found(study.plan.finalists())
+    assert found is not None
+    return found
 
 
 def with_losses(state: StudyState, losses: list[tuple[float, float, float]]) -> None:
@@ -59,7 +66,7 @@ def test_three_trials_order_nothing(tmp_path: Path) -> None:
 
 def test_every_control_is_compared_on_the_same_seeds(study: Study) -> None:
     rows = confirmed(study.state, INVENTORY, LABELS)
-    found = comparisons(study.state, rows)
+    found = comparisons(study.state, rows, smallest(study))
 
     assert {one.control for one in found} == {t.id for t in study.state.of_role("control")}
     assert all(one.seeds == 3 for one in found)
@@ -77,7 +84,7 @@ def test_a_search_that_beats_its_controls_says_so(study: Study) -> None:
         assert trial.test is not None
         lower = trial.source.startswith("t")
         trial.test = TestScore(**{**vars(trial.test), "loss": 0.3 if lower else 0.5})
-    found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS))
+    found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS), smallest(study))
     lines = evidence_lines([], found)
 
     assert found
@@ -92,5 +99,24 @@ def test_controls_have_the_bytes_of_the_smallest_finalist(study: Study) -> None:
 
     for control in study.state.of_role("control"):
         finalist = study.state.trials[control.origin]
-        assert size(control) >= size(finalist) if control.id == "uniform" else True
-        assert size(control) <= size(finalist) if control.id == "random" else True
+        assert size(control) >= size(finalist) if control.id.startswith("uniform") else True
+        assert size(control) <= size(finalist) if control.id.startswith("random") else True
+
+
+def test_a_larger_budget_whose_smallest_finalist_is_another_has_controls_of_that_one(
+    tmp_path: Path,
+) -> None:
+    """All that the second run finds is better than what the first did."""
+    first = make_study(tmp_path, budget=6, scheduler="none")
+    drive(first)
+    (former,) = {trial.origin for trial in first.state.of_role("control")}
+    study = make_study(tmp_path, budget=12, scheduler="none")
+    drive(study, lambda trial, step: bytes_help(trial, step) - (trial.id > "t006") / 2)
+    now = smallest(study)
+    found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS), now)
+
+    assert now.id != former
+    assert {one.trial for one in found} == {now.id}
+    assert {one.control for one in found} == {f"uniform-{now.id}", f"random-{now.id}"}
+    assert all(one.seeds == 3 for one in found)
+    assert {former, now.id} == {trial.origin for trial in study.state.of_role("control")}

@@ -1,5 +1,6 @@
 """One contract for every searcher, and the truth that Optuna is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -8,9 +9,11 @@ import pytest
 from alrq_core.sensitivity.table import flat_table
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import make_space
-from tests.simulated import RUNGS, bytes_help, drive, make_inventory, make_report, make_study
-from tune.search.searchers import SEARCHERS, STORAGE_NAME, Proposer, Setting
-from tune.study.state import TrialState
+from tests.simulated import RUNGS, bytes_help, drive, make_inventory, make_study
+from tune.search.journal import STORAGE_NAME
+from tune.search.proposer import Proposer
+from tune.search.searchers import SEARCHERS, Setting
+from tune.search.tried import Tried
 
 INVENTORY = make_inventory()
 JOINT = make_space("joint", INVENTORY)
@@ -26,22 +29,18 @@ def proposals(searcher: str, count: int) -> int:
     return 11 if searcher == "gp" else count
 
 
-def as_trial(number: int, proposer: Proposer) -> TrialState:
+def as_trial(number: int, proposer: Proposer) -> Tried:
     allocation = proposer.propose(f"t{number:03d}")
-    return TrialState(
+    return Tried(
         id=f"t{number:03d}",
-        role="search",
-        origin="s",
-        seed=0,
         allocation=allocation,
         memory_bytes=memory_bytes(allocation, INVENTORY),
     )
 
 
-def complete(trial: TrialState) -> TrialState:
-    trial.reports = [make_report(step, bytes_help(trial, step)) for step in (2, 4, 8)]
-    trial.status = "completed"
-    return trial
+def complete(trial: Tried) -> Tried:
+    loss = bytes_help(trial, RUNGS[-1])
+    return replace(trial, ended="completed", rungs=len(RUNGS), step=RUNGS[-1], loss=loss)
 
 
 def load_optuna(folder: Path) -> optuna.Study:
@@ -91,7 +90,8 @@ def test_a_rebuilt_searcher_goes_on_as_if_never_interrupted(tmp_path: Path, sear
     trials = []
     for number in range(proposals(searcher, 14)):
         trials.append(as_trial(number, proposer))
-        proposer.tell(complete(trials[-1]))
+        trials[-1] = complete(trials[-1])
+        proposer.tell(trials[-1])
     rebuilt = make_proposer(tmp_path / "two", searcher)
     for trial in trials:
         rebuilt.adopt(trial)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alrq_core.records import ModuleReceipt, Receipt, TestScore
+from alrq_core.records import ModuleReceipt, Receipt
 from alrq_core.sensitivity.table import flat_table
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import FIXED
@@ -35,13 +35,12 @@ from tune.study.events import (
     Reported,
     Started,
     Stopped,
-    decode_event,
-    encode_event,
 )
-from tune.study.plan import CONFIRM_SEEDS, MAX_FINALISTS
+from tune.study.finalists import MAX_FINALISTS
+from tune.study.plan import CONFIRM_SEEDS
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState, TrialState
-from tune.study.study import Outcome, _tested, load_study_table
+from tune.study.study import Outcome, load_study_table
 
 INVENTORY = make_inventory()
 
@@ -80,7 +79,8 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
     assert roles[2:12] == ["search"] * 10
     # The fixed configurations were trained on the first of the fresh seeds before.
     controls = study.state.of_role("control")
-    assert {control.id for control in controls} <= {"uniform", "random"}
+    smallest = next(trial.id for trial in finals if trial.role == "search")
+    assert {control.id for control in controls} <= {f"uniform-{smallest}", f"random-{smallest}"}
     confirmed = CONFIRM_SEEDS * (len(finals) + len(controls))
     assert Counter(roles[12:]) == {
         "control": len(controls),
@@ -327,40 +327,6 @@ def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
         assert (known.memory_bytes, known.trainable_parameters) == (777, 99)
         assert known.final == trial.allocation.with_ranks(ranks)
         assert known.allocation.final_rank == 4
-
-
-@pytest.mark.parametrize(
-    "test",
-    [
-        TestScore(
-            metric="accuracy",
-            value=0.5,
-            loss=0.7,
-            f1=1 / 3,
-            scores=(0.0, 1.0),
-            predictions=(0, 39),
-        ),
-        TestScore(
-            metric="perplexity",
-            value=9.5,
-            loss=2.25,
-            f1=None,
-            scores=(2.0, 2.5),
-            context_tokens=128,
-            stride_tokens=128,
-        ),
-    ],
-    ids=lambda test: test.metric,
-)
-def test_a_score_on_the_test_split_comes_back_from_its_line(test: TestScore) -> None:
-    allocation = make_space("joint", INVENTORY).smallest().encode()
-    proposed = Proposed(
-        trial="t1-s1", role="confirm", origin="t1", seed=1, allocation=allocation, memory_bytes=1
-    )
-    state = StudyState(INVENTORY.names)
-    state.replay([proposed, decode_event(encode_event(_tested("t1-s1", test)))])
-
-    assert state.trials["t1-s1"].test == test
 
 
 def test_state_is_made_from_the_log_alone(tmp_path: Path) -> None:

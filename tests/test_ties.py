@@ -13,7 +13,8 @@ from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import Space, make_space
 from search_spaces.ties import fused_groups, tied
 from tune.search.parameters import distributions, from_params, to_params
-from tune.search.searchers import SEARCHERS, Proposer, Setting
+from tune.search.proposer import Proposer
+from tune.search.searchers import SEARCHERS, Setting
 
 LLAMA = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 LLAMA += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

@@ -20,12 +20,14 @@ from tune.on_ray.bridge import StudyScheduler, StudySearcher
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
 from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb
-from tune.search.searchers import Proposer, Setting
+from tune.search.proposer import Proposer
+from tune.search.searchers import Setting
 from tune.study.checkpoints import CHECKPOINTS, remove_checkpoint
 from tune.study.config import STUDY_FILE, load_study_file
 from tune.study.events import LOG_NAME, Ended, Event, EventLog, Failed, Started
 from tune.study.plan import Plan
 from tune.study.prepare import Prepared, run_content, study_content
+from tune.study.replay import replay_search
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState
 from tune.study.study import Listener, Study, StudyEnd, known_table
@@ -84,7 +86,7 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
     )
     table = known_table(config.folder, state)
     proposer = Proposer(setting, config.searcher, config.folder, table)
-    proposer.replay(events, state)
+    replay_search(events, state, proposer)
     limit = config.time_limit_seconds
     return Plan(
         space=prepared.space,

@@ -95,24 +95,35 @@ def _agreement(source: str, values: Sequence[float], final: Sequence[float]) -> 
     )
 
 
-def comparisons(state: StudyState, rows: Sequence[Confirmed]) -> list[Comparison]:
-    """Return how the finalist with controls compares to them."""
+def comparisons(
+    state: StudyState, rows: Sequence[Confirmed], found: TrialState | None
+) -> list[Comparison]:
+    """Return how the finalist with controls compares to them.
+
+    Args:
+        state: All trials.
+        rows: What was confirmed.
+        found: The finalist; None where there is none.
+    """
+    if found is None:
+        return []
     runs: dict[str, dict[int, TrialState]] = {}
     for trial in state.confirmed_runs():
         runs.setdefault(trial.source, {})[trial.seed] = trial
     sizes = {row.trial: row.memory_bytes for row in rows}
-    found = []
-    for control in state.of_role("control"):
-        ours, theirs = runs.get(control.origin, {}), runs.get(control.id, {})
+    compared = []
+    # An earlier run, of a smaller budget, may have left controls of another one.
+    for control in (trial for trial in state.of_role("control") if trial.origin == found.id):
+        ours, theirs = runs.get(found.id, {}), runs.get(control.id, {})
         seeds = sorted(ours.keys() & theirs.keys())
         if not seeds:
             continue
         losses = np.array([[_test_loss(run[seed]) for seed in seeds] for run in (ours, theirs)])
-        found.append(
+        compared.append(
             Comparison(
-                trial=control.origin,
+                trial=found.id,
                 control=control.id,
-                memory_bytes=sizes[control.origin],
+                memory_bytes=sizes[found.id],
                 control_bytes=sizes[control.id],
                 loss=float(losses[0].mean()),
                 control_loss=float(losses[1].mean()),
@@ -120,7 +131,7 @@ def comparisons(state: StudyState, rows: Sequence[Confirmed]) -> list[Comparison
                 seeds=len(seeds),
             )
         )
-    return found
+    return compared
 
 
 def _test_loss(trial: TrialState) -> float:
@@ -149,8 +160,9 @@ def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -
         )
     for one in compared:
         verdict = "beats" if one.beaten else "does not beat"
+        kind = one.control.removesuffix(f"-{one.trial}")
         lines.append(
-            f"{one.trial} {verdict} the {one.control} allocation of its size: test loss "
+            f"{one.trial} {verdict} the {kind} allocation of its size: test loss "
             f"{one.loss:.4f} at {one.memory_bytes / 1e6:.2f} MB, {one.control_loss:.4f} at "
             f"{one.control_bytes / 1e6:.2f} MB; lower with {one.losses_lower} of {one.seeds} seeds."
         )

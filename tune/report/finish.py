@@ -9,6 +9,7 @@ from tune.report.controls import agreements, comparisons, evidence_json, evidenc
 from tune.report.mcnemar import write_mcnemar
 from tune.report.plots import draw_front
 from tune.report.results import write_results, write_study_tables
+from tune.study.finalists import finalists, smallest_found
 from tune.study.prepare import Prepared
 from tune.study.state import StudyState
 from tune.study.study import StudyEnd, known_table
@@ -43,7 +44,8 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
-    ordered, compared = agreements(state, table), comparisons(state, rows)
+    found = smallest_found(finalists(state, end.expected, config.budget))
+    ordered, compared = agreements(state, table), comparisons(state, rows, found)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
     files = write_results(config, prepared.task.splits, state, rows, recommendation)
     if any(trial.reports for trial in state.trials.values()):

@@ -8,9 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from search_spaces.fixed import FIXED
 from tune.report.confirmation import Confirmed
-from tune.study.plan import CONTROLS
 from tune.study.state import StudyState, TrialState
 
 BASELINE_COLOUR = "#c44e52"
@@ -37,7 +35,7 @@ def draw_front(
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     _draw_search(left, state)
     if rows:
-        _draw_confirmation(right, rows, recommendation)
+        _draw_confirmation(right, state, rows, recommendation)
     else:
         right.set_axis_off()
         right.text(0.5, 0.5, "nothing confirmed", ha="center", va="center")
@@ -75,10 +73,12 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
     axes.margins(x=0.12)
 
 
-def _draw_confirmation(axes: Axes, rows: list[Confirmed], best: Confirmed | None) -> None:
+def _draw_confirmation(
+    axes: Axes, state: StudyState, rows: list[Confirmed], best: Confirmed | None
+) -> None:
     scale = 100 if rows[0].metric == "accuracy" else 1
     for row in rows:
-        colour = _colour(row.trial)
+        colour = _colour(state.trials[row.trial])
         low, high = row.interval
         axes.errorbar(
             row.memory_bytes / 1e6,
@@ -105,10 +105,10 @@ def _draw_confirmation(axes: Axes, rows: list[Confirmed], best: Confirmed | None
     axes.margins(x=0.12)
 
 
-def _colour(trial: str) -> str:
-    if trial in FIXED:
+def _colour(trial: TrialState) -> str:
+    if trial.role == "baseline":
         return BASELINE_COLOUR
-    return OTHER_COLOUR if trial in CONTROLS else FRONT_COLOUR
+    return OTHER_COLOUR if trial.role == "control" else FRONT_COLOUR
 
 
 def _points(trials: list[TrialState]) -> tuple[list[float], list[float]]:

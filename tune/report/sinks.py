@@ -47,7 +47,7 @@ class TensorBoard:
             # Each open writer has a thread and a file, and many trials may wait.
             self._writers.pop(event.trial).close()
         elif isinstance(event, Tested):
-            self._writer(event.trial).add_scalar(f"test_{event.metric}", event.value, 0)
+            self._writer(event.trial).add_scalar(f"test_{event.score.metric}", event.score.value, 0)
         elif isinstance(event, Ended):
             trial = state.trials[event.trial]
             writer = self._writer(event.trial)
@@ -100,7 +100,7 @@ class Wandb:
             run.log(_metrics(event), step=event.report.step)
         elif isinstance(event, Tested):
             run = self._run(state.trials[event.trial])
-            run.summary[f"test_{event.metric}"] = event.value
+            run.summary[f"test_{event.score.metric}"] = event.score.value
         elif isinstance(event, Ended):
             trial = state.trials[event.trial]
             run = self._run(trial)

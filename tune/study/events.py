@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from alrq_core.records import TrialReport
+from alrq_core.records import TestScore, TrialReport
+from tune.study.predictions import with_predictions, write_predictions
 
-VERSION = 1
+# 2: answers on the test split lie beside the log, and controls have the name of their finalist.
+VERSION = 2
 LOG_NAME = "events.jsonl"
 Role = Literal["table", "baseline", "search", "control", "confirm"]
 
@@ -60,21 +62,12 @@ class Tested:
     """A confirmed trial was scored on the test split.
 
     Attributes:
-        scores: See `TestScore.scores`; right and wrong answers as `pack_answers` writes them.
-        predictions: See `TestScore.predictions`, as `pack_classes` writes them; empty where there
-            are none.
-        context_tokens, stride_tokens: See `TrialReport`.
+        score: Its line has the metrics. What is known of each sequence is in a file of its own,
+            which is there before the line: see `tune.study.predictions`.
     """
 
     trial: str
-    metric: str
-    value: float
-    loss: float
-    f1: float | None
-    scores: str | tuple[float, ...]
-    predictions: str = ""
-    context_tokens: int | None = None
-    stride_tokens: int | None = None
+    score: TestScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +131,14 @@ _KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args
 
 
 def encode_event(event: Event) -> str:
-    """Return the event as one line of JSON, without the line's end."""
+    """Return the event as one line of JSON, without the line's end and a test's predictions."""
     content = asdict(event)
     if isinstance(event, Reported):
         content |= event.report.to_json()
         del content["report"]
+    if isinstance(event, Tested):
+        content = {"trial": event.trial, **event.score.to_json()}
+        del content["scores"], content["predictions"]
     present = {key: value for key, value in content.items() if value is not None}
     kind = {"event": type(event).__name__.lower()}
     return json.dumps(kind | present, separators=(",", ":"))
@@ -163,9 +159,8 @@ def decode_event(line: str) -> Event:
         head = {key: content.pop(key) for key in ("trial", "rung")}
         return Reported(**head, report=TrialReport(**content))
     if kind is Tested:
-        scores = content["scores"]
-        content["scores"] = scores if isinstance(scores, str) else tuple(scores)
-        content.setdefault("f1", None)
+        trial = content.pop("trial")
+        return Tested(trial=trial, score=TestScore(**{"f1": None, **content}, scores=()))
     event: Event = kind(**content)
     return event
 
@@ -173,6 +168,8 @@ def decode_event(line: str) -> Event:
 @dataclass
 class EventLog:
     """A file to which events are only ever appended, by one process.
+
+    Predictions lie in files beside it.
 
     Attributes:
         path: The file; made with its first event.
@@ -185,25 +182,34 @@ class EventLog:
         """Yield all events. A last line that a crash cut short is left out.
 
         Raises:
-            ValueError: A line before the last is not an event.
+            ValueError: The log is of another version, a line before the last is not an event, or
+                its predictions are missing.
         """
         if not self.path.is_file():
             return
         lines = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                yield decode_event(line.decode("utf-8"))
+                event = decode_event(line.decode("utf-8"))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"`{self.path.name}` must hold one event a line, got line {number} that is "
                     f"none ({error}). Restore the file or start a new study."
                 ) from error
+            if isinstance(event, Started):
+                self._check_version(event.version)
+            if isinstance(event, Tested):
+                score = with_predictions(self.path.parent, event.trial, event.score)
+                event = Tested(trial=event.trial, score=score)
+            yield event
 
     def append(self, event: Event) -> None:
-        """Write one event, with the time, and wait until it is on disk.
+        """Write one event, with the time, and wait until it and its predictions are on disk.
 
         The time, in seconds since 1970, is for readers of the file: no decision depends on it.
         """
+        if isinstance(event, Tested):
+            write_predictions(self.path.parent, event.trial, event.score)
         if self._file is None:
             self._file = self._open()
         line = f'{encode_event(event)[:-1]},"logged":{time.time():.2f}}}\n'
@@ -216,6 +222,14 @@ class EventLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _check_version(self, version: int) -> None:
+        if version != VERSION:
+            raise ValueError(
+                f"`{self.path}` must be of version {VERSION}, which keeps test answers in files "
+                f"beside it and names controls for their finalist, got version {version}. Go on "
+                "with the release that began the study, or start a new one."
+            )
 
     def _open(self) -> IO[bytes]:
         """Open the file for appending, with a line that a crash cut short removed."""

@@ -3,21 +3,20 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from random import Random
 
 from alrq_core.sensitivity.measure import warm_allocation
 from search_spaces.allocation import Allocation
-from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
 from search_spaces.spaces import Space
-from tune.search.searchers import NEED_TABLE, Proposer
+from tune.search.proposer import Proposer
+from tune.search.searchers import NEED_TABLE
+from tune.study.controls import controls
 from tune.study.events import Proposed
+from tune.study.finalists import finalists, smallest_found
 from tune.study.state import StudyState, TrialState
 
 CONFIRM_SEEDS = 3
-MAX_FINALISTS = 3
-CONTROLS = ("uniform", "random")
 # Id of the trial that measures the visibility table.
 TABLE = "visibility"
 
@@ -78,32 +77,8 @@ class Plan:
         return not (self._baseline() or self._control() or self._confirmation())
 
     def finalists(self) -> list[TrialState]:
-        """Return the trials to confirm: the baselines, and the best of the front.
-
-        Of the front these are the smallest allocations whose validation loss is within one standard
-        error of the better baseline's, and the one of the lowest loss; where fewer are that near,
-        those nearest to it. Losses are those that the searcher's model expects, where it has one.
-        The one of the lowest observed loss goes with them: in 20 replayed studies the better of it
-        and the one that was expected to be lowest beat the latter by 0.006 to 0.013.
-        """
-        baselines = [t for t in self.state.of_role("baseline") if t.status == "completed"]
-        expected = self.proposer.expected_losses()
-        front = self.state.front(expected)
-        if not front:
-            return baselines
-        losses = {t.id: t.reports[-1].loss for t in (*baselines, *front)} | expected
-        count = min(MAX_FINALISTS, max(2, self.budget // 10))
-        best = min(front, key=lambda t: losses[t.id])
-        reference = min([*baselines, best], key=lambda t: losses[t.id])
-        limit = losses[reference.id] + reference.reports[-1].loss_standard_error
-        others = [trial for trial in front if trial is not best]
-        near = [trial for trial in others if losses[trial.id] <= limit]
-        far = sorted((t for t in others if losses[t.id] > limit), key=lambda t: losses[t.id])
-        chosen = [best, *near[: count - 1], *far[: max(0, count - 1 - len(near))]]
-        observed = min(self.state.front(), key=lambda t: t.reports[-1].loss)
-        if observed not in chosen:
-            chosen.append(observed)
-        return [*baselines, *sorted(chosen, key=lambda trial: trial.memory_bytes)]
+        """Return the trials to confirm: see `finalists`."""
+        return finalists(self.state, self.proposer.expected_losses(), self.budget)
 
     def _table(self) -> Proposed | None:
         """Return the trial that measures the visibility table: it goes first, since the search
@@ -136,18 +111,13 @@ class Plan:
         """Return an allocation of the smallest finalist's bytes that no search has found."""
         if not self.search_closed or self._unended_search():
             return None
-        chosen = [trial for trial in self.finalists() if trial.role == "search"]
-        if not chosen:
+        chosen = self.finalists()
+        smallest = smallest_found(chosen)
+        if smallest is None:
             return None
-        smallest = chosen[0]
-        generator = Random(f"{self.seed}-{smallest.id}")
-        controls = (
-            uniform_of_bytes(self.space, smallest.memory_bytes),
-            random_of_bytes(self.space, smallest.memory_bytes, generator),
-        )
-        for name, allocation in zip(CONTROLS, controls, strict=True):
+        for name, allocation in controls(self.space, smallest, self.seed).items():
             # A finalist that is uniform itself needs no control of that kind.
-            known = allocation in [trial.allocation for trial in chosen]
+            known = allocation in [t.allocation for t in chosen if t.role == "search"]
             if name not in self.state.trials and not known:
                 return self._proposed(name, "control", smallest.id, self.seed + 1, allocation)
         return None
@@ -159,8 +129,10 @@ class Plan:
         if self._unended_search():
             # Who the others are isn't known yet.
             sources = [source for source in sources if source.role == "baseline"]
-        controls = self.state.of_role("control")
-        sources += [control for control in controls if control.status == "completed"]
+        smallest = smallest_found(sources)
+        if smallest is not None:
+            known = self.state.of_role("control")
+            sources += [t for t in known if t.status == "completed" and t.origin == smallest.id]
         for repeat in range(CONFIRM_SEEDS):
             for source in sources:
                 if repeat == 0 and source.test is not None:

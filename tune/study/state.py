@@ -7,7 +7,7 @@ from typing import Literal
 from alrq_core.records import TestScore, TrialReport
 from search_spaces.allocation import Allocation, decode
 from tune.search.front import front
-from tune.study.answers import unpack_answers, unpack_classes
+from tune.search.tried import Tried
 from tune.study.events import (
     Completed,
     Event,
@@ -68,6 +68,21 @@ class TrialState:
         """The report of the highest rung."""
         return self.reports[-1] if self.reports else None
 
+    @property
+    def tried(self) -> Tried:
+        """What the search knows of it."""
+        last, status = self.last, self.status
+        return Tried(
+            id=self.id,
+            allocation=self.allocation,
+            memory_bytes=self.memory_bytes,
+            ended=None if status == "running" or status == "paused" else status,
+            rungs=len(self.reports),
+            step=last.step if last else None,
+            loss=last.loss if last else None,
+            reason=self.reason,
+        )
+
 
 @dataclass
 class StudyState:
@@ -108,7 +123,7 @@ class StudyState:
         if isinstance(event, Reported):
             trial.reports.append(event.report)
         elif isinstance(event, Tested):
-            trial.test = _test_score(event)
+            trial.test = event.score
         elif isinstance(event, Realised):
             trial.memory_bytes = event.memory_bytes
             trial.trainable_parameters = event.trainable_parameters
@@ -141,20 +156,6 @@ class StudyState:
         losses = {trial.id: trial.reports[-1].loss for trial in done} | dict(expected or {})
         points = [(losses[trial.id], float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
-
-
-def _test_score(event: Tested) -> TestScore:
-    scores = event.scores
-    return TestScore(
-        metric=event.metric,
-        value=event.value,
-        loss=event.loss,
-        f1=event.f1,
-        scores=unpack_answers(scores) if isinstance(scores, str) else scores,
-        predictions=unpack_classes(event.predictions),
-        context_tokens=event.context_tokens,
-        stride_tokens=event.stride_tokens,
-    )
 
 
 def _change_status(trial: TrialState, event: Event) -> None:

@@ -11,7 +11,6 @@ from typing import Literal
 from alrq_core.files import write_json
 from alrq_core.records import Receipt, TestScore, TrialReport
 from alrq_core.sensitivity.table import VisibilityTable
-from tune.study.answers import pack_answers, pack_classes
 from tune.study.events import (
     Completed,
     Event,
@@ -93,7 +92,7 @@ class Study:
         self._record(proposed)
         trial = self.state.trials[proposed.trial]
         if proposed.role == "search" and proposed.origin != self.plan.searcher:
-            self.plan.proposer.adopt(trial)
+            self.plan.proposer.adopt(trial.tried)
         return trial
 
     @property
@@ -148,7 +147,7 @@ class Study:
             if outcome.receipt is not None:
                 self._record(_realised(trial, outcome.receipt))
             if outcome.test is not None:
-                self._record(_tested(trial.id, outcome.test))
+                self._record(Tested(trial=trial.id, score=outcome.test))
             self._record(Completed(trial=trial.id))
             self._tell(trial)
             return "stop"
@@ -191,7 +190,7 @@ class Study:
 
     def _tell(self, trial: TrialState) -> None:
         if trial.role == "search":
-            self.plan.proposer.tell(trial)
+            self.plan.proposer.tell(trial.tried)
 
     def _record(self, event: Event) -> None:
         self.log.append(event)
@@ -256,21 +255,4 @@ def _realised(trial: TrialState, receipt: Receipt) -> Realised:
         memory_bytes=receipt.memory_bytes,
         trainable_parameters=receipt.trainable_parameters,
         allocation=allocation,
-    )
-
-
-def _tested(trial_id: str, test: TestScore) -> Tested:
-    scores: str | tuple[float, ...] = test.scores
-    if test.metric == "accuracy":
-        scores = pack_answers(test.scores)
-    return Tested(
-        trial=trial_id,
-        metric=test.metric,
-        value=test.value,
-        loss=test.loss,
-        f1=test.f1,
-        scores=scores,
-        predictions=pack_classes(test.predictions),
-        context_tokens=test.context_tokens,
-        stride_tokens=test.stride_tokens,
     )

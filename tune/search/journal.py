@@ -1,0 +1,104 @@
+"""Optuna's view of a search, kept in a file that its dashboard reads."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseGASampler, BaseSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+
+from search_spaces.spaces import Space
+from tune.search.parameters import distributions, to_params
+from tune.search.tried import Tried
+
+STUDY_NAME = "alrq"
+STORAGE_NAME = "optuna.journal"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class Journal:
+    """An Optuna study that is told the truth about every trial and its rung.
+
+    Optuna counts a stopped trial as pruned, without values, and a failed one as failed: only
+    trials at full fidelity enter its front.
+
+    Attributes:
+        numbers: Trial id to Optuna's number of the trial.
+    """
+
+    def __init__(self, folder: Path, space: Space, sampler: BaseSampler) -> None:
+        """Start an empty study in `folder`, over what may be there.
+
+        Args:
+            folder: Of the study.
+            space: What is searched.
+            sampler: Draws what is asked for.
+        """
+        self._space = space
+        path = folder / STORAGE_NAME
+        path.unlink(missing_ok=True)
+        self._study = optuna.create_study(
+            study_name=STUDY_NAME,
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            sampler=sampler,
+            directions=["minimize", "minimize"],
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names(["validation_loss", "memory_bytes"])
+        self.numbers: dict[str, int] = {}
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, in order, to be read only."""
+        return self._study.get_trials(deepcopy=False)
+
+    def ask(self, trial_id: str) -> Trial:
+        """Return a new trial, drawn by the sampler, which is running from now on."""
+        trial = self._study.ask(distributions(self._space))
+        trial.set_user_attr("trial", trial_id)
+        self.numbers[trial_id] = trial.number
+        return trial
+
+    def add(self, trial: Tried, sampler: BaseSampler) -> None:
+        """Take in a trial that was proposed elsewhere or before, as running.
+
+        Args:
+            trial: Its allocation counts, however it ended.
+            sampler: That would have drawn it.
+        """
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=to_params(trial.allocation, self._space),
+                distributions=distributions(self._space),
+                user_attrs={"trial": trial.id},
+            )
+        )
+        added = self.trials[-1]
+        self.numbers[trial.id] = added.number
+        if isinstance(sampler, BaseGASampler):
+            # It breeds from trials whose generation it noted, and notes their parents only once.
+            generation = sampler.get_trial_generation(self._study, added)
+            sampler.get_parent_population(self._study, generation)
+
+    def tell(self, trial: Tried) -> None:
+        """Note which rung a trial reached, and how it ended if it did."""
+        number = self.numbers[trial.id]
+        frozen = self.trials[number]
+        storage = self._study._storage
+        details: dict[str, Any] = {"memory_bytes": trial.memory_bytes, "rungs": trial.rungs}
+        found = {"step": trial.step, "loss": trial.loss, "reason": trial.reason}
+        details |= {key: value for key, value in found.items() if value is not None}
+        for key, value in details.items():
+            storage.set_trial_user_attr(frozen._trial_id, key, value)
+        if trial.ended == "completed" and trial.loss is not None:
+            self._study.tell(number, [trial.loss, float(trial.memory_bytes)])
+        elif trial.ended == "stopped":
+            self._study.tell(number, state=TrialState.PRUNED)
+        elif trial.ended == "failed":
+            self._study.tell(number, state=TrialState.FAIL)

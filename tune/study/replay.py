@@ -1,0 +1,25 @@
+"""Hands the search of an earlier run of the program to the searcher."""
+
+from collections.abc import Iterable
+
+from tune.search.proposer import Proposer
+from tune.study.events import Ended, Event, Proposed
+from tune.study.state import StudyState
+
+
+def replay_search(events: Iterable[Event], state: StudyState, proposer: Proposer) -> None:
+    """Let a new proposer take in all trials of the search, in the order of their begins and ends.
+
+    Args:
+        events: All of the study.
+        state: Made from them.
+        proposer: Has seen no trial yet.
+    """
+    searched = {trial.id: trial.tried for trial in state.of_role("search")}
+    for event in events:
+        if isinstance(event, Proposed) and event.trial in searched:
+            proposer.adopt(searched[event.trial])
+        elif isinstance(event, Ended) and event.trial in searched:
+            proposer.tell(searched.pop(event.trial))
+    for trial in searched.values():
+        proposer.tell(trial)
