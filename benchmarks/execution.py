@@ -62,12 +62,12 @@ def measure(runs: list[TrialRun], pairs: int) -> tuple[np.ndarray, np.ndarray]:
     for run in runs:
         run.model.train()
         for _ in range(2):
-            run.train_step()
+            run.training.train_step()
     for pair in range(pairs):
         order = range(len(runs)) if pair % 2 else reversed(range(len(runs)))
         for number in order:
             started = time.perf_counter()
-            losses[pair, number] = runs[number].train_step()
+            losses[pair, number] = runs[number].training.train_step()
             seconds[pair, number] = time.perf_counter() - started
     return seconds, losses
 

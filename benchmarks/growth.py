@@ -34,7 +34,6 @@ from alrq_core.data.encode import (
     PART_TOKENS,
     EncodedTask,
     Tokens,
-    collate,
     train_batches,
     train_parts,
 )
@@ -176,7 +175,7 @@ def step_table(
     for run in runs.values():
         run.model.train()
     rounds = contexts[reference].recipe.max_steps - WARM_UP
-    seconds = take_turns([run.train_step for run in runs.values()], rounds)
+    seconds = take_turns([run.training.train_step for run in runs.values()], rounds)
     rows = compare(seconds, list(runs), work, reference)
     return Table(title=title, unit="GFLOP", rows=rows)
 
@@ -256,8 +255,7 @@ def inputs_with_gradient(run: TrialRun) -> dict[str, bool]:
     names = [target.name for target in run.context.inventory.targets]
     modules = {name: run.model.get_submodule(name) for name in names}
     handles = [m.register_forward_pre_hook(partial(note, name)) for name, m in modules.items()]
-    task = run.context.task
-    run._loss(run.model, collate(task.train, np.arange(1), task.pad_id))
+    run.training.mean_loss(np.arange(1))
     for handle in handles:
         handle.remove()
     return found

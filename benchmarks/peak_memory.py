@@ -199,7 +199,7 @@ def measure(
     with recorded() as training:
         run.model.train()
         for _ in range(STEPS):
-            run.train_step()
+            run.training.train_step()
     (build, held), (step, _) = peak_and_rest(building), peak_and_rest(training)
     return Peaks(build, held + step, run.receipt.memory_bytes)
 

@@ -16,7 +16,7 @@ import numpy as np
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import TrialReport
 from alrq_core.sensitivity.table import VisibilityTable
-from alrq_core.trial import TrainingDivergedError
+from alrq_core.training import TrainingDivergedError
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space

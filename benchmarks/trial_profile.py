@@ -49,7 +49,7 @@ FORWARD, BACKWARD, OPTIMISER, SCORING = "forward", "backward", "optimiser", "eva
 PROBE, BATCHES, REPORT, REST = "receipt: probe of gradients", "batches", "report", "the rest"
 # What is wrapped: where it is looked up, and the part that it counts for.
 WRAPPED = {
-    "alrq_core.trial.sequence_losses": FORWARD,
+    "alrq_core.training.sequence_losses": FORWARD,
     "torch.Tensor.backward": BACKWARD,
     "torch.nn.utils.clip_grad_norm_": OPTIMISER,
     "torch.optim.AdamW.step": OPTIMISER,
@@ -67,9 +67,9 @@ WRAPPED = {
     "alrq_core.trial.check_receipt": "receipt: reading",
     "alrq_core.trial.confirm_unchanged": "receipt: reading",
     "alrq_core.trial.TrialRun._probe": PROBE,
-    "alrq_core.trial.collate": BATCHES,
+    "alrq_core.training.collate": BATCHES,
     "alrq_core.scoring.collate": BATCHES,
-    "alrq_core.trial.train_parts": BATCHES,
+    "alrq_core.training.train_parts": BATCHES,
     "alrq_core.trial.TrialRun.save_checkpoint": "checkpoint",
     "tune.on_ray.workers.make_context": "loading the base model",
 }
@@ -191,7 +191,7 @@ def run_trials(
     clock, generator, found, gaps, ended = Clock(), random.Random(seed), [], [], 0.0
     wrappers = {name: clock.wrap(part, resolve_name(name)) for name, part in WRAPPED.items()}
     draw_batch = clock.wrap(BATCHES, next)
-    wrappers["alrq_core.trial.train_batches"] = lambda *args: map(
+    wrappers["alrq_core.training.train_batches"] = lambda *args: map(
         draw_batch, repeat(train_batches(*args))
     )
     send = clock.wrap(REPORT, pickle.dumps)

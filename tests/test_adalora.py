@@ -10,7 +10,8 @@ import torch
 from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor, nn
 
-from alrq_core.adapters.adalora import AdaptiveRanks, RankBudgetError
+from alrq_core.adapters.adalora import AdaptiveRanks
+from alrq_core.adapters.final_ranks import RankBudgetError, attach_plain, rebuild
 from alrq_core.adapters.lora import ADAPTER, frozen_layer, lora_layers
 from alrq_core.build import build_model
 from alrq_core.records import TaskKind
@@ -118,7 +119,7 @@ def test_the_budget_is_met_and_the_function_stays(
     assert sums[-FINAL - 1 :] == [adaptive.budget] * (FINAL + 1) == [2 * len(names)] * (FINAL + 1)
 
     before, parameters = logits(model), sum(p.numel() for p in trained(model))
-    ranks = adaptive.rebuild()
+    ranks = rebuild(adaptive)
     after = logits(model)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5 * float(before.abs().max()))
     assert sum(ranks.values()) == 2 * len(names)
@@ -139,7 +140,7 @@ def test_it_trains_in_bfloat16(bert_folder: Path, bits: int) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         sums = train(model, adaptive)
         before = logits(model)
-        adaptive.rebuild()
+        rebuild(adaptive)
         after = logits(model)
 
     assert sums[-1] == adaptive.budget
@@ -177,7 +178,7 @@ def test_only_adapters_and_the_head_are_trained(bert_folder: Path, dtype: torch.
     assert {parameter.dtype for parameter in trained(model)} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         train(model, adaptive)
-    ranks = adaptive.rebuild()
+    ranks = rebuild(adaptive)
     halves = {f"{n}.lora_{half}.{ADAPTER}.weight" for n in names if ranks[n] for half in "AB"}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == halves | head
 
@@ -188,7 +189,7 @@ def test_modules_of_rank_0_lose_their_adapter(bert_folder: Path) -> None:
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     train(model, adaptive)
     nn.init.zeros_(adaptive.layers[names[0]].lora_E[ADAPTER])
-    ranks = adaptive.rebuild()
+    ranks = rebuild(adaptive)
 
     assert ranks[names[0]] == 0
     assert model.get_submodule(names[0]) is bases[names[0]]
@@ -204,7 +205,7 @@ def test_all_adapters_may_go() -> None:
     for layer in adaptive.layers.values():
         nn.init.zeros_(layer.lora_E[ADAPTER])
 
-    assert adaptive.rebuild() == {"layer.0": 0, "layer.1": 0}
+    assert rebuild(adaptive) == {"layer.0": 0, "layer.1": 0}
     assert not lora_layers(model)
 
 
@@ -212,10 +213,10 @@ def test_finished_adapters_are_loaded_into_plain_lora(bert_folder: Path) -> None
     model, names = packed(bert_folder, "classification", (16, 8, 4))
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     train(model, adaptive)
-    ranks = adaptive.rebuild()
+    ranks = rebuild(adaptive)
 
     copy, _ = packed(bert_folder, "classification", (16, 8, 4))
-    AdaptiveRanks(copy, dict.fromkeys(names, 6), 2, STEPS, ALPHA).attach_plain(ranks)
+    attach_plain(AdaptiveRanks(copy, dict.fromkeys(names, 6), 2, STEPS, ALPHA), ranks)
     for target, source in zip(trained(copy), trained(model), strict=True):
         target.data.copy_(source)
     assert torch.equal(logits(copy), logits(model))
@@ -232,7 +233,7 @@ def test_without_allocation_nothing_is_rebuilt(bert_folder: Path) -> None:
 
     assert sum(adaptive.ranks().values()) == 6 * len(names)
     with pytest.raises(RankBudgetError, match="allocated at 0 of 10 steps"):
-        adaptive.rebuild()
+        rebuild(adaptive)
     assert set(lora_layers(model)) == set(names)
 
 
@@ -242,7 +243,7 @@ def test_a_missing_last_call_is_found() -> None:
         pretend_step(adaptive, step)
 
     with pytest.raises(RankBudgetError, match="allocated at 9 of 10 steps"):
-        adaptive.rebuild()
+        rebuild(adaptive)
 
 
 def test_ranks_above_the_budget_are_found() -> None:
@@ -253,7 +254,7 @@ def test_ranks_above_the_budget_are_found() -> None:
     nn.init.ones_(adaptive.layers["layer.1"].lora_E[ADAPTER])
 
     with pytest.raises(RankBudgetError, match=r"8 ranks over 2 modules, above the budget of 4\."):
-        adaptive.rebuild()
+        rebuild(adaptive)
 
 
 @pytest.mark.parametrize("step", [0, 1, 3])
@@ -311,7 +312,7 @@ def test_training_continues_from_a_saved_state_as_if_uninterrupted(
                 }
                 model, adaptive, optimizer = restored(bert_folder, written_and_read(state))
             train_step(model, adaptive, optimizer, step)
-        ranks = adaptive.rebuild()
+        ranks = rebuild(adaptive)
         results.append((ranks, [parameter.detach() for parameter in trained(model)]))
 
     assert results[0][0] == results[1][0]

@@ -115,8 +115,8 @@ def test_an_adalora_checkpoint_continues_exactly(
 
 def test_the_penalty_is_not_part_of_the_reported_loss(bert_folder: Path) -> None:
     run = built("B-Ada", "classification", bert_folder)
-    assert run._adaptive is not None
-    penalty = float(run._adaptive.regularisation().detach())
+    assert run.training.adaptive is not None
+    penalty = float(run.training.adaptive.regularisation().detach())
 
     assert penalty > 1
     assert run.advance(1).train_loss < 1

@@ -8,7 +8,8 @@ import torch
 
 from alrq_core.adapters.lora import adapter_tensors, lora_layers
 from alrq_core.records import EXECUTIONS, LORA_INITS, TrialReport
-from alrq_core.trial import TrainingDivergedError, TrialRun
+from alrq_core.training import TrainingDivergedError
+from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import multiplied_layers
 from tests.tiny import RECIPE, make_context, mixed, uniform
 
@@ -170,7 +171,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bert_folder: Path) -> 
     context = make_context(bert_folder, "classification")
     run = TrialRun(context, uniform(context.inventory, 16, 4), seed=0)
     with torch.no_grad():
-        run._trained[0].fill_(float("nan"))
+        run.training.trained[0].fill_(float("nan"))
     with pytest.raises(TrainingDivergedError, match="training loss became nan at step 1"):
         run.advance(8)
 

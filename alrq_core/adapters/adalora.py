@@ -2,7 +2,7 @@
 
 AdaLoRA (Zhang et al., arXiv:2303.10512) writes each adapter as B diag(E) A and zeroes the entries
 of E that matter least, over all modules together, until a budget of ranks is met. PEFT only masks
-them: `AdaptiveRanks.rebuild` removes what they occupy.
+them: `final_ranks.rebuild` removes what they occupy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,28 +15,25 @@ from peft.tuners.adalora import AdaLoraLayer, AdaLoraModel, RankAllocator, SVDLi
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 
-from alrq_core.adapters.lora import ADAPTER, attach_adapters, exact_names, lora_layers, quiet_peft
-from alrq_core.models.structure import replace_module
-from search_spaces.allocation import Allocation, Choice
+from alrq_core.adapters.lora import ADAPTER, exact_names, quiet_peft
 
 MIN_STEPS = 5
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-
-
-class RankBudgetError(RuntimeError):
-    """The ranks were not brought down to their budget. The message has the figures."""
 
 
 class AdaptiveRanks:
     """The AdaLoRA adapters of one model, from their initial to their final ranks.
 
     In each step: add `regularisation` to the loss, backward, optimiser step, `allocate`, clear
-    the gradients. After the last step: `rebuild`.
+    the gradients. After the last step: `final_ranks.rebuild`.
 
     Attributes:
+        model: What carries them.
         layers: PEFT's layers, by the name of their target module.
         budget: Sum of all ranks in the end.
         steps: Steps after which the ranks were allocated.
+        max_steps: Optimiser steps of the whole training.
+        alpha_over_rank: LoRA's scaling.
     """
 
     def __init__(
@@ -65,14 +62,14 @@ class AdaptiveRanks:
                 format PEFT's AdaLoRA does not take.
         """
         _check(model, initial_ranks, final_rank, max_steps)
-        self._model = model
-        self._max_steps = max_steps
-        self._alpha_over_rank = alpha_over_rank
+        self.model = model
+        self.max_steps = max_steps
+        self.alpha_over_rank = alpha_over_rank
         self._config = _config(tuple(initial_ranks), final_rank, max_steps)
         # PEFT picks the layer for quantised weights only when both marks are set.
         model.is_loaded_in_4bit = True  # type: ignore[assignment]
         model.is_loaded_in_8bit = True  # type: ignore[assignment]
-        with _keep_trainable(model), quiet_peft():
+        with keep_trainable(model), quiet_peft():
             self._tuner = AdaLoraModel(model, self._config, ADAPTER)
         self.layers: dict[str, AdaLoraLayer] = {n: model.get_submodule(n) for n in initial_ranks}
         for name, rank in initial_ranks.items():
@@ -127,39 +124,7 @@ class AdaptiveRanks:
 
         All are 0 before the first step, and the optimiser moves masked ones until `allocate`.
         """
-        return {name: int(_kept(layer).sum()) for name, layer in self.layers.items()}
-
-    def rebuild(self) -> dict[str, int]:
-        """Put plain LoRA of the final ranks in the place of AdaLoRA; return the ranks.
-
-        The model's function stays. Modules of rank 0 lose their adapter. The parameters are new
-        ones, in float32.
-
-        Raises:
-            RankBudgetError: A step was not allocated, or the ranks are above the budget.
-        """
-        ranks = self.ranks()
-        self._check_budget(ranks)
-        halves = {name: self._plain_lora(layer) for name, layer in self.layers.items()}
-        self.attach_plain(ranks)
-        with torch.no_grad():
-            for name, layer in lora_layers(self._model).items():
-                layer.lora_A[ADAPTER].weight.copy_(halves[name][0])
-                layer.lora_B[ADAPTER].weight.copy_(halves[name][1])
-        return ranks
-
-    def attach_plain(self, ranks: Mapping[str, int]) -> None:
-        """Put new plain LoRA of these ranks in the place of AdaLoRA, for weights to be loaded."""
-        for hook in self._hooks:
-            hook.remove()
-        # `attach_adapters` reads nothing but the ranks.
-        allocation = Allocation({name: Choice(16, rank) for name, rank in ranks.items()})
-        with _keep_trainable(self._model):
-            for name, layer in self.layers.items():
-                replace_module(self._model, name, layer.get_base_layer())
-            # PEFT would take the new adapters for further ones.
-            del self._model.peft_config
-            attach_adapters(self._model, allocation, self._alpha_over_rank)
+        return {name: int(kept_ranks(layer).sum()) for name, layer in self.layers.items()}
 
     def state(self) -> dict[str, Any]:
         """Return what `load_state` needs beside the parameters, in types that torch.load trusts."""
@@ -174,28 +139,13 @@ class AdaptiveRanks:
         for key in IMPORTANCE:
             setattr(self._tuner.rankallocator, key, dict(state[key]))
 
-    def _plain_lora(self, layer: AdaLoraLayer) -> tuple[Tensor, Tensor]:
-        """Return A and B of plain LoRA with the same product, without the masked ranks."""
-        kept = _kept(layer)
-        # The constant is PEFT's.
-        scale = layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5) / self._alpha_over_rank
-        left = layer.lora_B[ADAPTER] * layer.lora_E[ADAPTER].T * scale
-        return layer.lora_A[ADAPTER].detach()[kept], left.detach()[:, kept]
-
-    def _check_budget(self, ranks: Mapping[str, int]) -> None:
-        if self.steps < self._max_steps:
-            raise RankBudgetError(
-                f"AdaLoRA's ranks were allocated at {self.steps} of {self._max_steps} steps. "
-                "Call `allocate` at every optimiser step."
-            )
-        if sum(ranks.values()) > self.budget:
-            raise RankBudgetError(
-                f"AdaLoRA ended with {sum(ranks.values())} ranks over {len(ranks)} modules, above "
-                f"the budget of {self.budget}. Call `allocate` after the optimiser's last step."
-            )
+    def remove_hooks(self) -> None:
+        """Leave the base layers as they were, before others are put around them."""
+        for hook in self._hooks:
+            hook.remove()
 
 
-def _kept(layer: AdaLoraLayer) -> Tensor:
+def kept_ranks(layer: AdaLoraLayer) -> Tensor:
     """Return which ranks are not masked."""
     kept: Tensor = layer.lora_E[ADAPTER].detach().flatten() != 0
     return kept
@@ -206,7 +156,7 @@ def _copy_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) 
 
 
 @contextmanager
-def _keep_trainable(model: nn.Module) -> Iterator[None]:
+def keep_trainable(model: nn.Module) -> Iterator[None]:
     """Keep trainable what is: PEFT freezes all but its adapters when it attaches them."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     yield

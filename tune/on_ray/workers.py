@@ -15,7 +15,8 @@ from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
 from alrq_core.sensitivity.measure import visibility_table
 from alrq_core.sensitivity.table import table_folder
-from alrq_core.trial import TrainingDivergedError, TrialRun
+from alrq_core.training import TrainingDivergedError
+from alrq_core.trial import TrialRun
 from search_spaces.allocation import decode
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space

@@ -1,0 +1,54 @@
+"""Writes a trial in the middle of its training to a file, and continues it exactly from there."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alrq_core.files import replaced
+from alrq_core.randomness import Randomness
+from alrq_core.records import Receipt, TrialReport
+from alrq_core.training import Training
+
+
+def write_checkpoint(
+    path: Path, training: Training, randomness: Randomness, receipt: Receipt, report: TrialReport
+) -> None:
+    """Write all that `read_checkpoint` needs, at once or not at all.
+
+    Args:
+        path: The file.
+        training: As far as it is.
+        randomness: The trial's own random numbers.
+        receipt: Of the trial so far.
+        report: Its last one.
+    """
+    state = {
+        "report": report.to_json(),
+        "receipt": receipt.to_json(),
+        "randomness": randomness.states,
+        **training.state(),
+    }
+    with replaced(path) as partial:
+        torch.save(state, partial)
+
+
+def read_checkpoint(
+    path: Path, training: Training, randomness: Randomness, device: torch.device
+) -> tuple[Receipt, TrialReport]:
+    """Bring a new trial of the same allocation and seed to where the written one was.
+
+    Args:
+        path: As given to `write_checkpoint`.
+        training: Before its first step; it is put where the other was.
+        randomness: Likewise.
+        device: Of the model.
+
+    Returns:
+        The receipt and the last report.
+    """
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    receipt = Receipt.from_json(state["receipt"])
+    training.load_state(state, receipt.ranks)
+    randomness.states = [generator.cpu() for generator in state["randomness"]]
+    return receipt, TrialReport(**state["report"])
