@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alrq_core.data.tasks import Task, TextSplit
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.tasks import Task
 from alrq_core.models.loading import load_tokenizer
 from alrq_core.records import Recipe, TaskKind
 
