@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from alrq_core.data.encode import collate, encode_task, eval_batches, train_batches, train_parts
+from alrq_core.data.encode import (
+    collate,
+    encode_task,
+    epoch_batches,
+    eval_batches,
+    train_batches,
+    train_parts,
+)
 from alrq_core.data.tasks import Task, TextSplit, load_task
 from alrq_core.models.loading import load_tokenizer
 from alrq_core.records import TaskKind
@@ -32,6 +39,30 @@ def test_batches_repeat_with_their_seed_and_differ_between_epochs() -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[:8], first[8:])
+
+
+def test_every_row_comes_once_an_epoch_whatever_the_sizes() -> None:
+    """In as few batches as hold them, all of one size but for one row."""
+    draw = np.random.default_rng(0)
+    sizes = [(60, 32), (33, 32), (801, 32), (1, 1), (5971, 32), (26, 1)]
+    for rows, size in [*sizes, *draw.integers(1, [400, 40], (150, 2)).tolist()]:
+        tokens = make_tokens(rows, 0, "classification")
+        count = epoch_batches(rows, size)
+        batches = train_batches(tokens, replace(RECIPE, batch_size=size), seed=rows)
+        for _ in range(2):
+            epoch = [next(batches) for _ in range(count)]
+            found = [len(batch) for batch in epoch]
+
+            assert np.bincount(np.concatenate(epoch), minlength=rows).tolist() == [1] * rows
+            assert max(found) <= size
+            assert max(found) - min(found) <= 1
+
+
+def test_batches_that_divide_the_rows_are_those_of_earlier_studies() -> None:
+    tokens = make_tokens(64, 0, "classification")
+    first = next(train_batches(tokens, RECIPE, seed=0))
+
+    assert first.tolist() == [60, 33, 53, 58, 19, 11, 55, 14]
 
 
 def test_a_small_split_gives_smaller_batches_without_end() -> None:

@@ -170,24 +170,32 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
     )
 
 
+def epoch_batches(rows: int, batch_size: int) -> int:
+    """Return the number of batches in which every row comes once."""
+    return -(-rows // batch_size)
+
+
 def train_batches(tokens: Tokens, recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
     """Yield the rows of each batch, epoch after epoch, without end.
 
-    An epoch's last, short batch is dropped. The same seed gives the same order.
+    An epoch holds every row once, in as few batches as hold them. Where the rows don't divide, the
+    batches are of equal size but for one row, so that all rows weigh alike. The same seed gives
+    the same order.
     """
     generator = np.random.default_rng(seed)
-    size = min(recipe.batch_size, len(tokens))
     lengths = tokens.lengths
+    number = epoch_batches(len(tokens), recipe.batch_size)
     while True:
-        order = generator.permutation(len(tokens))
+        sizes = [len(part) for part in np.array_split(lengths, number)]
         batches: list[np.ndarray] = []
-        for start in range(0, len(order), size * BUCKET_BATCHES):
-            bucket = order[start : start + size * BUCKET_BATCHES]
+        order = generator.permutation(len(tokens))
+        for first in range(0, number, BUCKET_BATCHES):
+            ends = np.cumsum(sizes[first : first + BUCKET_BATCHES])
+            bucket, order = np.split(order, ends[-1:])
             bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-            full = len(bucket) // size * size
-            batches.extend(bucket[:full].reshape(-1, size))
-        for number in generator.permutation(len(batches)):
-            yield batches[number]
+            batches.extend(np.split(bucket, ends[:-1]))
+        for place in generator.permutation(number):
+            yield batches[place]
 
 
 def part_tokens(device: torch.device) -> int | None:
