@@ -55,9 +55,9 @@ def read(task: Task) -> list[tuple[str, str]]:
         content(ROWS).replace("\n", "\r\n").encode(),
         content(ROWS).replace("\n", "\r").encode(),
         content(ROWS).replace("\n", "\n\n").encode(),
-        content(ROWS)[:-1].encode(),
+        b"\n" + content(ROWS)[:-1].encode(),
     ],
-    ids=["byte order mark", "gzip", "crlf", "cr", "blank lines", "no last line break"],
+    ids=["byte order mark", "gzip", "crlf", "cr", "blank lines", "breaks around it"],
 )
 def test_a_csv_file_of_any_make_reads_the_same(tmp_path: Path, text: bytes) -> None:
     assert read(custom(save(tmp_path / "mein Ordner/dätä 1.csv", text))) == sorted(ROWS)
@@ -144,6 +144,11 @@ def test_columns_that_are_not_used_may_hold_anything(tmp_path: Path) -> None:
                 for n, (t, b) in enumerate(ROWS)
             ).replace("text,label", "label,text", 1),
             r"close each quote.*'no,sentence 6 here' inside of a cell of row 6 \(line 7\)",
+        ),
+        (
+            "header.csv",
+            '"text,label\na,b\n',
+            r"header\.csv' \(header, line 1 to 2: .*Close the quote",
         ),
         ("twice.csv", "text,label,text\na,b,c\n", r"each column once, got 'text' 2 times in 'twi"),
         ("twice.jsonl", '{"text": "a", "label": "b", "text": "c"}\n', r"line 1: 'text' twice"),

@@ -147,10 +147,11 @@ def _read_delimited(path: Path, columns: Collection[str]) -> Table:
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
         strict=True,
     )
-    header = next(reader, [])
+    rows = _rows(reader, path)
+    _, header = next(rows, (1, []))
     places = _places(path, header, columns)
     table = Table(path.name, header, {column: [] for column in places})
-    for line, row in _rows(reader, path, table):
+    for line, row in rows:
         if len(row) != len(header):
             raise ValueError(
                 f"`--data` must have {len(header)} cells in each row, as in its header, got "
@@ -166,20 +167,23 @@ def _read_delimited(path: Path, columns: Collection[str]) -> Table:
     return table
 
 
-def _rows(reader: Any, path: Path, table: Table) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows that are not blank, and the line on which each of them begins."""
+def _rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield header and rows, but for blank lines, and the line on which each of them begins."""
+    number = 0
     while True:
         line = reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
-            problem = f"row {table.rows + 1}, line {line} to {reader.line_num}: {error}"
+            what = f"row {number}" if number else "header"
+            problem = f"{what}, line {line} to {reader.line_num}: {error}"
             remedy = "Close the quote that opens there, and write quotes inside of it twice."
             raise _unreadable(path, problem, remedy) from error
         if row is None:
             return
         if row:
             yield line, row
+            number += 1
 
 
 def _read_json_lines(path: Path, columns: Collection[str]) -> Table:
