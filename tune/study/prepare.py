@@ -12,7 +12,7 @@ import pyarrow
 import torch
 
 from alrq_core.adapters.adalora import MIN_STEPS
-from alrq_core.data.encode import EncodedTask, encode_task
+from alrq_core.data.encode import EncodedTask, encode_task, epoch_batches
 from alrq_core.data.tasks import check_task_name, load_task
 from alrq_core.memory.batch_plan import (
     BatchPlan,
@@ -81,7 +81,9 @@ def prepare(config: StudyConfig) -> Prepared:
     if config.eval_sequences is not None:
         encoded = encoded.scored_on(config.eval_sequences)
     if config.epochs is not None:
-        steps = math.ceil(config.epochs * len(encoded.train) / config.recipe.batch_size)
+        steps = math.ceil(
+            config.epochs * epoch_batches(len(encoded.train), config.recipe.batch_size)
+        )
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
     inventory = inspect_model(config.model, task.kind, len(task.label_names))
     space = make_space(config.space, inventory, formats)
