@@ -17,7 +17,8 @@ def block(name: str) -> str:
 
 def test_both_lines_do_their_own_set_up() -> None:
     assert block("main job").startswith("pip install -r requirements.txt && python run_search.py")
-    assert block("tests").startswith("pip install -e ") and "python -m pytest" in block("tests")
+    assert block("tests").startswith("pip install -r requirements.txt -e ")
+    assert "python -m pytest" in block("tests")
 
 
 def test_linked_files_exist() -> None:
