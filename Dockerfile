@@ -1,7 +1,7 @@
 # The two images: `docker build --target cpu .` and, for GPUs and clusters, `--target cuda`.
 
 FROM scratch AS sources
-COPY pyproject.toml requirements.txt README.md run_search.py /app/
+COPY pyproject.toml requirements.txt constraints.txt README.md LICENSE run_search.py /app/
 COPY alrq_core /app/alrq_core
 COPY search_spaces /app/search_spaces
 COPY tune /app/tune
@@ -26,7 +26,7 @@ ENV HOME=/home/alrq \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 # The dependencies by themselves, so that a change of the code does not download them again.
-COPY pyproject.toml ./
+COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 print(*project['dependencies'], *project['optional-dependencies']['wandb'], sep='\n')" \
@@ -39,9 +39,10 @@ FROM base AS cuda
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssh-client rsync tmux \
     && rm -rf /var/lib/apt/lists/*
-RUN pip install "torch>=2.11,<2.14"
+RUN pip install --constraint constraints.txt torch
 # The head starts its workers through boto3; Ray's extra is the dashboard and `ray job`.
-RUN pip install --requirement /tmp/dependencies.txt "ray[default]" boto3
+RUN pip install --constraint constraints.txt --requirement /tmp/dependencies.txt \
+    "ray[default]" boto3
 COPY --from=sources /app /app
 RUN pip install --no-deps --editable . && chmod -R a+rX /app
 # NVIDIA's runtime hands over no GPU to an image that does not ask for one.
@@ -53,8 +54,8 @@ CMD ["python", "run_search.py", "--help"]
 
 
 FROM base AS cpu
-RUN pip install --index-url https://download.pytorch.org/whl/cpu "torch>=2.11,<2.14"
-RUN pip install --requirement /tmp/dependencies.txt
+RUN pip install --index-url https://download.pytorch.org/whl/cpu --constraint constraints.txt torch
+RUN pip install --constraint constraints.txt --requirement /tmp/dependencies.txt
 COPY --from=sources /app /app
 RUN pip install --no-deps --editable . && chmod -R a+rX /app
 USER alrq

@@ -1,32 +1,124 @@
-"""The README's commands and its Python lines are those that work."""
+"""The documents: commands and Python lines that work, links that lead somewhere."""
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from benchmarks.main_job import read_rows
+
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    ROOT / "benchmarks/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+README_LINES = 150
+# What the snippets of CONTRIBUTING would import.
+BROUGHT = {"QMCSampler", "Olmo2Config"}
 
 
-def block(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def block(document: str, name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", text(document), re.DOTALL)
     assert found is not None
     return found[1]
 
 
+def prose(document: Path) -> str:
+    """Return a document without its blocks of code."""
+    return re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+def links(document: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the file and the anchor of each link that is no address."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if not link.startswith(("http://", "https://")):
+            path, _, anchor = link.partition("#")
+            yield (document.parent / path).resolve() if path else document, anchor
+
+
+def snippets() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text("CONTRIBUTING.md"), re.DOTALL)
+
+
 def test_both_lines_do_their_own_set_up() -> None:
-    assert block("main job").startswith("pip install -r requirements.txt && python run_search.py")
-    assert block("tests").startswith("pip install -e ") and "python -m pytest" in block("tests")
+    main_job, tests = block("README.md", "main job"), block("README.md", "tests")
+    assert main_job.startswith("pip install -r requirements.txt && python run_search.py")
+    assert tests.startswith("pip install -r requirements.txt -e ")
+    assert "python -m pytest" in tests
 
 
-def test_linked_files_exist() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+def test_readme_is_short() -> None:
+    assert len(text("README.md").splitlines()) < README_LINES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for path, anchor in links(document):
+        assert path.exists(), path
+        if anchor:
+            assert anchor in anchors(path), f"{path}#{anchor}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {path for path, _ in links(index)}
+    assert {page for page in DOCUMENTS if page.parent == index.parent} - {index} <= linked
+
+
+def test_commands_name_programs_that_exist() -> None:
+    for document in DOCUMENTS:
+        if document.name in ("negative-results.md", "CHANGELOG.md"):
+            # They tell of programs that are gone, with the commit that has them.
+            continue
+        written = document.read_text(encoding="utf-8")
+        for program in re.findall(r"python (\w[\w/]*\.py)", written):
+            assert (ROOT / program).is_file(), f"{document.name}: {program}"
+        for module in re.findall(r"python\s+-m\s+(benchmarks\.\w+)", written):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_the_picture_shows_the_rows_of_the_table() -> None:
+    lines = text("docs/measurements.md").splitlines()
+    for row in read_rows():
+        cells = (
+            f"| {float(row['average_bits']):.2f} | {row['average_rank']} | {row['memory_mb']} MB "
+            f"| {row['target_mb']} MB | {row['accuracy']} % [{row['low']}, {row['high']}] |"
+        )
+        difference = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}] |"
+        wanted = difference if row["difference"] else " - |"
+        assert any(row["trial"] in x and cells in x and x.endswith(wanted) for x in lines), row
+
+
+@pytest.mark.parametrize("snippet", snippets(), ids=lambda code: code.splitlines()[0])
+def test_snippets_of_contributing_fit_the_code(snippet: str) -> None:
+    """All that a snippet names is in the file that it belongs to, but for what it brings along."""
+    file = text(snippet.splitlines()[0].removeprefix("# "))
+    nodes = list(ast.walk(ast.parse(snippet)))
+    brought = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | BROUGHT
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} - brought
+    for name in names:
+        if name.startswith("_") or name[0].isupper():
+            assert re.search(rf"\b{name}\b", file), name
 
 
 def test_the_python_lines_run(tmp_path: Path) -> None:
-    code = block("python").replace("200", "2")
+    code = block("docs/python.md", "python").replace("200", "2")
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300
     )
