@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit, quantize_blockwise
+from bitsandbytes.functional import (
+    create_dynamic_map,
+    get_4bit_type,
+    int8_vectorwise_quant,
+    quantize_4bit,
+    quantize_blockwise,
+)
 from torch import Tensor, nn
 
 from alrq_core.weights.layers import STORAGE_DTYPE, HQQLinear
@@ -42,6 +48,16 @@ def quantise(weight: Tensor, stored: Format, compute_dtype: torch.dtype) -> dict
         f"`format` must be one that is known, got {stored.method!r} for {stored.bits} bits. "
         "Use `default_format`."
     )
+
+
+def code_values(stored: Format, device: torch.device) -> dict[str, Tensor]:
+    """Return what codes stand for, `values` and `nested_values`, as far as a format has them."""
+    if stored.method not in FOUR_BIT:
+        return {}
+    values = {"values": get_4bit_type(stored.method[:3], device)}
+    if stored.method != "nf4-double":
+        return values
+    return {**values, "nested_values": create_dynamic_map().to(device)}
 
 
 def hqq_config(stored: Format) -> dict[str, Any]:
