@@ -31,7 +31,7 @@ from alrq_core.weights.quantise import code_values
 from search_spaces.allocation import Allocation, from_json
 from search_spaces.formats import Format
 
-VERSION = 1
+VERSION = 2
 MANIFEST, WEIGHTS, PEFT_FOLDER = "alrq.json", "weights.safetensors", "adapter"
 
 

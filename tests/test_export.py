@@ -136,7 +136,7 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
 
 def test_another_version_is_refused(saved: Path) -> None:
     edit_manifest(saved, version=9)
-    with pytest.raises(ValueError, match=r"`version` of alrq\.json must be 1, got 9"):
+    with pytest.raises(ValueError, match=r"`version` of alrq\.json must be 2, got 9"):
         alrq_core.load(saved)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alrq_core.models.structure import replace_module
 from alrq_core.records import ModuleReceipt
 from alrq_core.weights.layers import (
+    HQQ_DTYPE,
     STORAGE_DTYPE,
     HQQLinear,
     Linear4,
@@ -24,8 +25,8 @@ from alrq_core.weights.quantise import hqq_config, quantise
 from search_spaces.costs import CODES_PER_INT32, NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, ROWS, Format
 
-# Weight, format and compute type -> the tensors that a packed layer keeps.
-Quantiser = Callable[[Tensor, Format, torch.dtype], Mapping[str, Tensor]]
+# Weight and format -> the tensors that a packed layer keeps.
+Quantiser = Callable[[Tensor, Format], Mapping[str, Tensor]]
 
 
 def pack(
@@ -54,7 +55,7 @@ def pack(
             "Choose one of them."
         )
     weight: Tensor = module.get_parameter("weight")
-    tensors = make(weight, stored, compute_dtype)
+    tensors = make(weight, stored)
     packed = assemble(stored, weight.shape, tensors, compute_dtype)
     if isinstance(module, nn.Embedding):
         # Gemma's own class multiplies each row.
@@ -181,7 +182,7 @@ def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[s
     rows = -(-groups // CODES_PER_INT32) if stored.bits == 3 else groups * stored.bits // 8
     dtype = torch.int32 if stored.bits == 3 else torch.uint8
     codes = torch.empty(rows, stored.group_size, dtype=dtype)
-    scales, zeros = (torch.empty(groups, 1, dtype=STORAGE_DTYPE) for _ in range(2))
+    scales, zeros = (torch.empty(groups, 1, dtype=HQQ_DTYPE) for _ in range(2))
     return {"codes": codes, "scales": scales, "zeros": zeros}
 
 
