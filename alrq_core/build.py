@@ -66,10 +66,8 @@ def build_model(
     return model
 
 
-def _quantise_on(
-    device: torch.device, weight: Tensor, stored: Format, compute_dtype: torch.dtype
-) -> dict[str, Tensor]:
-    return quantise(weight.to(device), stored, compute_dtype)
+def _quantise_on(device: torch.device, weight: Tensor, stored: Format) -> dict[str, Tensor]:
+    return quantise(weight.to(device), stored)
 
 
 def _check_choice(name: str, source: nn.Module, choice: Choice) -> None:

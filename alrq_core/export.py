@@ -26,10 +26,12 @@ from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.records import Receipt, TaskKind
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import STORAGE_DTYPE
-from alrq_core.weights.packing import pack, place, stored_tensors
+from alrq_core.weights.packing import layer_tensors, pack, place, stored_tensors
+from alrq_core.weights.quantise import code_values
 from search_spaces.allocation import Allocation, from_json
+from search_spaces.formats import Format
 
-VERSION = 1
+VERSION = 2
 MANIFEST, WEIGHTS, PEFT_FOLDER = "alrq.json", "weights.safetensors", "adapter"
 
 
@@ -95,7 +97,7 @@ def load(folder: Path) -> LoadedModel:
     model: nn.Module = model_class(kind, config, str(folder)).from_config(config)
     as_linear(model)
     tensors = load_file(folder / WEIGHTS)
-    _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype)
+    _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype, device)
     keep_first_token(model)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > config.vocab_size:
@@ -104,7 +106,7 @@ def load(folder: Path) -> LoadedModel:
             f"for {config.vocab_size} in {str(folder)!r}. Restore the folder."
         )
     return LoadedModel(
-        model=model.to(device).eval(),
+        model=model.eval(),
         tokenizer=tokenizer,
         allocation=allocation,
         label_names=tuple(manifest["label_names"]),
@@ -163,46 +165,57 @@ def _restore(
     tensors: dict[str, Tensor],
     alpha_over_rank: float,
     compute_dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """Give a fresh model the stored tensors, without quantising anything anew."""
+    """Give a fresh model the stored tensors, on a device, without quantising anything anew."""
     packed: set[int] = set()
     tied = tied_head(model, allocation.choices)
     for name, choice in allocation.choices.items():
         plain: Any = model.get_submodule(name)
-        with torch.no_grad():
-            # The layer's format is made from weights that do not matter, and filled after that.
-            plain.weight.normal_()
-            if getattr(plain, "bias", None) is not None:
-                plain.bias.copy_(_take(tensors, f"{name}.bias"))
-        layer = pack(plain, choice.format, compute_dtype)
-        codes, others, _ = stored_tensors(layer)
-        for number, target in enumerate((codes, *others)):
-            _fill(target, _take(tensors, f"{name}.packed.{number}"), name)
+        if getattr(plain, "bias", None) is not None:
+            plain.bias.data = _take(tensors, f"{name}.bias", plain.bias)
+        # On the device from the start: what layers keep beside their parameters is not moved later.
+        parts = _packed_parts(tensors, name, choice.format, plain.weight.shape, device)
+        layer = pack(plain, choice.format, compute_dtype, lambda *_, parts=parts: parts)
         place(model, name, layer, tied)
         packed.update(id(parameter) for parameter in layer.parameters())
     attach_adapters(model, allocation, alpha_over_rank)
     model.requires_grad_(False)
     for name, target in _plain_tensors(model, packed).items():
-        _fill(target.data, _take(tensors, name).to(target.dtype), name)
+        target.data = _take(tensors, name, target)
+    model.to(device)
 
 
-def _take(tensors: dict[str, Tensor], name: str) -> Tensor:
+def _packed_parts(
+    tensors: dict[str, Tensor], name: str, stored: Format, shape: torch.Size, device: torch.device
+) -> dict[str, Tensor]:
+    """Return what `quantise` made of a module's weight, as it was saved."""
+    with torch.device("meta"):
+        expected = layer_tensors(stored, *shape)
+    found = {
+        what: _take(tensors, f"{name}.packed.{number}", like, like.dtype).to(device)
+        for number, (what, like) in enumerate(expected.items())
+    }
+    return {**found, **code_values(stored, device)}
+
+
+def _take(
+    tensors: dict[str, Tensor], name: str, like: Tensor, dtype: torch.dtype = STORAGE_DTYPE
+) -> Tensor:
+    """Return a copy of a tensor that is stored in `dtype`, in the shape and type of `like`."""
     if name not in tensors:
         raise ValueError(
             f"`{WEIGHTS}` must hold every tensor of the model, got none for {name}. "
             "Restore the folder."
         )
-    return tensors[name]
-
-
-def _fill(target: Tensor, source: Tensor, name: str) -> None:
-    if target.shape != source.shape or target.dtype != source.dtype:
+    found = tensors[name]
+    if found.shape != like.shape or found.dtype != dtype:
         raise ValueError(
-            f"`{WEIGHTS}` must fit the model, got {tuple(source.shape)} {source.dtype} for {name} "
-            f"instead of {tuple(target.shape)} {target.dtype}. Restore the folder."
+            f"`{WEIGHTS}` must fit the model, got {tuple(found.shape)} {found.dtype} for {name} "
+            f"instead of {tuple(like.shape)} {dtype}. Restore the folder."
         )
-    with torch.no_grad():
-        target.copy_(source)
+    # The file's own memory can't be written.
+    return found.to(like.dtype, copy=True)
 
 
 def _write_peft(run: TrialRun, folder: Path) -> None:

@@ -140,7 +140,7 @@ def evaluate(
         batch = collate(tokens, rows, task.pad_id).to(device)
         with torch.inference_mode(), autocast(compute_dtype, device):
             batch_losses, logits = sequence_losses(model, batch)
-        losses[rows] = batch_losses.double().cpu().numpy()
+        losses[rows] = batch_losses.cpu().numpy()
         if len(predictions):
             predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
     return Evaluation(losses, predictions, tokens.labels, task.context_tokens, task.stride_tokens)

@@ -36,7 +36,7 @@ from matplotlib.axes import Axes
 
 from alrq_core.context import make_context
 from alrq_core.data.encode import train_batches
-from alrq_core.memory.machine import pick_compute_dtype, pick_device
+from alrq_core.memory.machine import pick_device
 from alrq_core.records import Recipe
 from alrq_core.weights.cache import PackedCache
 from search_spaces.allocation import Allocation
@@ -158,14 +158,12 @@ def main() -> None:
 def fill_cache(prepared: Prepared, folder: Path) -> None:
     """Quantise every weight in every number of bits, as the trials of earlier studies did."""
     space, recipe = prepared.space, prepared.config.recipe
-    device = pick_device(recipe.device)
-    dtype = pick_compute_dtype(device, recipe.cpu_dtype)
     base = make_context(prepared.inventory, prepared.task, recipe).base
-    cache = PackedCache(folder, device)
+    cache = PackedCache(folder, pick_device(recipe.device))
     for name in prepared.inventory.names:
         weight = base.get_submodule(name).get_parameter("weight")
         for bits in space.bits[name]:
-            cache(weight, space.choice(name, bits, 0, space.group_sizes[name][0]).format, dtype)
+            cache(weight, space.choice(name, bits, 0, space.group_sizes[name][0]).format)
 
 
 def random_allocation(space: Space, generator: random.Random) -> Allocation:

@@ -3,7 +3,7 @@
 16 bits: bfloat16. int8: codes with one float32 scale a row (LLM.int8(), arXiv:2208.07339,
 section 2.1). NF4 and FP4: a float32 maximum a group, with double quantisation a byte a group
 instead, in blocks of 256 with a float32 each and one offset (QLoRA, arXiv:2305.14314, section 3).
-HQQ: a 16-bit scale and zero point a group along the input; ten 3-bit codes share an int32, so
+HQQ: a float16 scale and zero point a group along the input; ten 3-bit codes share an int32, so
 3 bits are stored in 3.2. Tables that are constants of a format are not counted.
 """
 

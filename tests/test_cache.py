@@ -35,10 +35,10 @@ def weight() -> Tensor:
 def test_a_file_gives_back_what_was_quantised(
     stored: Format, weight: Tensor, tmp_path: Path
 ) -> None:
-    expected = quantise(weight, stored, torch.float32)
+    expected = quantise(weight, stored)
     first, second = PackedCache(tmp_path, CPU), PackedCache(tmp_path, CPU)
     for cache in (first, first, second):
-        found = cache(weight, stored, torch.float32)
+        found = cache(weight, stored)
 
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -62,43 +62,40 @@ def test_a_layer_over_cached_tensors_computes_the_same(
     assert type(plain) is type(cached)
 
 
-def test_other_content_settings_and_types_have_their_own_files(
-    weight: Tensor, tmp_path: Path
-) -> None:
+def test_other_content_and_settings_have_their_own_files(weight: Tensor, tmp_path: Path) -> None:
     cache = PackedCache(tmp_path, CPU)
-    cache(weight, FORMATS[3], torch.float32)
-    cache(weight.clone(), FORMATS[3], torch.float32)
+    cache(weight, FORMATS[3])
+    cache(weight.clone(), FORMATS[3])
 
     assert cache.made == 1
-    cache(weight + 1, FORMATS[3], torch.float32)
-    cache(weight.view(128, 96), FORMATS[3], torch.float32)
-    cache(weight, FORMATS[4], torch.float32)
-    cache(weight, FORMATS[3], torch.bfloat16)
+    cache(weight + 1, FORMATS[3])
+    cache(weight.view(128, 96), FORMATS[3])
+    cache(weight, FORMATS[4])
 
-    assert cache.made == len(list(tmp_path.iterdir())) == 5
+    assert cache.made == len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("kept, added", [(-3, b""), (-1, b"\x17"), (0, b"")])
 def test_a_damaged_file_is_made_anew(
     kept: int, added: bytes, weight: Tensor, tmp_path: Path
 ) -> None:
-    PackedCache(tmp_path, CPU)(weight, FORMATS[1], torch.float32)
+    PackedCache(tmp_path, CPU)(weight, FORMATS[1])
     path = next(tmp_path.iterdir())
     whole = path.read_bytes()
     path.write_bytes(whole[:kept] + added)
     cache = PackedCache(tmp_path, CPU)
-    found = cache(weight, FORMATS[1], torch.float32)
+    found = cache(weight, FORMATS[1])
 
     assert cache.made == 1
-    assert torch.equal(found["codes"], quantise(weight, FORMATS[1], torch.float32)["codes"])
+    assert torch.equal(found["codes"], quantise(weight, FORMATS[1])["codes"])
     assert path.read_bytes() == whole
 
 
 def test_codes_that_were_overwritten_are_not_handed_on(weight: Tensor, tmp_path: Path) -> None:
     cache = PackedCache(tmp_path, CPU)
-    cache(weight, FORMATS[1], torch.float32)["codes"].zero_()
+    cache(weight, FORMATS[1])["codes"].zero_()
 
-    assert cache(weight, FORMATS[1], torch.float32)["codes"].any()
+    assert cache(weight, FORMATS[1])["codes"].any()
     assert (cache.made, cache.read) == (1, 2)
 
 
@@ -108,7 +105,7 @@ def test_without_a_place_to_write_trials_still_run(
     (tmp_path / "file").touch()
     cache = PackedCache(tmp_path / "file" / "folder", CPU)
     for _ in range(2):
-        assert cache(weight, FORMATS[1], torch.float32)["codes"].any()
+        assert cache(weight, FORMATS[1])["codes"].any()
 
     assert cache.made == 1
     assert "packed weights can't be kept in" in capsys.readouterr().err
@@ -118,8 +115,19 @@ def test_other_releases_of_the_libraries_share_nothing(
     weight: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = PackedCache(tmp_path, CPU)
-    cache(weight, FORMATS[1], torch.float32)
+    cache(weight, FORMATS[1])
     monkeypatch.setattr(module, "_versions", lambda: ("9.9",))
-    cache(weight, FORMATS[1], torch.float32)
+    cache(weight, FORMATS[1])
+
+    assert cache.made == 2
+
+
+def test_another_form_of_what_is_stored_shares_nothing(
+    weight: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PackedCache(tmp_path, CPU)
+    cache(weight, FORMATS[1])
+    monkeypatch.setattr(module, "STORED_AS", "9")
+    cache(weight, FORMATS[1])
 
     assert cache.made == 2

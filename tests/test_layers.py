@@ -1,8 +1,11 @@
 """Every storage format: bytes, values, gradients, and that reading it tells the truth."""
 
+from typing import Any
+
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from hqq.core.quantize import Quantizer
 from torch import Tensor, nn
 
 from alrq_core.weights import quantise
@@ -150,6 +153,26 @@ def test_leaves_its_source_alone_and_trains_nothing() -> None:
 def test_a_plain_layer_reads_as_what_it_is() -> None:
     assert read_layer(make_linear(64, 64), rank=0).bits == 32
     assert read_layer(make_linear(64, 64).to(STORAGE_DTYPE), rank=0).bits == 16
+
+
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_scales_and_zero_points_of_hqq_lose_next_to_nothing(
+    bits: int, compute_dtype: torch.dtype
+) -> None:
+    linear = make_linear(384, 384, bias=False)
+    # Some groups have their zero point at one end, where a 16-bit type resolves the least.
+    nn.init.trunc_normal_(linear.weight, mean=-0.5, std=0.5)
+    weight = linear.weight.detach()
+    codes, meta = Quantizer.quantize(weight, bits, group_size=64, axis=1, device="cpu")
+    exact = Quantizer.dequantize(codes, meta | {"compute_dtype": torch.float32})
+    packed: Any = pack(linear, Format(bits, "hqq", 64), compute_dtype)
+    found = packed.dequantised()
+
+    assert relative_error(found, weight) < 1.02 * relative_error(exact, weight)
+    assert relative_error(packed.weight_in(compute_dtype), weight) < (
+        1.02 * relative_error(exact.to(compute_dtype), weight)
+    )
 
 
 def test_checksum_tells_codes_apart() -> None:

@@ -12,11 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, PretrainedConfig
 
 from alrq_core.memory.live_bytes import LiveBytes
-from alrq_core.memory.outline import layer_tensors
 from alrq_core.memory.prediction import StepMemory, base_bytes, packing_bytes, step_memory
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.records import Recipe, TaskKind
-from alrq_core.weights.packing import pack
+from alrq_core.weights.packing import layer_tensors, pack
 from benchmarks.peak_memory import measure, peak_and_rest, recorded
 from search_spaces.allocation import Allocation
 from search_spaces.costs import stored_bytes

@@ -4,7 +4,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
@@ -12,6 +11,7 @@ from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from alrq_core.models.structure import override_forward
 from search_spaces.allocation import Allocation
 
 ADAPTER = "default"
@@ -28,7 +28,7 @@ def attach_adapters(model: nn.Module, allocation: Allocation, alpha_over_rank: f
     with quiet_peft():
         get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=True)
     for layer in lora_layers(model).values():
-        layer.forward = partial(_fused_forward, layer)
+        override_forward(layer, _fused_forward)
 
 
 def lora_config(allocation: Allocation, alpha_over_rank: float) -> LoraConfig:

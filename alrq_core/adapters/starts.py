@@ -250,5 +250,6 @@ def leading_eigenvectors(
     for _ in range(SUBSPACE_ITERATIONS):
         basis = torch.linalg.qr(product(basis)).Q
     projected = basis.T @ product(basis)
-    values, rotation = torch.linalg.eigh((projected + projected.T) / 2)
+    # Small, and MPS has no such function.
+    values, rotation = (x.to(basis) for x in torch.linalg.eigh((projected + projected.T).cpu() / 2))
     return values.flip(0)[:count], (basis @ rotation).flip(1)[:, :count]

@@ -25,9 +25,8 @@ from alrq_core.weights.layers import (
     PackedEmbedding,
     multiplied_layers,
 )
-from alrq_core.weights.packing import hqq_meta, place, quant_state
+from alrq_core.weights.packing import hqq_meta, layer_tensors, place, quant_state
 from search_spaces.allocation import Allocation
-from search_spaces.costs import CODES_PER_INT32, NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, Format
 from search_spaces.inventory import Inventory
 
@@ -94,34 +93,6 @@ def fill(model: nn.Module, allocation: Allocation, dequantised: bool) -> None:
         _fill_layer(packed, choice.format)
     for layer in multiplied_layers(model) if dequantised else ():
         _keep(layer)
-
-
-def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[str, Tensor]:
-    """Return new tensors as a packed layer keeps them: its codes, and scales by what they are."""
-    weights = out_features * in_features
-    groups = -(-weights // stored.group_size) if stored.group_size else out_features
-    if stored.method == "plain":
-        return {"codes": torch.empty(out_features, in_features, dtype=STORAGE_DTYPE)}
-    if stored.method == "int8":
-        codes = torch.empty(out_features, in_features, dtype=torch.int8)
-        return {"codes": codes, "scales": torch.empty(groups)}
-    if stored.method in FOUR_BIT:
-        codes = torch.empty((weights + 1) // 2, 1, dtype=torch.uint8)
-        if stored.method != "nf4-double":
-            return {"codes": codes, "scales": torch.empty(groups)}
-        blocks = -(-groups // NESTED_BLOCK_SIZE)
-        scales = torch.empty(groups, dtype=torch.uint8)
-        return {
-            "codes": codes,
-            "scales": scales,
-            "nested": torch.empty(blocks),
-            "offset": torch.empty(()),
-        }
-    rows = -(-groups // CODES_PER_INT32) if stored.bits == 3 else groups * stored.bits // 8
-    dtype = torch.int32 if stored.bits == 3 else torch.uint8
-    codes = torch.empty(rows, stored.group_size, dtype=dtype)
-    scales, zeros = (torch.empty(groups, 1, dtype=STORAGE_DTYPE) for _ in range(2))
-    return {"codes": codes, "scales": scales, "zeros": zeros}
 
 
 def _keep(layer: Any) -> None:

@@ -1,6 +1,5 @@
 """Leaves out what an encoder's last block computes and no classifier reads."""
 
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from transformers import (
 )
 
 from alrq_core.models.attention import attend
+from alrq_core.models.structure import override_forward
 
 # Their heads read the first token alone (`BertPooler`, `RobertaClassificationHead`), and their
 # blocks have one layout.
@@ -34,7 +34,7 @@ def keep_first_token(model: nn.Module) -> None:
     if classifier.config._attn_implementation != "sdpa" or classifier.config.is_decoder:
         return
     block = classifier.base_model.encoder.layer[-1]
-    block.forward = partial(_first_token_of_block, block)
+    override_forward(block, _first_token_of_block)
 
 
 def _first_token_of_block(

@@ -108,7 +108,7 @@ def collect_gradients(
             with autocast(compute_dtype, batch.input_ids.device):
                 found, _ = sequence_losses(model, batch)
             found.sum().backward()
-            losses.extend(found.detach().double().cpu().tolist())
+            losses.extend(found.tolist())
     return losses
 
 

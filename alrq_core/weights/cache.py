@@ -19,6 +19,8 @@ from search_spaces.formats import Format
 
 # What these make of a weight may differ from release to release.
 LIBRARIES = ("torch", "bitsandbytes", "hqq")
+# Change it when `quantise` makes other tensors of the same weight.
+STORED_AS = "2"
 
 
 def cache_folder() -> Path:
@@ -47,30 +49,26 @@ class PackedCache:
         # Each with its weight, without which another could get its id.
         self._digests: dict[int, tuple[Tensor, str]] = {}
 
-    def __call__(
-        self, weight: Tensor, stored: Format, compute_dtype: torch.dtype
-    ) -> dict[str, Tensor]:
+    def __call__(self, weight: Tensor, stored: Format) -> dict[str, Tensor]:
         """Return what `quantise` returns, on this cache's device; the weight is on the CPU."""
-        key = self._key(weight, stored, compute_dtype)
+        key = self._key(weight, stored)
         known = self._known.get(key)
         if known is None or _checksum(known[0]) != known[1]:
-            known = self._read(key) or self._make(key, weight, stored, compute_dtype)
+            known = self._read(key) or self._make(key, weight, stored)
             self._known[key] = known
         return {name: tensor.to(self._device) for name, tensor in known[0].items()}
 
-    def _key(self, weight: Tensor, stored: Format, compute_dtype: torch.dtype) -> str:
+    def _key(self, weight: Tensor, stored: Format) -> str:
         if id(weight) not in self._digests:
             content = weight.detach().contiguous().view(torch.uint8).numpy()
             self._digests[id(weight)] = (weight, hashlib.sha256(content.data).hexdigest())
         what = (self._digests[id(weight)][1], *map(str, weight.shape), self._device.type)
-        how = (str(compute_dtype), *_versions())
-        digest = hashlib.sha256(" ".join((*what, *how)).encode()).hexdigest()[:40]
+        how = " ".join((*what, STORED_AS, *_versions()))
+        digest = hashlib.sha256(how.encode()).hexdigest()[:40]
         return f"{digest}-{stored.bits}-{stored.method}-{stored.group_size}"
 
-    def _make(
-        self, key: str, weight: Tensor, stored: Format, compute_dtype: torch.dtype
-    ) -> tuple[dict[str, Tensor], int]:
-        made = quantise(weight.to(self._device), stored, compute_dtype)
+    def _make(self, key: str, weight: Tensor, stored: Format) -> tuple[dict[str, Tensor], int]:
+        made = quantise(weight.to(self._device), stored)
         self.made += 1
         tensors = {name: tensor.cpu().contiguous() for name, tensor in made.items()}
         checksum = _checksum(tensors)

@@ -9,6 +9,9 @@ from hqq.core import quantize
 from torch import Tensor, nn
 
 STORAGE_DTYPE = torch.bfloat16
+# Of HQQ's scales and zero points. A zero point of 8 bits lies anywhere between 0 and 255: bfloat16
+# misses it by up to half a step, float16 by a sixteenth.
+HQQ_DTYPE = torch.float16
 
 
 class _Product(torch.autograd.Function):
@@ -76,11 +79,11 @@ class Packed:
     kept: Tensor | None = None
 
     def dequantised(self) -> Tensor:
-        """Return the stored weight, out x in, in float32 or the compute type."""
+        """Return the stored weight, out x in, in float32 or the type that it is stored in."""
         raise NotImplementedError
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Return the rows of these numbers, len(ids) x in, in float32 or the compute type."""
+        """Return the rows of these numbers, len(ids) x in, in the type of `dequantised`."""
         raise NotImplementedError
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
@@ -175,9 +178,12 @@ class HQQLinear(Packed, quantize.HQQLinear):  # type: ignore[misc]
         """Do nothing: HQQ would put a forward pass of its own into this class."""
 
     def dequantised(self) -> Tensor:
-        """Return the weight in the compute type."""
-        weight: Tensor = self.dequantize()
-        return weight
+        """Return codes minus zero points times scales, in float32."""
+        meta, zeros = self.meta, self.meta["zero"]
+        codes: Tensor = quantize.Quantizer.unpack[meta["packing"]](self.W_q, dtype=torch.float32)
+        # The last int32 of 3-bit codes is padded.
+        groups = codes[: len(zeros)]
+        return groups.sub_(zeros).mul_(meta["scale"]).view(meta["shape"])
 
 
 class PackedEmbedding(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from alrq_core.models.structure import replace_module
 from alrq_core.records import ModuleReceipt
 from alrq_core.weights.layers import (
+    HQQ_DTYPE,
     STORAGE_DTYPE,
     HQQLinear,
     Linear4,
@@ -21,11 +22,11 @@ from alrq_core.weights.layers import (
     PackedEmbedding,
 )
 from alrq_core.weights.quantise import hqq_config, quantise
-from search_spaces.costs import NESTED_BLOCK_SIZE
+from search_spaces.costs import CODES_PER_INT32, NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, ROWS, Format
 
-# Weight, format and compute type -> the tensors that a packed layer keeps.
-Quantiser = Callable[[Tensor, Format, torch.dtype], Mapping[str, Tensor]]
+# Weight and format -> the tensors that a packed layer keeps.
+Quantiser = Callable[[Tensor, Format], Mapping[str, Tensor]]
 
 
 def pack(
@@ -54,7 +55,7 @@ def pack(
             "Choose one of them."
         )
     weight: Tensor = module.get_parameter("weight")
-    tensors = make(weight, stored, compute_dtype)
+    tensors = make(weight, stored)
     packed = assemble(stored, weight.shape, tensors, compute_dtype)
     if isinstance(module, nn.Embedding):
         # Gemma's own class multiplies each row.
@@ -152,6 +153,37 @@ def hqq_meta(
         "scale": tensors["scales"],
         "zero": tensors["zeros"],
     }
+
+
+def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[str, Tensor]:
+    """Return new tensors as a packed layer keeps them, in the order of `stored_tensors`.
+
+    Without `values`, which all layers of a format have in common.
+    """
+    weights = out_features * in_features
+    groups = -(-weights // stored.group_size) if stored.group_size else out_features
+    if stored.method == "plain":
+        return {"codes": torch.empty(out_features, in_features, dtype=STORAGE_DTYPE)}
+    if stored.method == "int8":
+        codes = torch.empty(out_features, in_features, dtype=torch.int8)
+        return {"codes": codes, "scales": torch.empty(groups)}
+    if stored.method in FOUR_BIT:
+        codes = torch.empty((weights + 1) // 2, 1, dtype=torch.uint8)
+        if stored.method != "nf4-double":
+            return {"codes": codes, "scales": torch.empty(groups)}
+        blocks = -(-groups // NESTED_BLOCK_SIZE)
+        scales = torch.empty(groups, dtype=torch.uint8)
+        return {
+            "codes": codes,
+            "scales": scales,
+            "nested": torch.empty(blocks),
+            "offset": torch.empty(()),
+        }
+    rows = -(-groups // CODES_PER_INT32) if stored.bits == 3 else groups * stored.bits // 8
+    dtype = torch.int32 if stored.bits == 3 else torch.uint8
+    codes = torch.empty(rows, stored.group_size, dtype=dtype)
+    scales, zeros = (torch.empty(groups, 1, dtype=HQQ_DTYPE) for _ in range(2))
+    return {"codes": codes, "scales": scales, "zeros": zeros}
 
 
 def read_layer(layer: nn.Module, rank: int) -> ModuleReceipt:

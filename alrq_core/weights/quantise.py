@@ -3,10 +3,16 @@
 from typing import Any
 
 import torch
-from bitsandbytes.functional import int8_vectorwise_quant, quantize_4bit, quantize_blockwise
+from bitsandbytes.functional import (
+    create_dynamic_map,
+    get_4bit_type,
+    int8_vectorwise_quant,
+    quantize_4bit,
+    quantize_blockwise,
+)
 from torch import Tensor, nn
 
-from alrq_core.weights.layers import STORAGE_DTYPE, HQQLinear
+from alrq_core.weights.layers import HQQ_DTYPE, STORAGE_DTYPE, HQQLinear
 from search_spaces.costs import NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, Format
 
@@ -15,7 +21,7 @@ from search_spaces.formats import FOUR_BIT, Format
 CHUNK_WEIGHTS = 2**18
 
 
-def quantise(weight: Tensor, stored: Format, compute_dtype: torch.dtype) -> dict[str, Tensor]:
+def quantise(weight: Tensor, stored: Format) -> dict[str, Tensor]:
     """Return the tensors that a packed layer keeps of a weight, by what they are.
 
     `codes`, and as the format has them `scales`, `zeros`, `values` (what a code stands for),
@@ -24,7 +30,6 @@ def quantise(weight: Tensor, stored: Format, compute_dtype: torch.dtype) -> dict
     Args:
         weight: out x in, float32. It is left as it was.
         stored: The format.
-        compute_dtype: Type that HQQ computes in.
 
     Raises:
         ValueError: There is no such format.
@@ -37,11 +42,21 @@ def quantise(weight: Tensor, stored: Format, compute_dtype: torch.dtype) -> dict
         if stored.method in FOUR_BIT:
             return _four_bit(weight.detach(), stored)
         if stored.method == "hqq":
-            return _hqq(weight, stored, compute_dtype)
+            return _hqq(weight, stored)
     raise ValueError(
         f"`format` must be one that is known, got {stored.method!r} for {stored.bits} bits. "
         "Use `default_format`."
     )
+
+
+def code_values(stored: Format, device: torch.device) -> dict[str, Tensor]:
+    """Return what codes stand for, `values` and `nested_values`, as far as a format has them."""
+    if stored.method not in FOUR_BIT:
+        return {}
+    values = {"values": get_4bit_type(stored.method[:3], device)}
+    if stored.method != "nf4-double":
+        return values
+    return {**values, "nested_values": create_dynamic_map().to(device)}
 
 
 def hqq_config(stored: Format) -> dict[str, Any]:
@@ -102,10 +117,10 @@ def _four_bit(matrix: Tensor, stored: Format) -> dict[str, Tensor]:
     }
 
 
-def _hqq(weight: Tensor, stored: Format, compute_dtype: torch.dtype) -> dict[str, Tensor]:
+def _hqq(weight: Tensor, stored: Format) -> dict[str, Tensor]:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    device = str(weight.device)
-    made: Any = HQQLinear(linear, hqq_config(stored), False, compute_dtype, device)
-    scales, zeros = (made.meta[key].to(STORAGE_DTYPE) for key in ("scale", "zero"))
+    # HQQ rounds scales and zero points to the type that it is told to compute in.
+    made: Any = HQQLinear(linear, hqq_config(stored), False, torch.float32, str(weight.device))
+    scales, zeros = (made.meta[key].to(HQQ_DTYPE) for key in ("scale", "zero"))
     return {"codes": made.W_q.data, "scales": scales, "zeros": zeros}

@@ -1,0 +1,164 @@
+"""A trial from building to loading, on devices that this machine doesn't have."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import alrq_core
+from alrq_core.context import TrialContext
+from alrq_core.export import save
+from alrq_core.records import Recipe, TaskKind
+from alrq_core.sensitivity.measure import visibility_table
+from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.fixed import fixed_allocation
+from search_spaces.formats import Formats
+from search_spaces.inventory import Inventory
+from search_spaces.spaces import make_space
+from tests.pretended import Labels, pretended
+from tests.tiny import RECIPE, make_context
+
+IDS = torch.tensor([[2, 5, 7, 9, 4, 3], [2, 8, 8, 6, 10, 3]])
+SHORT = replace(RECIPE, max_steps=2)
+# As few as AdaLoRA takes.
+ADAPTIVE = replace(RECIPE, max_steps=5)
+with_each_task = pytest.mark.parametrize("kind", ["classification", "language-modelling"])
+
+
+@pytest.fixture(params=["cuda", "mps"])
+def labels(request: pytest.FixtureRequest) -> Iterator[Labels]:
+    with pretended(request.param) as labels:
+        yield labels
+
+
+def on(labels: Labels, folder: Path, kind: TaskKind, recipe: Recipe = SHORT) -> TrialContext:
+    return make_context(folder, kind, replace(recipe, device=labels.kind))
+
+
+def every_format(inventory: Inventory, device: str) -> Allocation:
+    """All formats of a device and several ranks in turn; embeddings in 4 bits."""
+    methods = Formats(device=device).methods
+    formats = [(bits, method) for bits, known in methods.items() for method in known]
+    choices = {module.name: Choice(4, 0) for module in inventory.embeddings}
+    for number, target in enumerate(inventory.targets):
+        bits, method = formats[number % len(formats)]
+        choices[target.name] = Choice(bits, (2, 0, 4)[number % 3], method)
+    return Allocation({name: choices[name] for name in inventory.names})
+
+
+def logits(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=ids).logits
+    return found
+
+
+@with_each_task
+def test_a_trial_runs_from_building_to_loading(
+    labels: Labels, kind: TaskKind, bert_folder: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    folder = bert_folder if kind == "classification" else llama_folder
+    context = on(labels, folder, kind)
+    allocation = every_format(context.inventory, labels.kind)
+    first = TrialRun(context, allocation, seed=0)
+    first.save_checkpoint(tmp_path / "checkpoint", first.advance(1))
+    run = TrialRun(context, allocation, seed=0)
+    run.load_checkpoint(tmp_path / "checkpoint")
+    report = run.advance(2)
+    run.test()
+    again = first.advance(2)
+    loaded = alrq_core.load(save(run, tmp_path / "saved"))
+    # A person who uses it has no autocast around it.
+    found = logits(loaded.model, IDS.to(labels.kind)).cpu()
+
+    assert again.loss == report.loss
+    assert {m.method for m in run.receipt.modules.values()} == {
+        method for known in Formats(device=labels.kind).methods.values() for method in known
+    }
+    assert torch.equal(found, logits(run.model.eval(), IDS.to(labels.kind)).cpu())
+
+
+def test_adalora_runs_to_its_end(labels: Labels, bert_folder: Path, tmp_path: Path) -> None:
+    context = on(labels, bert_folder, "classification", ADAPTIVE)
+    allocation = fixed_allocation("Joint-1", context.inventory)
+    run = TrialRun(context, allocation, seed=0)
+    run.save_checkpoint(tmp_path / "checkpoint", run.advance(3))
+    run = TrialRun(context, allocation, seed=0)
+    run.load_checkpoint(tmp_path / "checkpoint")
+    run.advance(5)
+
+    assert run.receipt.unchanged_after_training
+
+
+@pytest.mark.parametrize("start", ["residual", "eva"])
+def test_adapters_start_from_data(labels: Labels, start: str, bert_folder: Path) -> None:
+    context = on(labels, bert_folder, "classification", replace(SHORT, lora_init=start))
+    allocation = every_format(context.inventory, labels.kind)
+
+    assert TrialRun(context, allocation, seed=0).advance(1).step == 1
+
+
+def test_a_trial_runs_on_dequantised_copies(labels: Labels, llama_folder: Path) -> None:
+    recipe = replace(SHORT, execution="dequantized")
+    context = on(labels, llama_folder, "language-modelling", recipe)
+    allocation = every_format(context.inventory, labels.kind)
+
+    assert TrialRun(context, allocation, seed=0).advance(2).step == 2
+
+
+@with_each_task
+def test_the_table_is_measured(
+    labels: Labels, kind: TaskKind, bert_folder: Path, llama_folder: Path
+) -> None:
+    folder = bert_folder if kind == "classification" else llama_folder
+    context = on(labels, folder, kind)
+    space = make_space("joint", context.inventory, Formats(device=labels.kind))
+
+    assert visibility_table(context, space).modules.keys() == set(context.inventory.names)
+
+
+@pytest.mark.parametrize("name", ["B-Ada", "every format"])
+def test_a_trial_leaves_nothing_on_the_device(labels: Labels, name: str, bert_folder: Path) -> None:
+    context = on(labels, bert_folder, "classification", ADAPTIVE)
+    allocation = (
+        every_format(context.inventory, labels.kind)
+        if name == "every format"
+        else fixed_allocation(name, context.inventory)
+    )
+    held = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            run = TrialRun(context, allocation, seed=0)
+            run.advance(5)
+            during = len(labels)
+            del run
+            held.append(len(labels))
+    finally:
+        gc.enable()
+
+    # Libraries keep tables of constants once.
+    assert held[0] == held[1] < during / 20
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_what_fails_there_fails_here(kind: str) -> None:
+    with pretended(kind):
+        there = torch.ones(3, 3, device=kind)
+        assert there.device == torch.device(kind, 0)
+        assert (there * torch.tensor(2.0)).sum().cpu().numpy() == 18
+        with pytest.raises(RuntimeError, match="on several devices: cpu"):
+            there @ torch.ones(3, 3)
+        with pytest.raises(TypeError, match="to numpy"):
+            there.numpy()
+        if kind == "mps":
+            with pytest.raises(TypeError, match="float64"):
+                there.double()
+            with pytest.raises(NotImplementedError, match="eigh"):
+                torch.linalg.eigh(there)
+    assert there.device == torch.device("cpu")
