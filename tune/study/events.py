@@ -12,6 +12,7 @@ from alrq_core.records import TrialReport
 
 VERSION = 1
 LOG_NAME = "events.jsonl"
+ERROR_LENGTH = 120
 Role = Literal["table", "baseline", "search", "control", "confirm"]
 
 
@@ -155,6 +156,8 @@ def decode_event(line: str) -> Event:
         ValueError: Not one of our lines.
     """
     content = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError(f"`event` must be a JSON object, got the line {line[:80]!r}.")
     content.pop("logged", None)
     kind = _KINDS.get(content.pop("event", None))
     if kind is None:
@@ -168,6 +171,10 @@ def decode_event(line: str) -> Event:
         content.setdefault("f1", None)
     event: Event = kind(**content)
     return event
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:ERROR_LENGTH].removesuffix(".")
 
 
 @dataclass
@@ -195,8 +202,8 @@ class EventLog:
                 yield decode_event(line.decode("utf-8"))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"`{self.path.name}` must hold one event a line, got line {number} that is "
-                    f"none ({error}). Restore the file or start a new study."
+                    f"`{self.path}` must hold one event a line, got line {number} that is none "
+                    f"({_short(error)}). Restore the line from a copy, or start a new study."
                 ) from error
 
     def append(self, event: Event) -> None:
