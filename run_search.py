@@ -10,9 +10,16 @@ from typing import Any
 
 from rich.console import Console
 
-from tune.flags import EXIT_BAD_INPUT, LM_BATCH_SIZE, LM_MAX_LENGTH, parse_flags
+from tune.flags import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    LM_BATCH_SIZE,
+    LM_MAX_LENGTH,
+    parse_flags,
+    program,
+)
+from tune.mistakes import Attempt, print_anything, tell
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 RECIPE_FLAGS = (
     "learning_rate",
     "max_steps",
@@ -29,39 +36,46 @@ PLAIN_WIDTH = 120
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    print_anything()
     given, resume, dry_run = parse_flags(arguments)
+    attempt = Attempt(debug=given.pop("debug", False))
+    try:
+        return _run(attempt, given, resume, dry_run)
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error, attempt)
+
+
+def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: bool) -> int:
+    """Run what the flags ask for; return the exit code."""
     export = given.pop("export", None)
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
+    if export is not None:
+        return _export(export, given)
     with ExitStack() as running:
-        try:
-            if export is not None:
-                return _export(export, given)
-            # Imports follow the checks that need them, so that mistakes answer at once.
-            config = _config(given, resume)
-            if not dry_run:
-                from tune.on_ray.cluster import ray_started
+        # Imports follow the checks that need them, so that mistakes answer at once.
+        config = _config(given, resume)
+        if not dry_run:
+            from tune.on_ray.cluster import ray_started
 
-                running.enter_context(ray_started(config.address))
-            prepared = _prepared(config, resume, console)
-            if dry_run:
-                return 0
-            if resume is None:
-                from tune.study.config import prepare_folder
+            running.enter_context(ray_started(config.address))
+        prepared = _prepared(config, resume, console)
+        if dry_run:
+            return 0
+        if resume is None:
+            from tune.study.config import prepare_folder
 
-                prepare_folder(config)
-        except ValueError as error:
-            print(f"run_search: {error}", file=sys.stderr)
-            return EXIT_BAD_INPUT
+            prepare_folder(config)
         from tune.on_ray.run import run_study
 
+        attempt.study, attempt.budget = config.folder, config.budget
         end = run_study(prepared, console)
     from tune.report.finish import finish
 
-    return _report(console, prepared.config, finish(prepared, end))
+    return _report(console, prepared.config, finish(prepared, end), attempt)
 
 
 def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
@@ -88,6 +102,9 @@ def _export(study: str, given: dict[str, Any]) -> int:
             f"{', '.join(sorted(given)) or 'neither'}. "
             "Write for example --export results/studies/NAME --trial t007 --to my-model."
         )
+    from tune.study.config import check_new_folder
+
+    check_new_folder("--to", Path(given["to"]))
     from tune.report.exporting import export_trial
 
     trial = export_trial(Path(study), given["trial"], Path(given["to"]))
@@ -115,7 +132,7 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
     return config
 
 
-def _report(console: Console, config: Any, result: Any) -> int:
+def _report(console: Console, config: Any, result: Any, attempt: Attempt) -> int:
     """Print how a study ended; return the exit code."""
     from tune.report.table import closing_table, cost_table, recommendation_line
 
@@ -125,14 +142,13 @@ def _report(console: Console, config: Any, result: Any) -> int:
         console.print(closing_table(result.confirmed, result.recommendation))
         console.print(cost_table(result.confirmed))
     if not result.finished:
-        budget = f" --budget {config.budget}"
-        print(f"Interrupted. Go on with: python run_search.py --resume {config.folder}{budget}")
+        print(f"Interrupted. Go on with: {attempt.way_on}")
         return EXIT_INTERRUPTED
     trials = list(result.state.trials.values())
     failed = [trial for trial in trials if trial.status == "failed"]
     if len(failed) == len(trials):
         reason = failed[0].reason if failed else "no trial was started"
-        print(f"run_search: every trial failed, the first because: {reason}", file=sys.stderr)
+        print(f"{program()}: every trial failed, the first because: {reason}", file=sys.stderr)
         return EXIT_FAILED
     for trial in failed:
         print(f"failed: {trial.id}: {trial.reason}")

@@ -1,6 +1,7 @@
 """Ray starts here, early, and leaves nothing behind when a study can't start."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "init", lambda **kwargs: calls.append(kwargs))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "_check_answers", lambda _: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     return calls
 
@@ -48,6 +50,57 @@ def test_workers_get_ready_where_all_of_them_will_be_used(
         pass
 
     assert set(cluster.PRELOADED.items()).issubset(os.environ.items()) is not gpu
+
+
+@pytest.mark.parametrize(
+    ("address", "raised"),
+    [
+        ("auto", ConnectionError("Could not find any running Ray instance.")),
+        ("ray://127.0.0.1:10001", ConnectionError("ray client connection timeout")),
+        ("nonsense", ValueError("Invalid address format: nonsense")),
+        ("10.0.0.1:6379", RuntimeError("Version mismatch:\n  the cluster has Ray 2.40")),
+    ],
+)
+def test_a_cluster_that_can_not_be_joined_is_named_by_its_flag(
+    given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, address: str, raised: Exception
+) -> None:
+    def fail(**_: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ValueError) as caught, ray_started(address):
+        pass
+
+    message = str(caught.value)
+    assert message.startswith(f"`--address` must be a Ray cluster that answers, got '{address}' (")
+    assert " ".join(str(raised).split()).removesuffix(".") in message
+    assert "`ray start --head`" in message and "\n" not in message
+
+
+def test_an_address_at_which_nobody_listens_answers_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray itself tries for minutes."""
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unheard.getsockname()[1]}"
+        with pytest.raises(ValueError, match="Connection refused"), ray_started(address):
+            pass
+
+
+def test_a_path_that_is_too_long_for_sockets_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    long = tmp_path / ("l" * 100)
+    monkeypatch.setattr(os, "environ", os.environ | {"RAY_TMPDIR": str(long)})
+    with pytest.raises(ValueError) as caught, ray_started(None):
+        pass
+
+    message = str(caught.value)
+    assert message.startswith("`RAY_TMPDIR` must be a folder with a short path")
+    assert str(long) in message and "107 bytes" in message and "\n" not in message
 
 
 def test_every_library_gets_one_thread_before_it_is_loaded() -> None:

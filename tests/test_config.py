@@ -58,6 +58,7 @@ FLAGS = {
     "--address",
     "--wandb",
     "--dry-run",
+    "--debug",
 }
 
 
@@ -146,6 +147,16 @@ def test_a_taken_name_is_refused(tmp_path: Path) -> None:
     for check in (prepare_folder, check_writable):
         with pytest.raises(ValueError, match=r"`--name` must be new, got 's'.*--resume"):
             check(config)
+
+
+@pytest.mark.parametrize("content", [[], "joint", {}, {"recipe": []}, {"recipe": {"rank": 8}}])
+def test_a_study_file_of_another_form_is_named(tmp_path: Path, content: object) -> None:
+    folder = save(make_config(tmp_path))
+    (folder / "study.json").write_text(json.dumps({"config": content}))
+    with pytest.raises(ValueError) as caught:
+        resumed_config(folder, {})
+
+    assert str(caught.value).startswith("`") and "study.json` must" in str(caught.value)
 
 
 def test_a_resumed_study_keeps_its_flags_and_may_grow(tmp_path: Path) -> None:

@@ -98,12 +98,47 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path, cut: int) -> N
     assert list(again.read()) == [*EVENTS[:2], EVENTS[3]]
 
 
-@pytest.mark.parametrize("line", ["nonsense", '{"event":"unknown"}', '{"event":"stopped"}', "[]"])
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("left", [b"\0" * 4096, b'{"event":"stop' + b"\0" * 64, b"\xff\xfe"])
+def test_what_a_crash_left_in_place_of_the_last_line_is_dropped(
+    tmp_path: Path, left: bytes
+) -> None:
+    """Some file systems make a file longer before they write what it is longer by."""
+    log = EventLog(tmp_path / "e.jsonl")
+    with closing(log):
+        log.append(PROPOSED)
+    log.path.write_bytes(log.path.read_bytes() + left)
+    again = EventLog(log.path)
+
+    assert list(again.read()) == [PROPOSED]
+    with closing(again):
+        again.append(EVENTS[3])
+    assert list(again.read()) == [PROPOSED, EVENTS[3]]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b'{"event":"unknown"}',
+        b'{"event":"stopped"}',
+        b"[]",
+        b"5",
+        b"null",
+        b'"words"',
+        b"",
+        b"\0\0\0",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "e.jsonl"
-    path.write_text(f"{encode_event(PROPOSED)}\n{line}\n{encode_event(PROPOSED)}\n")
-    with pytest.raises(ValueError, match=r"`e\.jsonl` must hold one event a line, got line 2"):
+    whole = encode_event(PROPOSED).encode()
+    path.write_bytes(b"\n".join((whole, line, whole, b"")))
+    with pytest.raises(ValueError) as caught:
         list(EventLog(path).read())
+
+    assert str(caught.value).startswith(f"`{path}` must hold one event a line, got line 2 that is")
+    assert "Restore the line from a copy, or start a new study." in str(caught.value)
 
 
 def test_a_log_of_another_version_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The flags of the command line. Nothing heavy is imported, so that mistakes answer at once."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,13 +10,23 @@ from search_spaces.costs import parse_bytes
 from search_spaces.formats import BACKENDS, FOUR_BIT, GROUP_SIZE, GROUP_SIZES
 from search_spaces.spaces import SPACES
 
-EXIT_BAD_INPUT = 2
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 LM_MAX_LENGTH, LM_BATCH_SIZE = 256, 4
+
+
+def program() -> str:
+    """Return the program's name: `alrq` where it was called by its installed script."""
+    return "alrq" if Path(sys.argv[0]).stem == "alrq" else "run_search"
+
+
+def command() -> str:
+    """Return how the program was called, to be called so again."""
+    return "alrq" if program() == "alrq" else "python run_search.py"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"run_search: {message}\nSee run_search.py --help.\n")
+        self.exit(EXIT_BAD_INPUT, f"{program()}: {message}\nSee {command()} --help.\n")
 
 
 def _whole(flag: str) -> Any:
@@ -66,6 +77,7 @@ def _device(text: str) -> str | None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags. Flags that were not given are absent from its result."""
     parser = _Parser(
+        prog=command(),
         description="Find the smallest bits and LoRA ranks, matrix by matrix, that are not "
         "measurably worse than 16-bit LoRA on your task.",
         argument_default=argparse.SUPPRESS,
@@ -216,6 +228,9 @@ def _add_places(group: Any) -> None:
         "--dry-run",
         action="store_true",
         help="print the plan and the corners of the space, and end",
+    )
+    group.add_argument(
+        "--debug", action="store_true", help="show a mistake's traceback beside its one line"
     )
 
 

@@ -2,15 +2,19 @@
 
 import logging
 import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
 
 import ray
 
 from alrq_core.memory.cores import usable_cores
+from tune.mistakes import said
 
 OBJECT_STORE_BYTES = 300 * 10**6
 # Ray's snapshots and loggers repeat what the event log keeps; waiting trials are proposed late,
@@ -29,6 +33,7 @@ RAY_SETTINGS = {
 }
 # What each worker imports as soon as its process runs, in this order.
 PRELOADED = {"RAY_preload_python_modules": "tune.on_ray.warm,tune.on_ray.workers"}
+ANSWER_SECONDS = 5.0
 NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 
 
@@ -37,6 +42,9 @@ def ray_started(address: str | None) -> Iterator[None]:
     """Start Ray on this machine or join a cluster, and leave it again.
 
     It takes seconds, in which another thread imports what the driver needs next.
+
+    Raises:
+        ValueError: Ray can't start here, or there is no such cluster.
     """
     os.environ.update(RAY_SETTINGS)
     os.environ.update(worker_environment())
@@ -47,12 +55,7 @@ def ray_started(address: str | None) -> Iterator[None]:
         if address is None:
             _start_here()
         else:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": worker_environment()},
-            )
+            _join(address)
         yield
     finally:
         ray.shutdown()
@@ -60,18 +63,49 @@ def ray_started(address: str | None) -> Iterator[None]:
         importing.join()
 
 
+def _join(address: str) -> None:
+    try:
+        _check_answers(address)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": worker_environment()},
+        )
+    except Exception as error:
+        # Ray has no class for it, and raises plain exceptions too.
+        raise ValueError(
+            f"`--address` must be a Ray cluster that answers, got {address!r} ({said(error)}). "
+            "Start one with `ray start --head`, or leave the flag out to use this machine."
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ask the address for a connection: Ray tries for minutes where nobody listens."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname is not None and parts.port is not None:
+        socket.create_connection((parts.hostname, parts.port), ANSWER_SECONDS).close()
+
+
 def _start_here() -> None:
     # A GPU takes one trial, whatever the number of cores, so most workers would wait for ever.
     if not NVIDIA_DRIVER.exists():
         os.environ.update(PRELOADED)
-    ray.init(
-        address="local",
-        num_cpus=usable_cores(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=usable_cores(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    except Exception as error:
+        place = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+        raise ValueError(
+            f"`RAY_TMPDIR` must be a folder with a short path and space left, in which Ray can "
+            f"start, got {place!r} ({said(error)}). Set it to another one, such as /tmp."
+        ) from error
 
 
 def worker_environment() -> dict[str, str]:

@@ -1,9 +1,11 @@
 """Runs a prepared study on Ray, from its first or its next trial to its last."""
 
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,7 +116,7 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
     if config.address is None:
         _start_in_waiting_workers()
     # Ray handles signals itself once it has started, so ours come after it.
-    with _terminated_like_interrupted():
+    with _ended_like_interrupted():
         per_trial = _resources(prepared, bool(ray.cluster_resources().get("GPU")))
         context = WorkerContext(
             inventory=prepared.inventory,
@@ -171,16 +173,38 @@ def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Treat a request to terminate like Ctrl-C: end the trials and write what is done."""
+def _ended_like_interrupted() -> Iterator[None]:
+    """Treat a request to terminate, or a terminal that is closed, like Ctrl-C: end the trials and
+    write what is done. What was started to outlive its terminal (nohup) does.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    on_terminal = [stream.fileno() for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+
+    def end(number: int, _: object) -> None:
+        if number != signal.SIGTERM:
+            _print_nowhere(on_terminal)
+        signal.raise_signal(signal.SIGINT)
+
+    # Windows has no terminals that hang up.
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def _print_nowhere(outputs: Iterable[int]) -> None:
+    """Let what is still printed to a closed terminal go nowhere, instead of raising."""
+    with Path(os.devnull).open("wb") as nowhere:
+        for number in outputs:
+            os.dup2(nowhere.fileno(), number)
 
 
 def _forget_checkpoints(folder: Path) -> Listener:

@@ -191,16 +191,38 @@ def check_writable(config: StudyConfig) -> None:
     """Check that a new study of this name could be made, without making it.
 
     Raises:
-        ValueError: The name is taken, or the folder can't be written.
+        ValueError: The name is taken or too long, or the folder can't be written.
     """
+    check_new_folder("--output-dir", Path(config.output_dir))
+    check_new_folder("--name", config.folder)
     if config.folder.exists():
         prepare_folder(config)
-    existing = next(path for path in config.folder.absolute().parents if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"`--output-dir` must be a folder that can be written, got {config.output_dir!r}. "
-            "Choose another one."
-        )
+
+
+def check_new_folder(flag: str, folder: Path) -> None:
+    """Check that a folder is there or could be made, without making it.
+
+    Raises:
+        ValueError: It can't be: the flag is named, with the reason.
+    """
+    try:
+        wanted = folder.absolute()
+        existing = next(path for path in (wanted, *wanted.parents) if path.exists())
+        for part in folder.parts:
+            # Only a folder that exists says which names are too long.
+            (existing / part).exists()
+        if not existing.is_dir():
+            reason = f"{existing} is a file"
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            reason = f"{existing} is not open to this user"
+        else:
+            return
+    except OSError as error:
+        reason = str(error.strerror)
+    raise ValueError(
+        f"`{flag}` must be a folder that can be written, got {str(folder)!r} ({reason}). "
+        "Choose another one."
+    )
 
 
 def load_study_file(folder: Path) -> dict[str, Any]:
@@ -221,6 +243,16 @@ def load_study_file(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def _recorded_config(folder: Path) -> StudyConfig:
+    try:
+        return StudyConfig.from_json(load_study_file(folder)["config"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"`{folder / STUDY_FILE}` must be as it was written, got another form of its config "
+            f"({type(error).__name__}: {error}). Restore the file, or start a new study."
+        ) from error
+
+
 def resumed_config(
     folder: Path, given: Mapping[str, Any], recipe_given: Mapping[str, Any] | None = None
 ) -> StudyConfig:
@@ -234,7 +266,7 @@ def resumed_config(
     Raises:
         ValueError: No study, or a flag that contradicts it.
     """
-    config = StudyConfig.from_json(load_study_file(folder)["config"])
+    config = _recorded_config(folder)
     config = replace(config, name=folder.resolve().name, output_dir=str(folder.parent.parent))
     fixed = {key: value for key, value in given.items() if key not in CHANGEABLE}
     for holder, values in ((config, fixed), (config.recipe, recipe_given or {})):

@@ -14,6 +14,7 @@ from tune.study.predictions import with_predictions, write_predictions
 # 2: answers on the test split lie beside the log, and controls have the name of their finalist.
 VERSION = 2
 LOG_NAME = "events.jsonl"
+ERROR_LENGTH = 120
 Role = Literal["table", "baseline", "search", "control", "confirm"]
 
 
@@ -151,6 +152,8 @@ def decode_event(line: str) -> Event:
         ValueError: Not one of our lines.
     """
     content = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError(f"`event` must be a JSON object, got the line {line[:80]!r}.")
     content.pop("logged", None)
     kind = _KINDS.get(content.pop("event", None))
     if kind is None:
@@ -163,6 +166,10 @@ def decode_event(line: str) -> Event:
         return Tested(trial=trial, score=TestScore(**{"f1": None, **content}, scores=()))
     event: Event = kind(**content)
     return event
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:ERROR_LENGTH].removesuffix(".")
 
 
 @dataclass
@@ -193,8 +200,8 @@ class EventLog:
                 event = decode_event(line.decode("utf-8"))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"`{self.path.name}` must hold one event a line, got line {number} that is "
-                    f"none ({error}). Restore the file or start a new study."
+                    f"`{self.path}` must hold one event a line, got line {number} that is none "
+                    f"({_short(error)}). Restore the line from a copy, or start a new study."
                 ) from error
             if isinstance(event, Started):
                 self._check_version(event.version)
