@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from alrq_core.data.tasks import Task, TextSplit
-from alrq_core.models.loading import load_tokenizer
+from alrq_core.models.loading import load_tokenizer, read_config
+from alrq_core.models.vocabulary import check_tokens
 from alrq_core.records import Recipe, TaskKind
 
 # Batches that are sorted by length together: enough for tight padding, few enough to keep
@@ -156,16 +157,23 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
         return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
 
-    encode = sentences if task.kind == "classification" else windows
+    rows = read_config(model_folder).vocab_size
+    cut = sentences if task.kind == "classification" else windows
+
+    def encode(split: str) -> Tokens:
+        tokens = cut(getattr(task, split))
+        check_tokens(tokenizer, tokens.ids, tokens.lengths, rows, split)
+        return tokens
+
     return EncodedTask(
         name=task.name,
         kind=task.kind,
         label_names=task.label_names,
         splits=task.splits,
         pad_id=int(tokenizer.pad_token_id),
-        train=encode(task.train),
-        validation=encode(task.validation),
-        test=encode(task.test),
+        train=encode("train"),
+        validation=encode("validation"),
+        test=encode("test"),
     )
 
 
