@@ -103,7 +103,7 @@ def load_context(
         ValueError: Model or data can't be used.
     """
     texts = load_task(task, data, text_column, label_column)
-    inventory = inspect_model(model, texts.kind, len(texts.label_names))
+    inventory = inspect_model(model, texts.kind, len(texts.label_names), recipe.max_length)
     return make_context(
         inventory, encode_task(texts, resolve_model(model), recipe.max_length), recipe
     )

@@ -1,6 +1,7 @@
 """The predicted memory of trials, against torch's own record of allocations."""
 
 import gc
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.prediction import StepMemory, base_bytes, packing_bytes, step_memory
@@ -223,12 +224,21 @@ def test_the_largest_tensor_is_named(llama_folder: Path, tmp_path: Path) -> None
 
 
 def with_config(folder: Path, new: Path, config: PretrainedConfig) -> Inventory:
-    """A model of another size, without weights: a prediction reads none."""
+    """A model of another size, whose file holds a header and a hole: a prediction reads no more."""
     for file in folder.iterdir():
         if file.suffix == ".json":
             (new / file.name).write_bytes(file.read_bytes())
     config.save_pretrained(new)
-    (new / "model.safetensors").touch()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    header, end = {}, 0
+    for name, weight in model.state_dict().items():
+        start, end = end, end + 4 * weight.numel()
+        header[name] = {"dtype": "F32", "shape": weight.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (new / "model.safetensors").open("wb") as weights:
+        weights.write(len(text).to_bytes(8, "little") + text)
+        weights.truncate(8 + len(text) + end)
     return inspect_model(str(new), "language-modelling", 0)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
-from alrq_core.models.loading import load_tokenizer
+from alrq_core.models.loading import load_tokenizer, read_config
+from alrq_core.models.vocabulary import check_tokens
 from alrq_core.records import Recipe, TaskKind
 
 # Batches that are sorted by length together: enough for tight padding, few enough to keep
@@ -165,8 +166,15 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
         return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
 
-    encode = sentences if task.kind == "classification" else windows
-    train, note = encode(task.train), task.splits
+    rows = read_config(model_folder).vocab_size
+    cut = sentences if task.kind == "classification" else windows
+
+    def encode(split: str) -> Tokens:
+        tokens = cut(getattr(task, split))
+        check_tokens(tokenizer, tokens.ids, tokens.lengths, rows, split)
+        return tokens
+
+    train, note = encode("train"), task.splits
     if train.unpredicted:
         begin = tokenizer.convert_ids_to_tokens(train.ids[: train.unpredicted].tolist())
         note += f"; each window begins with {' '.join(begin)}"
@@ -177,8 +185,8 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         splits=note,
         pad_id=int(tokenizer.pad_token_id),
         train=train,
-        validation=encode(task.validation),
-        test=encode(task.test),
+        validation=encode("validation"),
+        test=encode("test"),
     )
 
 

@@ -21,10 +21,18 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from alrq_core.models.checks import (
+    check_causal,
+    check_fit,
+    check_folder,
+    first_line,
+    weight_headers,
+)
 from alrq_core.models.gguf import converted_folder
 from alrq_core.models.heads import mark_head
 from alrq_core.models.shared_weights import is_mapped, share_weights
 from alrq_core.models.structure import as_linear, check_structure, find_embeddings, find_targets
+from alrq_core.models.vocabulary import check_vocabulary
 from alrq_core.records import TaskKind
 from search_spaces.inventory import Inventory
 
@@ -48,19 +56,10 @@ def resolve_model(name: str) -> Path:
     """Return the local folder of a model, fetched from the hub where it is a hub id.
 
     Raises:
-        ValueError: No such model here, the hub can't be reached, or it has no safetensors.
+        ValueError: No such model here, the hub can't be reached, or its files can't be used.
     """
     folder = _local_folder(name) or _hub_folder(name, ("*.safetensors", *CONFIG_ONLY))
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"`--model` must be a folder with a config.json, got {name!r}. "
-            "Save it with `save_pretrained`."
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"`--model` must have its weights in safetensors, got {name!r} without any. "
-            "Convert it with `save_pretrained(folder)` first."
-        )
+    check_folder(folder, name)
     return folder
 
 
@@ -87,14 +86,9 @@ def _hub_folder(name: str, patterns: tuple[str, ...]) -> Path:
         # The hub client raises many kinds: bad ids, no network, gated or absent repositories.
         raise ValueError(
             f"`--model` must be {', '.join(PACKAGED_MODELS)}, a local folder or a hub id that can "
-            f"be reached, got {name!r} ({type(error).__name__}: {_first_line(error)}). "
+            f"be reached, got {name!r} ({type(error).__name__}: {first_line(error)}). "
             f"Available without a network: {', '.join(PACKAGED_MODELS)}."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else "no reason given"
 
 
 @lru_cache(maxsize=4)
@@ -106,11 +100,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # The parser in Rust raises no other kind for a file that it can't read.
         raise ValueError(
             f"`--model` must come with its tokenizer, got {str(folder)!r} "
-            f"({_first_line(error)}). Save it there with `tokenizer.save_pretrained`."
+            f"({first_line(error)}). Save it there with `tokenizer.save_pretrained`."
         ) from error
+    check_vocabulary(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
@@ -121,18 +117,42 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def inspect_model(name: str, kind: TaskKind, labels: int) -> Inventory:
-    """Return the model's inventory without reading its weights.
+def inspect_model(
+    name: str, kind: TaskKind, labels: int, max_length: int | None = None
+) -> Inventory:
+    """Return the model's inventory, after checking all that can be known without its weights.
+
+    Args:
+        name: As given to `--model`.
+        kind: Of the task.
+        labels: Number of classes.
+        max_length: Tokens of the longest sequence; None for one that fits.
 
     Raises:
-        ValueError: The model doesn't fit the kind of task, or keeps weights where they can't be
-            packed.
+        ValueError: The model doesn't fit the kind of task, its length or its own files, or keeps
+            weights where they can't be packed.
     """
-    config = task_config(resolve_model(name), kind, labels)
-    with torch.device("meta"):
-        model = model_class(kind, config, name).from_config(config)
+    folder = resolve_model(name)
+    config = task_config(folder, kind, labels)
+    auto = model_class(kind, config, name)
+    tensors = {
+        key: torch.empty(shape, device="meta")
+        for key, (_, shape) in weight_headers(folder, name).items()
+    }
+    try:
+        with torch.device("meta"):
+            known = type(auto.from_config(config))
+        model, absent = _pretrained(known, None, config, state_dict=tensors, device_map="meta")
+    except Exception as error:
+        # What transformers and torch raise for sizes that don't go together, each in its own way.
+        raise ValueError(
+            f"`--model` must have a config.json that describes it, got {name!r} "
+            f"({type(error).__name__}: {first_line(error)}). Save it with `save_pretrained`."
+        ) from error
     as_linear(model)
     check_structure(model, name)
+    mark_head(model, kind, absent, name)
+    check_fit(model, load_tokenizer(folder), name, max_length)
     targets, embeddings = find_targets(model), find_embeddings(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     varied = sum(module.weights for module in (*targets, *embeddings))
@@ -161,46 +181,40 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
     folder = resolve_model(name)
     config = task_config(folder, kind, labels)
     set_dropout(config, dropout)
-    model, loading = model_class(kind, config, name).from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        # A head of another task is replaced; any other weight of another size is refused below.
-        ignore_mismatched_sizes=kind == "classification",
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"transformers returned a {type(model).__name__} for {name}")
+    auto = model_class(kind, config, name)
+    model, absent = _pretrained(auto, folder, config, use_safetensors=True, trust_remote_code=False)
     mapped = is_mapped(model, folder)
     as_linear(model)
-    absent = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     if not mapped:
         share_weights(model, folder, absent)
     mark_head(model, kind, absent, name)
     if kind == "language-modelling":
-        _check_causal(model, name)
+        check_causal(model, name)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
     return model
 
 
-def _check_causal(model: nn.Module, name: str) -> None:
-    """Check that no token changes what the model says before it.
+def _pretrained(
+    auto: Any, source: Path | None, config: PretrainedConfig, **options: Any
+) -> tuple[nn.Module, set[str]]:
+    """Return a model in float32, and the names of its weights that the files lack.
 
-    Raises:
-        ValueError: One does, and a perplexity would mean nothing.
+    Those of another size are among them: a head of another task is replaced, what else lacks is
+    refused by `mark_head`.
     """
-    ids = torch.tensor([[0, 1, 0], [0, 1, 1]])
-    with torch.no_grad():
-        one, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    if not torch.allclose(one[:-1], other[:-1], rtol=1e-3, atol=1e-4):
-        raise ValueError(
-            f"`--model` must predict each token from those before it, got {name!r}, which also "
-            "sees those after it. Choose another model or another `--task`."
-        )
+    model, loading = auto.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"transformers returned a {type(model).__name__} for {source}")
+    return model, {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
 
 
 def set_dropout(config: PretrainedConfig, dropout: float) -> None:
@@ -214,15 +228,32 @@ def set_dropout(config: PretrainedConfig, dropout: float) -> None:
             setattr(config, key, 0.0)
 
 
+def read_config(folder: Path, **changes: Any) -> PretrainedConfig:
+    """Return a model's configuration.
+
+    Raises:
+        ValueError: transformers can't read it.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **changes
+        )
+    except Exception as error:
+        # Unknown types raise one kind, values of the wrong type several others.
+        raise ValueError(
+            f"`--model` must be of a type that transformers knows, got {str(folder)!r} "
+            f"({first_line(error)}). Choose another model, or install a newer transformers."
+        ) from error
+    return config
+
+
 def task_config(folder: Path, kind: TaskKind, labels: int) -> PretrainedConfig:
     """Return a model's configuration for a kind of task.
 
     Raises:
         ValueError: The model has several parts, or its tokenizer's padding doesn't fit it.
     """
-    config: PretrainedConfig = AutoConfig.from_pretrained(
-        folder, num_labels=labels, trust_remote_code=False
-    )
+    config = read_config(folder, num_labels=labels)
     if getattr(config, "is_encoder_decoder", False) or config.get_text_config() is not config:
         raise ValueError(
             f"`--model` must be one encoder or one decoder of text, got {str(folder)!r} of type "

@@ -77,6 +77,9 @@ def prepare(config: StudyConfig) -> Prepared:
     config = replace(config, recipe=_settled(config))
     formats = _formats(config)
     task = load_task(config.task, data, config.text_column, config.label_column)
+    inventory = inspect_model(
+        config.model, task.kind, len(task.label_names), config.recipe.max_length
+    )
     encoded = encode_task(task, folder, config.recipe.max_length)
     if config.eval_sequences is not None:
         encoded = encoded.scored_on(config.eval_sequences)
@@ -85,7 +88,6 @@ def prepare(config: StudyConfig) -> Prepared:
             config.epochs * epoch_batches(len(encoded.train), config.recipe.batch_size)
         )
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
-    inventory = inspect_model(config.model, task.kind, len(task.label_names))
     space = make_space(config.space, inventory, formats)
     if config.tie:
         space = tied(space)
