@@ -29,6 +29,12 @@ PLAIN_WIDTH = 120
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    with ExitStack() as held:
+        return _run(arguments, held)
+
+
+def _run(arguments: Sequence[str] | None, held: ExitStack) -> int:
+    """Run the program, holding its study until all is written; return the exit code."""
     given, resume, dry_run = parse_flags(arguments)
     export = given.pop("export", None)
     # It reports at import which optional kernels it can't load.
@@ -42,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _export(export, given)
             # Imports follow the checks that need them, so that mistakes answer at once.
             config = _config(given, resume)
+            if resume is not None and not dry_run:
+                from tune.study.lock import locked
+
+                held.enter_context(locked(config.folder))
             if not dry_run:
                 from tune.on_ray.cluster import ray_started
 
@@ -51,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             if resume is None:
                 from tune.study.config import prepare_folder
+                from tune.study.lock import locked
 
-                prepare_folder(config)
+                held.enter_context(locked(prepare_folder(config)))
         except ValueError as error:
             print(f"run_search: {error}", file=sys.stderr)
             return EXIT_BAD_INPUT

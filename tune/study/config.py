@@ -172,13 +172,10 @@ def prepare_folder(config: StudyConfig) -> Path:
         ValueError: The name is taken, or the folder can't be written.
     """
     folder = config.folder
-    if folder.exists():
-        raise ValueError(
-            f"`--name` must be new, got {config.name!r}, which exists. "
-            f"Continue it with --resume {folder}, or choose another name."
-        )
     try:
         folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise _name_taken(config) from error
     except OSError as error:
         raise ValueError(
             f"`--output-dir` must be a folder that can be written, got {config.output_dir!r} "
@@ -194,13 +191,20 @@ def check_writable(config: StudyConfig) -> None:
         ValueError: The name is taken, or the folder can't be written.
     """
     if config.folder.exists():
-        prepare_folder(config)
+        raise _name_taken(config)
     existing = next(path for path in config.folder.absolute().parents if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(
             f"`--output-dir` must be a folder that can be written, got {config.output_dir!r}. "
             "Choose another one."
         )
+
+
+def _name_taken(config: StudyConfig) -> ValueError:
+    return ValueError(
+        f"`--name` must be new, got {config.name!r}, which exists. "
+        f"Continue it with --resume {config.folder}, or choose another name."
+    )
 
 
 def load_study_file(folder: Path) -> dict[str, Any]:
