@@ -78,7 +78,8 @@ def _run(arguments: Sequence[str] | None, held: ExitStack) -> int:
 def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
     """Return a study that can start, after printing its plan."""
     from tune.report.describe import describe_plan
-    from tune.study.prepare import check_same_study, prepare
+    from tune.study.prepare import prepare
+    from tune.study.record import check_same_study
 
     prepared = prepare(config)
     if resume is not None:
@@ -93,15 +94,18 @@ def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
 
 def _export(study: str, given: dict[str, Any]) -> int:
     """Write one trial of a study; return the exit code."""
+    from tune.study.config import PLACES
+
+    places = {key: given.pop(key) for key in PLACES & set(given)}
     if set(given) != {"trial", "to"}:
         raise ValueError(
-            "`--export` must come with --trial and --to alone, got "
-            f"{', '.join(sorted(given)) or 'neither'}. "
+            "`--export` must come with --trial and --to (and with --model or --data where they "
+            f"have moved), got {', '.join(sorted(given)) or 'neither'}. "
             "Write for example --export results/studies/NAME --trial t007 --to my-model."
         )
     from tune.report.exporting import export_trial
 
-    trial = export_trial(Path(study), given["trial"], Path(given["to"]))
+    trial = export_trial(Path(study), given["trial"], Path(given["to"]), places)
     print(f"wrote {trial.id} to {given['to']}. Load it with: alrq_core.load({given['to']!r})")
     return 0
 

@@ -11,6 +11,7 @@ from alrq_core.records import Recipe
 from tune.flags import build_parser
 from tune.study.config import (
     CHANGEABLE,
+    STUDY_VERSION,
     StudyConfig,
     check_writable,
     load_study_file,
@@ -63,7 +64,9 @@ FLAGS = {
 
 def save(config: StudyConfig) -> Path:
     folder = prepare_folder(config)
-    (folder / "study.json").write_text(json.dumps({"config": config.to_json()}))
+    (folder / "study.json").write_text(
+        json.dumps({"version": STUDY_VERSION, "config": config.to_json()})
+    )
     return folder
 
 
@@ -201,6 +204,12 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, content: str | Non
     if content is not None:
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(ValueError, match="`--resume` must be the folder of a study"):
+        load_study_file(tmp_path)
+
+
+def test_a_study_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"version": 1, "config": {}}))
+    with pytest.raises(ValueError, match=r"study of version 2, got .* of version 1\. Go on with"):
         load_study_file(tmp_path)
 
 

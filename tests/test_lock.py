@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import run_search
-from tune.study.config import StudyConfig
+from tune.study.config import STUDY_VERSION, StudyConfig
 from tune.study.lock import LOCK_FILE, locked
 
 HOLD = "import sys; from pathlib import Path; from tune.study.lock import locked\n"
@@ -62,7 +62,7 @@ def test_a_study_that_runs_is_not_resumed(
     folder = StudyConfig(output_dir=str(tmp_path), name="s").folder
     folder.mkdir(parents=True)
     config = StudyConfig(output_dir=str(tmp_path), name="s").to_json()
-    (folder / "study.json").write_text(json.dumps({"config": config}))
+    (folder / "study.json").write_text(json.dumps({"version": STUDY_VERSION, "config": config}))
     with locked(folder):
         assert run_search.main(["--resume", str(folder)]) == 2
 

@@ -25,7 +25,8 @@ from tune.study.checkpoints import CHECKPOINTS, remove_checkpoint
 from tune.study.config import STUDY_FILE, load_study_file
 from tune.study.events import LOG_NAME, Ended, Event, EventLog, Failed, Started
 from tune.study.plan import Plan
-from tune.study.prepare import Prepared, run_content, study_content
+from tune.study.prepare import Prepared
+from tune.study.record import run_content, study_content
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState
 from tune.study.study import Listener, Study, StudyEnd, known_table

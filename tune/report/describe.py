@@ -10,6 +10,7 @@ from search_spaces.costs import average_bits, average_rank, format_bytes, memory
 from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
+from tune.study.digests import combined
 from tune.study.plan import CONFIRM_SEEDS
 from tune.study.prepare import Prepared
 
@@ -30,6 +31,8 @@ def describe_plan(prepared: Prepared) -> str:
         f"smallest         {_corner(space.smallest(), inventory)}",
         f"largest          {_corner(space.largest(), inventory)}",
         f"task             {task.name}: {sizes} train / validation / test sequences; {task.splits}",
+        f"digests          data {combined(prepared.digests.data)}, model "
+        f"{combined(prepared.digests.model)}",
         f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
         f"searcher {config.searcher}, scheduler {config.scheduler}",
         f"device           {device} (found here: {', '.join(found_devices())}), computing "

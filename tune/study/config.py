@@ -14,10 +14,12 @@ from search_spaces.spaces import check_space_name
 from tune.search.searchers import NEED_TABLE, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
-STUDY_FILE = "study.json"
+STUDY_FILE, STUDY_VERSION = "study.json", 2
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
-CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
+# Model and data may lie elsewhere: what they hold is compared by digest.
+PLACES = frozenset({"model", "data"})
+CHANGEABLE = PLACES | {"budget", "time_limit_seconds", "address", "wandb", "output_dir"}
 # Fewer say nothing, and below full fidelity half of them are scored.
 MIN_EVAL_SEQUENCES = 8
 ANCHOR_SHARE = 6
@@ -222,6 +224,12 @@ def load_study_file(folder: Path) -> dict[str, Any]:
             f"`--resume` must be the folder of a study, got {str(folder)!r} without a readable "
             f"{STUDY_FILE}. Give a folder below results/{STUDIES_FOLDER}."
         ) from error
+    if content.get("version") != STUDY_VERSION:
+        raise ValueError(
+            f"`--resume` must be a study of version {STUDY_VERSION}, got {str(folder)!r} of "
+            f"version {content.get('version')}. Go on with the release that began it, or start a "
+            "new one."
+        )
     return dict(content)
 
 
