@@ -139,6 +139,14 @@ def _report(console: Console, config: Any, result: Any) -> int:
     if result.confirmed:
         console.print(closing_table(result.confirmed, result.recommendation))
         console.print(cost_table(result.confirmed))
+    if result.halted is not None:
+        print(
+            f"run_search: stopped after trials failed one after another for one reason, "
+            f"{result.halted!r}. Mend its cause, then go on with: "
+            f"python run_search.py --resume {config.folder}",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     if not result.finished:
         budget = f" --budget {config.budget}"
         print(f"Interrupted. Go on with: python run_search.py --resume {config.folder}{budget}")

@@ -71,7 +71,7 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
         for sink in sinks:
             sink.close()
         log.close()
-    return StudyEnd(state, plan.proposer.expected_losses(), study.finished)
+    return StudyEnd(state, plan.proposer.expected_losses(), study.finished, study.halted)
 
 
 def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:

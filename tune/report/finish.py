@@ -23,6 +23,7 @@ class StudyResult:
         confirmed: What was confirmed, from the smallest to the largest.
         recommendation: The allocation to use; None if there is none.
         finished: Whether nothing is left to do.
+        halted: The reason for which trials failed one after another, where that ended the run.
         files: The result files.
         evidence: What was worth its cost, and what the search was compared to, in words.
     """
@@ -31,6 +32,7 @@ class StudyResult:
     confirmed: list[Confirmed]
     recommendation: Confirmed | None
     finished: bool
+    halted: str | None
     files: list[Path]
     evidence: list[str]
 
@@ -55,6 +57,7 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
         confirmed=rows,
         recommendation=recommendation,
         finished=end.finished,
+        halted=end.halted,
         files=files,
         evidence=evidence_lines(ordered, compared),
     )
