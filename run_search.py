@@ -132,12 +132,12 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
 
 def _report(console: Console, config: Any, result: Any) -> int:
     """Print how a study ended; return the exit code."""
-    from tune.report.table import closing_table, cost_table, recommendation_line
+    from tune.report.table import closing_table, cost_table
 
     for path in result.files:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
     if result.confirmed:
-        console.print(closing_table(result.confirmed, result.recommendation))
+        console.print(closing_table(result.confirmed, result.verdict.row))
         console.print(cost_table(result.confirmed))
     if result.halted is not None:
         print(
@@ -161,10 +161,7 @@ def _report(console: Console, config: Any, result: Any) -> int:
         print(f"failed: {trial.id}: {trial.reason}")
     for line in result.evidence:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    line = recommendation_line(
-        result.confirmed, result.recommendation, config.margin, config.max_memory_bytes
-    )
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(result.verdict.text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -13,14 +13,16 @@ from rich.console import Console
 from alrq_core.records import Recipe
 from search_spaces.allocation import from_json
 from tests.simulated import LABELS, drive, make_inventory, make_study
-from tune.report.confirmation import Confirmed, confirmed, recommend
+from tune.report.confirmation import Confirmed, confirmed
 from tune.report.plots import draw_front
+from tune.report.recommendation import Verdict, recommend, recommendation_line
 from tune.report.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
-from tune.report.table import closing_table, recommendation_line
+from tune.report.table import closing_table
 from tune.study.config import StudyConfig
 from tune.study.state import StudyState
 
 INVENTORY = make_inventory()
+NONE = Verdict(row=None, text="No recommendation: whatever.")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
     rows = confirmed(state, INVENTORY, LABELS)
     chosen = recommend(rows, 100.0, None)
     assert chosen is not None
-    write_results(study, "made up", state, rows, chosen)
+    write_results(study, "made up", state, rows, Verdict(row=chosen, text="because"))
     names = {path.name for path in tmp_path.glob("results_*.json")}
     best = json.loads((tmp_path / "results_joint_rotten_tomatoes.json").read_text())
 
@@ -100,7 +102,7 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
         assert float(line["f1_low"]) <= float(line["f1"]) <= float(line["f1_high"])
         assert line["context_tokens"] == line["stride_tokens"] == ""
     kept = json.loads((study.folder / "confirmation.json").read_text())
-    assert kept["recommendation"] == chosen.trial
+    assert (kept["recommendation"], kept["reason"]) == (chosen.trial, "because")
     assert len(kept["confirmed"]) == len(rows)
 
 
@@ -108,7 +110,7 @@ def test_the_protocol_of_language_modelling_stands_in_every_result(
     tmp_path: Path, state: StudyState
 ) -> None:
     rows = [language_modelling(row) for row in confirmed(state, INVENTORY, LABELS)]
-    write_results(config(tmp_path, task="wikitext2"), "made up", state, rows, None)
+    write_results(config(tmp_path, task="wikitext2"), "made up", state, rows, NONE)
     result = json.loads((tmp_path / "results_B-FP_wikitext2.json").read_text())
     with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -122,13 +124,13 @@ def test_a_result_file_without_an_interval_of_f1_is_summarised(
     tmp_path: Path, state: StudyState
 ) -> None:
     rows = confirmed(state, INVENTORY, LABELS)
-    write_results(config(tmp_path), "made up", state, rows, None)
+    write_results(config(tmp_path), "made up", state, rows, NONE)
     path = tmp_path / "results_B-Q4_rotten_tomatoes.json"
     content = json.loads(path.read_text())
     for name in ("f1_interval", "context_tokens", "stride_tokens"):
         del content[name]
     path.rename(tmp_path / "results_B-Q4_other.json").write_text(json.dumps(content))
-    write_results(config(tmp_path), "made up", state, rows, None)
+    write_results(config(tmp_path), "made up", state, rows, NONE)
     with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
 
@@ -140,7 +142,7 @@ def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", space="Joint-3")
     drive(study)
     rows = confirmed(study.state, INVENTORY, LABELS)
-    write_results(config(tmp_path, space="Joint-3"), "made up", study.state, rows, None)
+    write_results(config(tmp_path, space="Joint-3"), "made up", study.state, rows, NONE)
 
     assert (tmp_path / "results_Joint-3_rotten_tomatoes.json").is_file()
     assert len(list(tmp_path.glob("results_*.json"))) == 1
@@ -148,7 +150,7 @@ def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_nothing_confirmed_still_writes_files(tmp_path: Path, state: StudyState) -> None:
     study = config(tmp_path)
-    write_results(study, "made up", StudyState(INVENTORY.names), [], None)
+    write_results(study, "made up", StudyState(INVENTORY.names), [], NONE)
     write_study_tables(study.folder, StudyState(INVENTORY.names), INVENTORY, {})
 
     assert json.loads((study.folder / "front.json").read_text())["front"] == []

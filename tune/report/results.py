@@ -15,6 +15,7 @@ from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.fixed import FIXED
 from search_spaces.inventory import Inventory
 from tune.report.confirmation import Confirmed
+from tune.report.recommendation import Verdict
 from tune.study.config import StudyConfig
 from tune.study.state import StudyState, TrialState
 
@@ -81,13 +82,13 @@ def write_results(
     splits: str,
     state: StudyState,
     rows: list[Confirmed],
-    recommendation: Confirmed | None,
+    verdict: Verdict,
 ) -> list[Path]:
     """Write the files of `results/`; return those of this study.
 
     Each fixed configuration gets a file of its own, as does the recommendation of a search.
     """
-    folder = Path(config.output_dir)
+    folder, recommendation = Path(config.output_dir), verdict.row
     written = []
     for experiment, row in _experiments(config, rows, recommendation):
         path = folder / f"results_{experiment}_{config.task}.json"
@@ -111,6 +112,7 @@ def write_results(
             "margin": config.margin,
             "max_memory_bytes": config.max_memory_bytes,
             "recommendation": recommendation.trial if recommendation else None,
+            "reason": verdict.text,
             "confirmed": [row.to_json() for row in rows],
             "failed": [
                 {"trial": trial.id, "reason": trial.reason} for trial in state.with_status("failed")
