@@ -136,6 +136,8 @@ def _report(console: Console, config: Any, result: Any) -> int:
 
     for path in result.files:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    for line in result.skipped:
+        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
     if result.confirmed:
         console.print(closing_table(result.confirmed, result.verdict.row))
         console.print(cost_table(result.confirmed))

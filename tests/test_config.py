@@ -115,6 +115,8 @@ def test_an_unknown_field_is_refused() -> None:
         ({"time_limit_seconds": float("inf")}, "`--time-limit` must be a positive number"),
         ({"margin": float("nan")}, "`--margin` must be a positive number"),
         ({"name": ".."}, "`--name` must be the name of a folder"),
+        ({"name": "n" * 300}, "`--name` must have at most 150 bytes, got 300 characters"),
+        ({"name": "ü" * 76}, "`--name` must have at most 150 bytes, got 76 characters"),
     ],
 )
 def test_values_are_checked(changes: dict[str, Any], message: str) -> None:

@@ -122,7 +122,7 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     assert {row["trial"] for row in front} <= set(trials(output, "completed"))
     assert {row["step"] for row in front} == {8}
     names = {path.name for path in output.iterdir()}
-    assert {"results_B-FP_custom.json", "all_results.json", "experiment_summary.csv"} <= names
+    assert {"results_B-FP_custom_s.json", "all_results.json", "experiment_summary.csv"} <= names
     assert (study / "front.png").stat().st_size > 10_000
     runs = sum(e["event"] == "tested" for e in events(output))
     compared = (study / "mcnemar.csv").read_text(encoding="utf-8").splitlines()

@@ -10,13 +10,15 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
+from alrq_core.files import write_json
 from alrq_core.records import Recipe
 from search_spaces.allocation import from_json
 from tests.simulated import LABELS, drive, make_inventory, make_study
 from tune.report.confirmation import Confirmed, confirmed
 from tune.report.plots import draw_front
 from tune.report.recommendation import Verdict, recommend, recommendation_line
-from tune.report.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
+from tune.report.results import write_results, write_study_tables
+from tune.report.summary import SUMMARY_COLUMNS
 from tune.report.table import closing_table
 from tune.study.config import StudyConfig
 from tune.study.state import StudyState
@@ -135,6 +137,87 @@ def test_a_result_file_without_an_interval_of_f1_is_summarised(
         lines = list(csv.DictReader(file))
 
     assert [line["f1_low"] == "" for line in lines].count(True) == 1
+
+
+def results(folder: Path) -> dict[str, str]:
+    """File name to study, as `all_results.json` has them too."""
+    files = {path.name: json.loads(path.read_text()) for path in folder.glob("results_*.json")}
+    everything = json.loads((folder / "all_results.json").read_text())["results"]
+    assert sorted(everything, key=str) == sorted(files.values(), key=str)
+    return {name: content["study"] for name, content in files.items()}
+
+
+def test_no_study_overwrites_the_results_of_another(tmp_path: Path, state: StudyState) -> None:
+    """Of another model, seed or limit, or of the same flags once more."""
+    rows = [row for row in confirmed(state, INVENTORY, LABELS) if row.trial == "B-FP"]
+    others: dict[str, dict[str, object]] = {
+        "m": {"model": "smollm2"},
+        "s": {"seed": 1},
+        "l": {"max_memory_bytes": 10**9},
+        "first": {},
+        "second": {},
+    }
+    for name, changes in others.items():
+        write_results(config(tmp_path, name=name, **changes), "made up", state, rows, NONE)
+    expected = {f"results_B-FP_rotten_tomatoes_{name}.json": name for name in "msl"}
+    expected |= {
+        "results_B-FP_rotten_tomatoes.json": "first",
+        "results_B-FP_rotten_tomatoes_second.json": "second",
+    }
+    assert results(tmp_path) == expected
+
+    for name, changes in reversed(others.items()):
+        write_results(config(tmp_path, name=name, **changes), "made up", state, rows, NONE)
+    assert results(tmp_path) == expected
+    with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
+        lines = {line["study"]: line for line in csv.DictReader(file)}
+    assert lines.keys() == others.keys()
+    assert lines["m"]["model"] == "smollm2"
+    assert (lines["s"]["seed"], lines["l"]["max_memory_bytes"]) == ("1", "1000000000")
+
+
+def test_a_recommendation_that_no_longer_holds_is_removed(
+    tmp_path: Path, state: StudyState
+) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    chosen = Verdict(row=rows[0], text="for now")
+    write_results(config(tmp_path, name="other"), "made up", state, rows, chosen)
+    write_results(config(tmp_path), "made up", state, rows, chosen)
+    assert "results_joint_rotten_tomatoes_s.json" in results(tmp_path)
+    write_results(config(tmp_path), "made up", state, rows, NONE)
+
+    assert "results_joint_rotten_tomatoes_s.json" not in results(tmp_path)
+    assert results(tmp_path)["results_joint_rotten_tomatoes.json"] == "other"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", "7", "{}", '{"version": 99}', '{"version": 1, "study": "x"}', "\udcff", None],
+)
+def test_what_is_no_result_is_named_and_left_alone(
+    tmp_path: Path, state: StudyState, content: str | None
+) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    foreign = tmp_path / "results_of_mine.json"
+    short = tmp_path / "results_B-FP_rotten_tomatoes.json"
+    for path in (foreign, short):
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    written, skipped = write_results(config(tmp_path), "made up", state, rows, NONE)
+
+    assert {path.name for path in written} == {
+        "results_B-FP_rotten_tomatoes_s.json",
+        "results_B-Q4_rotten_tomatoes.json",
+    }
+    assert [line.split(": no result of this release (")[0] for line in skipped] == [
+        str(short),
+        str(foreign),
+    ]
+    everything = json.loads((tmp_path / "all_results.json").read_text())["results"]
+    assert {entry["study"] for entry in everything} == {"s"}
+    assert content is None or short.read_bytes() == foreign.read_bytes()
 
 
 def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:

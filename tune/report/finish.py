@@ -26,6 +26,7 @@ class StudyResult:
         finished: Whether nothing is left to do.
         halted: The reason for which trials failed one after another, where that ended the run.
         files: The result files.
+        skipped: Files among the results that are no results, in words.
         evidence: What was worth its cost, and what the search was compared to, in words.
     """
 
@@ -35,6 +36,7 @@ class StudyResult:
     finished: bool
     halted: str | None
     files: list[Path]
+    skipped: list[str]
     evidence: list[str]
 
 
@@ -55,7 +57,7 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     table = known_table(config.folder, state)
     ordered, compared = agreements(state, table), comparisons(state, rows)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
-    files = write_results(config, prepared.task.splits, state, rows, verdict)
+    files, skipped = write_results(config, prepared.task.splits, state, rows, verdict)
     if any(trial.reports for trial in state.trials.values()):
         picture = config.folder / "front.png"
         draw_front(picture, state, rows, verdict.row, _caption(prepared, state))
@@ -67,6 +69,7 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
         finished=end.finished,
         halted=end.halted,
         files=files,
+        skipped=skipped,
         evidence=evidence_lines(ordered, compared),
     )
 

@@ -22,6 +22,8 @@ PLACES = frozenset({"model", "data"})
 CHANGEABLE = PLACES | {"budget", "time_limit_seconds", "address", "wandb", "output_dir"}
 # Fewer say nothing, and below full fidelity half of them are scored.
 MIN_EVAL_SEQUENCES = 8
+# Of a file's name, which most systems limit to 255 bytes: results have the study's in theirs.
+MAX_NAME_BYTES = 150
 ANCHOR_SHARE = 6
 # Flags that are not spelled like their field.
 FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
@@ -126,6 +128,12 @@ class StudyConfig:
             raise ValueError(
                 f"`--name` must be the name of a folder, got {self.name!r}. "
                 "Leave out slashes; use --output-dir for the place."
+            )
+
+        if len(self.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+            raise ValueError(
+                f"`--name` must have at most {MAX_NAME_BYTES} bytes, got "
+                f"{len(self.name)} characters. Give a shorter one."
             )
 
     @property
