@@ -40,13 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, resume, dry_run = parse_flags(arguments)
     attempt = Attempt(debug=given.pop("debug", False))
     try:
-        return _run(attempt, given, resume, dry_run)
+        with ExitStack() as held:
+            return _run(attempt, given, resume, dry_run, held)
     except (Exception, KeyboardInterrupt) as error:
         return tell(error, attempt)
 
 
-def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: bool) -> int:
-    """Run what the flags ask for; return the exit code."""
+def _run(
+    attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: bool, held: ExitStack
+) -> int:
+    """Run what the flags ask for, holding its study until all is written; return the exit code."""
     export = given.pop("export", None)
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -58,6 +61,10 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
     with ExitStack() as running:
         # Imports follow the checks that need them, so that mistakes answer at once.
         config = _config(given, resume)
+        if resume is not None and not dry_run:
+            from tune.study.lock import locked
+
+            held.enter_context(locked(config.folder))
         if not dry_run:
             from tune.on_ray.cluster import ray_started
 
@@ -67,8 +74,9 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
             return 0
         if resume is None:
             from tune.study.config import prepare_folder
+            from tune.study.lock import locked
 
-            prepare_folder(config)
+            held.enter_context(locked(prepare_folder(config)))
         from tune.on_ray.run import run_study
 
         attempt.study, attempt.budget = config.folder, config.budget
@@ -81,7 +89,8 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
 def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
     """Return a study that can start, after printing its plan."""
     from tune.report.describe import describe_plan
-    from tune.study.prepare import check_same_study, prepare
+    from tune.study.prepare import prepare
+    from tune.study.record import check_same_study
 
     prepared = prepare(config)
     if resume is not None:
@@ -96,10 +105,13 @@ def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
 
 def _export(study: str, given: dict[str, Any]) -> int:
     """Write one trial of a study; return the exit code."""
+    from tune.study.config import PLACES
+
+    places = {key: given.pop(key) for key in PLACES & set(given)}
     if set(given) != {"trial", "to"}:
         raise ValueError(
-            "`--export` must come with --trial and --to alone, got "
-            f"{', '.join(sorted(given)) or 'neither'}. "
+            "`--export` must come with --trial and --to (and with --model or --data where they "
+            f"have moved), got {', '.join(sorted(given)) or 'neither'}. "
             "Write for example --export results/studies/NAME --trial t007 --to my-model."
         )
     from tune.study.config import check_new_folder
@@ -107,7 +119,7 @@ def _export(study: str, given: dict[str, Any]) -> int:
     check_new_folder("--to", Path(given["to"]))
     from tune.report.exporting import export_trial
 
-    trial = export_trial(Path(study), given["trial"], Path(given["to"]))
+    trial = export_trial(Path(study), given["trial"], Path(given["to"]), places)
     print(f"wrote {trial.id} to {given['to']}. Load it with: alrq_core.load({given['to']!r})")
     return 0
 
@@ -134,13 +146,23 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
 
 def _report(console: Console, config: Any, result: Any, attempt: Attempt) -> int:
     """Print how a study ended; return the exit code."""
-    from tune.report.table import closing_table, cost_table, recommendation_line
+    from tune.report.table import closing_table, cost_table
 
     for path in result.files:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    for line in result.skipped:
+        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
     if result.confirmed:
-        console.print(closing_table(result.confirmed, result.recommendation))
+        console.print(closing_table(result.confirmed, result.verdict.row))
         console.print(cost_table(result.confirmed))
+    if result.halted is not None:
+        print(
+            f"run_search: stopped after trials failed one after another for one reason, "
+            f"{result.halted!r}. Mend its cause, then go on with: "
+            f"python run_search.py --resume {config.folder}",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
     if not result.finished:
         print(f"Interrupted. Go on with: {attempt.way_on}")
         return EXIT_INTERRUPTED
@@ -154,10 +176,7 @@ def _report(console: Console, config: Any, result: Any, attempt: Attempt) -> int
         print(f"failed: {trial.id}: {trial.reason}")
     for line in result.evidence:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    line = recommendation_line(
-        result.confirmed, result.recommendation, config.margin, config.max_memory_bytes
-    )
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(result.verdict.text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -6,7 +6,6 @@ the model's configuration and tokenizer, and the adapter alone in PEFT's own for
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from alrq_core.adapters.lora import ADAPTER, attach_adapters, frozen_layer, lora_config, lora_layers
+from alrq_core.files import partial_path
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.models.first_token import keep_first_token
 from alrq_core.models.heads import head_names
@@ -71,7 +71,7 @@ def save(run: TrialRun, folder: Path) -> Path:
         raise ValueError(
             f"`folder` must not exist yet, got {str(folder)!r}. Remove it or choose another name."
         )
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = partial_path(folder)
     partial.mkdir(parents=True)
     try:
         _write(run, partial)

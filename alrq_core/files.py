@@ -2,20 +2,38 @@
 
 import json
 import os
+import secrets
+import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+PROBE_BYTES = 2**20
+_SAID: set[str] = set()
+
+
+def partial_path(path: Path) -> Path:
+    """Return a name beside `path`, for what is not whole yet, that nobody else will take.
+
+    Neither another thread nor another host that shares the folder, where process ids repeat.
+    """
+    maker = f"{socket.gethostname()[:30]}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f"{path.name}.{maker}.partial")
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Give a path to write to, which takes the place of `path` at the end, or is removed.
 
-    Each process has its own; the folder is made where there is none.
+    Each call has its own; the folder is made where there is none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = partial_path(path)
     try:
         yield partial
         partial.replace(path)
@@ -28,3 +46,32 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     with replaced(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def spared(folder: Path, what: str) -> Iterator[None]:
+    """Go on where a cache can't be read or written, after saying so once a process.
+
+    Args:
+        folder: Of the cache.
+        what: It would keep, as the subject of the sentence.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        sentence = f"{what} can't be kept in {folder}"
+        if sentence not in _SAID:
+            _SAID.add(sentence)
+            print(f"{sentence}: {error}", file=sys.stderr)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Return why nothing can be written into a folder, which is made; None where it can be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # An empty file can be made on a full disk.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None

@@ -11,6 +11,7 @@ from alrq_core.records import Recipe
 from tune.flags import build_parser
 from tune.study.config import (
     CHANGEABLE,
+    STUDY_VERSION,
     StudyConfig,
     check_writable,
     load_study_file,
@@ -64,7 +65,9 @@ FLAGS = {
 
 def save(config: StudyConfig) -> Path:
     folder = prepare_folder(config)
-    (folder / "study.json").write_text(json.dumps({"config": config.to_json()}))
+    (folder / "study.json").write_text(
+        json.dumps({"version": STUDY_VERSION, "config": config.to_json()})
+    )
     return folder
 
 
@@ -113,6 +116,8 @@ def test_an_unknown_field_is_refused() -> None:
         ({"time_limit_seconds": float("inf")}, "`--time-limit` must be a positive number"),
         ({"margin": float("nan")}, "`--margin` must be a positive number"),
         ({"name": ".."}, "`--name` must be the name of a folder"),
+        ({"name": "n" * 300}, "`--name` must have at most 150 bytes, got 300 characters"),
+        ({"name": "ü" * 76}, "`--name` must have at most 150 bytes, got 76 characters"),
     ],
 )
 def test_values_are_checked(changes: dict[str, Any], message: str) -> None:
@@ -212,6 +217,12 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, content: str | Non
     if content is not None:
         (tmp_path / "study.json").write_text(content)
     with pytest.raises(ValueError, match="`--resume` must be the folder of a study"):
+        load_study_file(tmp_path)
+
+
+def test_a_study_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"version": 1, "config": {}}))
+    with pytest.raises(ValueError, match=r"study of version 2, got .* of version 1\. Go on with"):
         load_study_file(tmp_path)
 
 

@@ -11,7 +11,7 @@ from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import fixed_allocation
 from tests.simulated import make_inventory, make_report
-from tune.report.confirmation import Confirmed, best_that_fits, confirmed, recommend
+from tune.report.confirmation import Confirmed, confirmed
 from tune.study.state import StudyState, TrialState
 
 INVENTORY = make_inventory()
@@ -189,7 +189,6 @@ def test_nothing_is_compared_without_a_confirmed_b_fp() -> None:
 
     assert row.difference is None
     assert row.difference_interval is None
-    assert recommend([row], 2.0, None) is None
 
 
 def test_interval_covers_the_truth_about_as_often_as_it_says(
@@ -207,44 +206,3 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(
         covered += interval[0] <= 0 <= interval[1]
 
     assert covered >= 54
-
-
-def recommendable(name: str, size: int, low: float | None) -> Confirmed:
-    row = rows({"B-FP": [accuracy(np.ones(20))], "t001": [accuracy(np.ones(20))]})["t001"]
-    interval = None if low is None else (low, low + 2)
-    return replace(row, trial=name, memory_bytes=size, difference_interval=interval)
-
-
-def test_the_smallest_within_the_margin_is_recommended() -> None:
-    candidates = [
-        recommendable("small", 10, -2.5),
-        recommendable("middle", 20, -1.9),
-        recommendable("large", 30, 0.5),
-        recommendable("B-FP", 5, 0.0),
-    ]
-
-    assert recommend(candidates, 2.0, None) == candidates[1]
-    assert recommend(candidates, 3.0, None) == candidates[0]
-    assert recommend(candidates, 1.0, None) == candidates[2]
-    assert recommend(candidates[:1], 2.0, None) is None
-    assert recommend([], 2.0, None) is None
-
-
-def test_nothing_above_the_limit_is_recommended() -> None:
-    small, middle, large = (
-        recommendable(name, size, low)
-        for name, size, low in (("small", 10, -3.5), ("middle", 20, -1.9), ("large", 30, 0.5))
-    )
-    middle = replace(middle, difference=-0.9)
-    small, large = replace(small, difference=-2.5), replace(large, difference=1.5)
-
-    assert recommend([small, middle, large], 2.0, 20) == middle
-    assert recommend([small, middle, large], 1.0, 20) is None
-    assert best_that_fits([small, middle, large], 20) == middle
-    assert best_that_fits([small, middle, large], 19) == small
-    assert best_that_fits([small, middle, large], 9) is None
-    assert best_that_fits([replace(small, difference=None)], 20) is None
-
-
-def test_the_interval_must_stay_above_the_margin_not_on_it() -> None:
-    assert recommend([recommendable("t", 1, -2.0)], 2.0, None) is None

@@ -56,7 +56,7 @@ def test_results_have_what_the_receipts_say(finished: tuple[Path, Any]) -> None:
         assert int(rows[name]["memory_bytes"]) == round(mean)
         assert int(rows[name]["peak_memory_bytes"]) > 10**8
         assert float(rows[name]["train_seconds"]) > 0
-        content = json.loads((output / f"results_{name}_custom.json").read_text())
+        content = json.loads((output / f"results_{name}_custom_s.json").read_text())
         assert len(content["final_ranks"]) == (3 if name in ADAPTIVE else 0)
         assert "the first 20 sequences" in content["splits"]
     realised = {e["trial"]: e for e in events(output) if e["event"] == "realised"}

@@ -10,6 +10,7 @@ from alrq_core.memory import machine
 from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
 from alrq_core.records import Recipe
 from tune.on_ray.run import _resources
+from tune.report import describe
 from tune.report.describe import describe_plan
 from tune.study import prepare as module
 from tune.study.config import StudyConfig
@@ -74,6 +75,20 @@ def test_the_plan_says_what_is_stored_how_and_what_is_left_out(
     assert "cpu-int8 on cpu (8: int8, 16: plain): as asked for" in text
     assert "without          B-Q4: `bits` must be one of 8, 16" in text
     assert "found here: cpu" in text
+
+
+def test_the_plan_says_that_the_cache_can_not_be_written(
+    bert_folder: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers would say so where nobody reads it."""
+    ready = prepared(bert_folder, reviews)
+    monkeypatch.setattr(describe, "cache_folder", lambda: tmp_path / "cache")
+    assert "a cache" not in describe_plan(ready)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(describe, "cache_folder", lambda: tmp_path / "file" / "cache")
+
+    assert "file/cache can't be written (Not a directory)" in describe_plan(ready)
+    assert "Set HF_HOME" in describe_plan(ready)
 
 
 def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(

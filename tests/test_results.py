@@ -10,17 +10,21 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
+from alrq_core.files import write_json
 from alrq_core.records import Recipe
 from search_spaces.allocation import from_json
 from tests.simulated import LABELS, drive, make_inventory, make_study
-from tune.report.confirmation import Confirmed, confirmed, recommend
+from tune.report.confirmation import Confirmed, confirmed
 from tune.report.plots import draw_front
-from tune.report.results import SUMMARY_COLUMNS, write_json, write_results, write_study_tables
-from tune.report.table import closing_table, recommendation_line
+from tune.report.recommendation import Verdict, recommend, recommendation_line
+from tune.report.results import write_results, write_study_tables
+from tune.report.summary import SUMMARY_COLUMNS
+from tune.report.table import closing_table
 from tune.study.config import StudyConfig
 from tune.study.state import StudyState
 
 INVENTORY = make_inventory()
+NONE = Verdict(row=None, text="No recommendation: whatever.")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
     rows = confirmed(state, INVENTORY, LABELS)
     chosen = recommend(rows, 100.0, None)
     assert chosen is not None
-    write_results(study, "made up", state, rows, chosen)
+    write_results(study, "made up", state, rows, Verdict(row=chosen, text="because"))
     names = {path.name for path in tmp_path.glob("results_*.json")}
     best = json.loads((tmp_path / "results_joint_rotten_tomatoes.json").read_text())
 
@@ -100,7 +104,7 @@ def test_a_search_writes_its_baselines_and_its_recommendation(
         assert float(line["f1_low"]) <= float(line["f1"]) <= float(line["f1_high"])
         assert line["context_tokens"] == line["stride_tokens"] == ""
     kept = json.loads((study.folder / "confirmation.json").read_text())
-    assert kept["recommendation"] == chosen.trial
+    assert (kept["recommendation"], kept["reason"]) == (chosen.trial, "because")
     assert len(kept["confirmed"]) == len(rows)
 
 
@@ -108,7 +112,7 @@ def test_the_protocol_of_language_modelling_stands_in_every_result(
     tmp_path: Path, state: StudyState
 ) -> None:
     rows = [language_modelling(row) for row in confirmed(state, INVENTORY, LABELS)]
-    write_results(config(tmp_path, task="wikitext2"), "made up", state, rows, None)
+    write_results(config(tmp_path, task="wikitext2"), "made up", state, rows, NONE)
     result = json.loads((tmp_path / "results_B-FP_wikitext2.json").read_text())
     with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -122,17 +126,98 @@ def test_a_result_file_without_an_interval_of_f1_is_summarised(
     tmp_path: Path, state: StudyState
 ) -> None:
     rows = confirmed(state, INVENTORY, LABELS)
-    write_results(config(tmp_path), "made up", state, rows, None)
+    write_results(config(tmp_path), "made up", state, rows, NONE)
     path = tmp_path / "results_B-Q4_rotten_tomatoes.json"
     content = json.loads(path.read_text())
     for name in ("f1_interval", "context_tokens", "stride_tokens"):
         del content[name]
     path.rename(tmp_path / "results_B-Q4_other.json").write_text(json.dumps(content))
-    write_results(config(tmp_path), "made up", state, rows, None)
+    write_results(config(tmp_path), "made up", state, rows, NONE)
     with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
 
     assert [line["f1_low"] == "" for line in lines].count(True) == 1
+
+
+def results(folder: Path) -> dict[str, str]:
+    """File name to study, as `all_results.json` has them too."""
+    files = {path.name: json.loads(path.read_text()) for path in folder.glob("results_*.json")}
+    everything = json.loads((folder / "all_results.json").read_text())["results"]
+    assert sorted(everything, key=str) == sorted(files.values(), key=str)
+    return {name: content["study"] for name, content in files.items()}
+
+
+def test_no_study_overwrites_the_results_of_another(tmp_path: Path, state: StudyState) -> None:
+    """Of another model, seed or limit, or of the same flags once more."""
+    rows = [row for row in confirmed(state, INVENTORY, LABELS) if row.trial == "B-FP"]
+    others: dict[str, dict[str, object]] = {
+        "m": {"model": "smollm2"},
+        "s": {"seed": 1},
+        "l": {"max_memory_bytes": 10**9},
+        "first": {},
+        "second": {},
+    }
+    for name, changes in others.items():
+        write_results(config(tmp_path, name=name, **changes), "made up", state, rows, NONE)
+    expected = {f"results_B-FP_rotten_tomatoes_{name}.json": name for name in "msl"}
+    expected |= {
+        "results_B-FP_rotten_tomatoes.json": "first",
+        "results_B-FP_rotten_tomatoes_second.json": "second",
+    }
+    assert results(tmp_path) == expected
+
+    for name, changes in reversed(others.items()):
+        write_results(config(tmp_path, name=name, **changes), "made up", state, rows, NONE)
+    assert results(tmp_path) == expected
+    with (tmp_path / "experiment_summary.csv").open(encoding="utf-8") as file:
+        lines = {line["study"]: line for line in csv.DictReader(file)}
+    assert lines.keys() == others.keys()
+    assert lines["m"]["model"] == "smollm2"
+    assert (lines["s"]["seed"], lines["l"]["max_memory_bytes"]) == ("1", "1000000000")
+
+
+def test_a_recommendation_that_no_longer_holds_is_removed(
+    tmp_path: Path, state: StudyState
+) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    chosen = Verdict(row=rows[0], text="for now")
+    write_results(config(tmp_path, name="other"), "made up", state, rows, chosen)
+    write_results(config(tmp_path), "made up", state, rows, chosen)
+    assert "results_joint_rotten_tomatoes_s.json" in results(tmp_path)
+    write_results(config(tmp_path), "made up", state, rows, NONE)
+
+    assert "results_joint_rotten_tomatoes_s.json" not in results(tmp_path)
+    assert results(tmp_path)["results_joint_rotten_tomatoes.json"] == "other"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", "7", "{}", '{"version": 99}', '{"version": 1, "study": "x"}', "\udcff", None],
+)
+def test_what_is_no_result_is_named_and_left_alone(
+    tmp_path: Path, state: StudyState, content: str | None
+) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    foreign = tmp_path / "results_of_mine.json"
+    short = tmp_path / "results_B-FP_rotten_tomatoes.json"
+    for path in (foreign, short):
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    written, skipped = write_results(config(tmp_path), "made up", state, rows, NONE)
+
+    assert {path.name for path in written} == {
+        "results_B-FP_rotten_tomatoes_s.json",
+        "results_B-Q4_rotten_tomatoes.json",
+    }
+    assert [line.split(": no result of this release (")[0] for line in skipped] == [
+        str(short),
+        str(foreign),
+    ]
+    everything = json.loads((tmp_path / "all_results.json").read_text())["results"]
+    assert {entry["study"] for entry in everything} == {"s"}
+    assert content is None or short.read_bytes() == foreign.read_bytes()
 
 
 def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
@@ -140,7 +225,7 @@ def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", space="Joint-3")
     drive(study)
     rows = confirmed(study.state, INVENTORY, LABELS)
-    write_results(config(tmp_path, space="Joint-3"), "made up", study.state, rows, None)
+    write_results(config(tmp_path, space="Joint-3"), "made up", study.state, rows, NONE)
 
     assert (tmp_path / "results_Joint-3_rotten_tomatoes.json").is_file()
     assert len(list(tmp_path.glob("results_*.json"))) == 1
@@ -148,7 +233,7 @@ def test_a_fixed_space_gets_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_nothing_confirmed_still_writes_files(tmp_path: Path, state: StudyState) -> None:
     study = config(tmp_path)
-    write_results(study, "made up", StudyState(INVENTORY.names), [], None)
+    write_results(study, "made up", StudyState(INVENTORY.names), [], NONE)
     write_study_tables(study.folder, StudyState(INVENTORY.names), INVENTORY, {})
 
     assert json.loads((study.folder / "front.json").read_text())["front"] == []

@@ -182,6 +182,22 @@ def test_a_table_is_measured_once_and_repeats(
     assert visibility_table(context, space, tmp_path) == first
 
 
+def test_a_table_that_can_not_be_kept_is_measured_all_the_same(
+    context_of: Contexts,
+    tables: dict[TaskKind, VisibilityTable],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As with an HF_HOME that is read-only, or on a full disk."""
+    (tmp_path / "file").touch()
+    context, table = context_of("classification"), tables["classification"]
+    monkeypatch.setattr(measure, "measure_table", lambda *_: table)
+
+    assert visibility_table(context, space_of(context), tmp_path / "file" / "folder") == table
+    assert "the visibility table can't be kept in" in capsys.readouterr().err
+
+
 def test_the_key_tells_what_matters(context_of: Contexts) -> None:
     context = context_of("classification")
     space = space_of(context)

@@ -12,9 +12,11 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from search_spaces.spaces import make_space
-from tests.simulated import bytes_help, drive, make_inventory, make_study
+from tests.simulated import advance, bytes_help, drive, make_inventory, make_study, score
 from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb, readable_parameters
+from tune.study.events import LOG_NAME, Completed, Event, EventLog, Paused, Stopped
+from tune.study.study import Outcome
 
 INVENTORY = make_inventory()
 
@@ -34,6 +36,37 @@ def test_tensorboard_has_a_run_a_trial(tmp_path: Path) -> None:
         plugin = run.PluginTagToContent("hparams")
         assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugin)
     assert any(trial.promoted_step for trial in study.state.trials.values())
+
+
+@pytest.mark.parametrize("cut", [Paused, Stopped, Completed])
+def test_sinks_go_on_where_an_earlier_run_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: type[Event]
+) -> None:
+    """Any event may be the first that a resumed run hears of a trial: what a checkpoint repeats is
+    not reported again.
+    """
+    drive(make_study(tmp_path, budget=5))
+    log = tmp_path / LOG_NAME
+    kind = f'{{"event":"{cut.__name__.lower()}"'
+    lines = log.read_text().splitlines(keepends=True)
+    at = next(n for n, line in enumerate(lines) if line.startswith(kind))
+    log.write_text("".join(lines[:at]))
+    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: FakeRun)
+    sinks = (TensorBoard(tmp_path / "tb", INVENTORY), Wandb("p", "s", tmp_path, INVENTORY))
+    study = make_study(tmp_path, budget=5, listeners=sinks)
+    for _ in study.state.with_status("running"):
+        trial = study.next_trial()
+        assert trial is not None
+        test = score(trial) if trial.role == "baseline" else None
+        goes_on = study.take(trial.id, Outcome(report=trial.last, test=test)) == "continue"
+        while goes_on:
+            goes_on = advance(study, trial, bytes_help)
+    drive(study)
+    for sink in sinks:
+        sink.close()
+
+    assert study.finished
+    assert cut.__name__ in {type(e).__name__ for e in EventLog(log).read()}
 
 
 def test_parameters_are_few_and_readable(tmp_path: Path) -> None:

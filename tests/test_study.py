@@ -15,6 +15,7 @@ from search_spaces.fixed import FIXED
 from search_spaces.spaces import make_space
 from tests.simulated import (
     RUNGS,
+    advance,
     bytes_help,
     drive,
     luck,
@@ -40,7 +41,7 @@ from tune.study.finalists import MAX_FINALISTS
 from tune.study.plan import CONFIRM_SEEDS
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState, TrialState
-from tune.study.study import Outcome, load_study_table
+from tune.study.study import Outcome, Study, load_study_table
 
 INVENTORY = make_inventory()
 
@@ -175,6 +176,62 @@ def test_an_error_fails_one_trial_and_the_study_goes_on(tmp_path: Path) -> None:
     assert study.state.trials[first.id].reports == []
     assert study.finished
     assert "B-FP-s2" not in study.state.trials
+
+
+def fails(study: Study, *reasons: str) -> list[str]:
+    """Fail one new trial after another; return their ids."""
+    failed = []
+    for reason in reasons:
+        trial = study.next_trial()
+        if trial is None:
+            break
+        assert study.take(trial.id, Outcome(error=reason)) == "stop"
+        failed.append(trial.id)
+    return failed
+
+
+def test_a_study_ends_after_three_failures_in_a_row_for_one_reason(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=20)
+    with closing(study.log):
+        running = study.next_trial()
+        assert running is not None
+        failed = fails(study, *(f"out of memory: {n} MB at 0x{n}f, step {n}" for n in range(20)))
+        assert study.take(running.id, Outcome(report=make_report(2, 0.5))) == "stop"
+
+    assert failed == ["B-Q4", "t001", "t002"]
+    assert study.halted == "out of memory: 2 MB at 0x2f, step 2"
+    assert not study.finished
+    assert running.status == "running"
+
+
+def test_what_fails_for_several_reasons_or_now_and_then_goes_on(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=20)
+    with closing(study.log):
+        fails(study, *("a", "b") * 4, "a", "a")
+        good = study.next_trial()
+        assert good is not None
+        advance(study, good, bytes_help)
+        fails(study, "a", "a")
+
+    assert study.halted is None
+    drive(study)
+    assert study.finished
+
+
+def test_a_study_that_was_ended_by_failures_goes_on_and_tries_its_baselines_again(
+    tmp_path: Path,
+) -> None:
+    broken = make_study(tmp_path, budget=6)
+    with closing(broken.log):
+        assert fails(broken, *["no space left"] * 9) == ["B-FP", "B-Q4", "t001"]
+    study = make_study(tmp_path, budget=6)
+    drive(study)
+
+    assert study.finished
+    assert {study.state.trials[name].status for name in ("B-FP", "B-Q4")} == {"completed"}
+    assert study.state.trials["t001"].reason == "no space left"
+    assert len(study.state.of_role("search")) == 6
+    assert StudyState(INVENTORY.names).replay(events(tmp_path)) == study.state
 
 
 def test_a_repeated_report_is_logged_once(tmp_path: Path) -> None:

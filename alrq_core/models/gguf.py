@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import os
 import shutil
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alrq_core.files import partial_path, unwritable
 
 
 def converted_folder(name: str, package_folder: Path) -> Path:
@@ -23,7 +24,8 @@ def converted_folder(name: str, package_folder: Path) -> Path:
         package_folder: Where the package keeps its one GGUF file.
 
     Raises:
-        ValueError: There is no such file, or the package that reads it is missing.
+        ValueError: There is no such file, the package that reads it is missing, or the
+            cache can't be written.
     """
     source = next(package_folder.glob("*.gguf"), None)
     if source is None:
@@ -39,7 +41,13 @@ def converted_folder(name: str, package_folder: Path) -> Path:
             f"`--model` {name} needs the package gguf to read its weights, and it is not "
             "installed. Run `pip install gguf`."
         )
-    partial = cached.with_name(f"{cached.name}.{os.getpid()}.partial")
+    reason = unwritable(cached.parent)
+    if reason is not None:
+        raise ValueError(
+            f"`HF_HOME` must be a folder that can be written, since `--model` {name} is converted "
+            f"into it, got {constants.HF_HOME!r} ({reason}). Set it to another one."
+        )
+    partial = partial_path(cached)
     partial.mkdir(parents=True)
     try:
         _convert(source, partial)

@@ -1,18 +1,17 @@
 """Lets all processes of a machine share one copy of a base model's weights."""
 
 import hashlib
-import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
 
 import transformers
 from huggingface_hub import constants
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from alrq_core.files import replaced
+from alrq_core.files import replaced, spared
 
 
 def weights_folder() -> Path:
@@ -48,7 +47,7 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
     """
     weights = {name: p for name, p in model.named_parameters() if name not in new}
     path = weights_folder() / f"{_key(weights, source)}.safetensors"
-    try:
+    with spared(weights_folder(), "converted weights"):
         if not path.is_file():
             tensors = {name: parameter.detach().contiguous() for name, parameter in weights.items()}
             with replaced(path) as partial:
@@ -56,8 +55,6 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
         with safe_open(path, framework="pt") as file:
             for name, parameter in weights.items():
                 parameter.data = file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        print(f"weights can't be shared through {weights_folder()}: {error}", file=sys.stderr)
 
 
 def _key(weights: Mapping[str, Tensor], source: Path) -> str:

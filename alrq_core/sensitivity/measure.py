@@ -23,6 +23,7 @@ from alrq_core.data.encode import (
     train_batches,
     train_parts,
 )
+from alrq_core.files import spared
 from alrq_core.memory.machine import pick_device
 from alrq_core.models.heads import head_names
 from alrq_core.models.structure import tied_head
@@ -104,7 +105,8 @@ def visibility_table(
         return known
     table = measure_table(context, space, key, seed)
     if folder is not None:
-        table.save(folder)
+        with spared(folder, "the visibility table"):
+            table.save(folder)
     return table
 
 

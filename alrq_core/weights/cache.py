@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import sys
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alrq_core.files import replaced
+from alrq_core.files import replaced, spared
 from alrq_core.weights.quantise import quantise
 from search_spaces.formats import Format
 
@@ -72,12 +71,8 @@ class PackedCache:
         self.made += 1
         tensors = {name: tensor.cpu().contiguous() for name, tensor in made.items()}
         checksum = _checksum(tensors)
-        try:
-            with replaced(self._path(key)) as partial:
-                save_file(tensors, partial, metadata={"crc32": str(checksum)})
-        except (OSError, SafetensorError) as error:
-            print(f"packed weights can't be kept in {self._folder}: {error}", file=sys.stderr)
-            return tensors, checksum
+        with spared(self._folder, "packed weights"), replaced(self._path(key)) as partial:
+            save_file(tensors, partial, metadata={"crc32": str(checksum)})
         # The map of the file takes the place of this process's own copy.
         return self._read(key) or (tensors, checksum)
 

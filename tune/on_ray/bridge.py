@@ -40,7 +40,8 @@ class StudySearcher(_Uncopied, Searcher):
         """Return the next trial's configuration, None to wait, or FINISHED."""
         trial = self._study.next_trial()
         if trial is None:
-            return Searcher.FINISHED if self._study.finished else None
+            over = self._study.finished or self._study.halted is not None
+            return Searcher.FINISHED if over else None
         self._ids[trial_id] = trial.id
         return TrialSpec(
             trial=trial.id,

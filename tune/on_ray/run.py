@@ -28,7 +28,8 @@ from tune.study.checkpoints import CHECKPOINTS, remove_checkpoint
 from tune.study.config import STUDY_FILE, load_study_file
 from tune.study.events import LOG_NAME, Ended, Event, EventLog, Failed, Started
 from tune.study.plan import Plan
-from tune.study.prepare import Prepared, run_content, study_content
+from tune.study.prepare import Prepared
+from tune.study.record import run_content, study_content
 from tune.study.replay import replay_search
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState
@@ -74,7 +75,7 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
         for sink in sinks:
             sink.close()
         log.close()
-    return StudyEnd(state, plan.proposer.expected_losses(), study.finished)
+    return StudyEnd(state, plan.proposer.expected_losses(), study.finished, study.halted)
 
 
 def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:

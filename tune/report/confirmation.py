@@ -85,39 +85,6 @@ def confirmed(state: StudyState, inventory: Inventory, labels: np.ndarray) -> li
     return sorted(rows, key=lambda row: row.memory_bytes)
 
 
-def recommend(
-    rows: Sequence[Confirmed], margin: float, max_memory_bytes: int | None
-) -> Confirmed | None:
-    """Return the smallest allocation that fits and whose interval against B-FP stays above -margin.
-
-    None if there is none, or no B-FP to compare with.
-
-    Args:
-        rows: What was confirmed, baselines and controls among it, whatever their bytes.
-        margin: In points of accuracy, or per cent of perplexity.
-        max_memory_bytes: Limit on the deployed model; None for none.
-    """
-    good = [
-        row
-        for row in rows
-        if row.trial != REFERENCE
-        and row.difference_interval is not None
-        and row.difference_interval[0] > -margin
-        and _fits(row, max_memory_bytes)
-    ]
-    return min(good, key=lambda row: row.memory_bytes) if good else None
-
-
-def best_that_fits(rows: Sequence[Confirmed], max_memory_bytes: int) -> Confirmed | None:
-    """Return the allocation within the limit that does best; None if none was confirmed."""
-    fitting = [row for row in rows if row.difference is not None and _fits(row, max_memory_bytes)]
-    return max(fitting, key=lambda row: row.difference or 0.0) if fitting else None
-
-
-def _fits(row: Confirmed, max_memory_bytes: int | None) -> bool:
-    return max_memory_bytes is None or row.memory_bytes <= max_memory_bytes
-
-
 def _row(
     source: TrialState,
     runs: list[TrialState],

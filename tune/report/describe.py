@@ -2,12 +2,15 @@
 
 import torch
 
+from alrq_core.files import unwritable
 from alrq_core.memory.machine import found_devices, pick_compute_dtype
+from alrq_core.weights.cache import cache_folder
 from search_spaces.allocation import Allocation
 from search_spaces.costs import average_bits, average_rank, format_bytes, memory_bytes
 from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
+from tune.study.digests import combined
 from tune.study.plan import CONFIRM_SEEDS
 from tune.study.prepare import Prepared
 
@@ -28,6 +31,8 @@ def describe_plan(prepared: Prepared) -> str:
         f"smallest         {_corner(space.smallest(), inventory)}",
         f"largest          {_corner(space.largest(), inventory)}",
         f"task             {task.name}: {sizes} train / validation / test sequences; {task.splits}",
+        f"digests          data {combined(prepared.digests.data)}, model "
+        f"{combined(prepared.digests.model)}",
         f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
         f"searcher {config.searcher}, scheduler {config.scheduler}",
         f"device           {device} (found here: {', '.join(found_devices())}), computing "
@@ -44,6 +49,12 @@ def describe_plan(prepared: Prepared) -> str:
                 lines.append(f"without          {name}: {reason}")
     if config.tie:
         lines.append(f"tied             {_ties(space)}")
+    reason = unwritable(cache_folder())
+    if reason is not None:
+        lines.append(
+            f"without          a cache: {cache_folder()} can't be written ({reason}), so each "
+            "worker makes and holds its own weights. Set HF_HOME to a folder that can be"
+        )
     if config.max_memory_bytes is not None:
         lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
     return "\n".join(lines)

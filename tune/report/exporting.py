@@ -1,5 +1,6 @@
 """Writes a confirmed trial of a study as a folder that `alrq_core.load` reads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from alrq_core.context import make_context
@@ -8,11 +9,14 @@ from alrq_core.trial import TrialRun
 from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
 from tune.study.config import resumed_config
 from tune.study.events import LOG_NAME, EventLog
-from tune.study.prepare import check_same_study, prepare
+from tune.study.prepare import prepare
+from tune.study.record import check_same_study
 from tune.study.state import StudyState, TrialState
 
 
-def export_trial(study: Path, trial_id: str, target: Path) -> TrialState:
+def export_trial(
+    study: Path, trial_id: str, target: Path, places: Mapping[str, str] | None = None
+) -> TrialState:
     """Write a confirmed trial into a new folder; return the trial.
 
     Args:
@@ -20,15 +24,17 @@ def export_trial(study: Path, trial_id: str, target: Path) -> TrialState:
         trial_id: A confirmed allocation, for its first completed seed, or one of its runs
             (`t007-s2`).
         target: The folder to make.
+        places: Where `model` and `data` lie now, if not where they did.
 
     Raises:
-        ValueError: No study, no confirmed trial of that id, or the target exists.
+        ValueError: No study, no confirmed trial of that id, other data or another model than it
+            began with, or the target exists.
     """
     if target.exists():
         raise ValueError(
             f"`--to` must not exist yet, got {str(target)!r}. Remove it or choose another folder."
         )
-    prepared = prepare(resumed_config(study, {}))
+    prepared = prepare(resumed_config(study, places or {}))
     check_same_study(prepared, study)
     state = StudyState(prepared.inventory.names).replay(EventLog(study / LOG_NAME).read())
     trial = _confirmed(state, study, trial_id)

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alrq_core.files import write_json
-from tune.report.confirmation import Confirmed, confirmed, recommend
+from tune.report.confirmation import Confirmed, confirmed
 from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
 from tune.report.mcnemar import write_mcnemar
 from tune.report.plots import draw_front
+from tune.report.recommendation import Verdict, constant_answer, judge
 from tune.report.results import write_results, write_study_tables
 from tune.study.finalists import finalists, smallest_found
 from tune.study.prepare import Prepared
@@ -22,17 +23,21 @@ class StudyResult:
     Attributes:
         state: All trials.
         confirmed: What was confirmed, from the smallest to the largest.
-        recommendation: The allocation to use; None if there is none.
+        verdict: The allocation to use, or why there is none.
         finished: Whether nothing is left to do.
+        halted: The reason for which trials failed one after another, where that ended the run.
         files: The result files.
+        skipped: Files among the results that are no results, in words.
         evidence: What was worth its cost, and what the search was compared to, in words.
     """
 
     state: StudyState
     confirmed: list[Confirmed]
-    recommendation: Confirmed | None
+    verdict: Verdict
     finished: bool
+    halted: str | None
     files: list[Path]
+    skipped: list[str]
     evidence: list[str]
 
 
@@ -40,24 +45,33 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     """Write every result file that the study's state allows."""
     config, state = prepared.config, end.state
     rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
-    recommendation = recommend(rows, config.margin, config.max_memory_bytes)
+    verdict = judge(
+        rows,
+        sequences=len(prepared.task.test),
+        constant=constant_answer(prepared.task),
+        margin=config.margin,
+        max_memory_bytes=config.max_memory_bytes,
+        finished=end.finished,
+    )
     write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
     found = smallest_found(finalists(state, end.expected, config.budget))
     ordered, compared = agreements(state, table), comparisons(state, rows, found)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
-    files = write_results(config, prepared.task.splits, state, rows, recommendation)
+    files, skipped = write_results(config, prepared.task.splits, state, rows, verdict)
     if any(trial.reports for trial in state.trials.values()):
         picture = config.folder / "front.png"
-        draw_front(picture, state, rows, recommendation, _caption(prepared, state))
+        draw_front(picture, state, rows, verdict.row, _caption(prepared, state))
         files.append(picture)
     return StudyResult(
         state=state,
         confirmed=rows,
-        recommendation=recommendation,
+        verdict=verdict,
         finished=end.finished,
+        halted=end.halted,
         files=files,
+        skipped=skipped,
         evidence=evidence_lines(ordered, compared),
     )
 

@@ -1,7 +1,5 @@
 """Writes all result files of a study from its state, at any time."""
 
-import csv
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,39 +13,10 @@ from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.fixed import FIXED
 from search_spaces.inventory import Inventory
 from tune.report.confirmation import Confirmed
+from tune.report.recommendation import Verdict
+from tune.report.summary import RESULTS_VERSION, Entry, read_results, write_summary
 from tune.study.config import StudyConfig
 from tune.study.state import StudyState, TrialState
-
-RESULTS_VERSION = 1
-SUMMARY_COLUMNS = (
-    "experiment",
-    "task",
-    "model",
-    "study",
-    "trial",
-    "metric",
-    "value",
-    "interval_low",
-    "interval_high",
-    "f1",
-    "f1_low",
-    "f1_high",
-    "context_tokens",
-    "stride_tokens",
-    "validation_loss",
-    "difference_to_b_fp",
-    "difference_low",
-    "difference_high",
-    "average_bits",
-    "average_rank",
-    "memory_bytes",
-    "target_bytes",
-    "trainable_parameters",
-    "train_seconds",
-    "peak_memory_bytes",
-    "seeds",
-    "recommended",
-)
 
 
 def write_study_tables(
@@ -66,7 +35,8 @@ def write_study_tables(
     """
     rows = [_report_row(trial, rung, inventory) for trial, rung in _reports(state)]
     if rows:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "trials.parquet")
+        with replaced(folder / "trials.parquet") as partial:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
     content: dict[str, Any] = {"version": RESULTS_VERSION}
     for name, trials in (("front", state.front()), ("expected_front", state.front(expected))):
         content[name] = [
@@ -81,22 +51,26 @@ def write_results(
     splits: str,
     state: StudyState,
     rows: list[Confirmed],
-    recommendation: Confirmed | None,
-) -> list[Path]:
-    """Write the files of `results/`; return those of this study.
+    verdict: Verdict,
+) -> tuple[list[Path], list[str]]:
+    """Write the files of `results/`; return this study's, and in words which others were skipped.
 
-    Each fixed configuration gets a file of its own, as does the recommendation of a search.
+    Each fixed configuration gets a file of its own, as does the recommendation of a search; one
+    that this study made before and that no longer holds is removed.
     """
-    folder = Path(config.output_dir)
+    folder, recommendation = Path(config.output_dir), verdict.row
+    before, _ = read_results(folder)
     written = []
     for experiment, row in _experiments(config, rows, recommendation):
-        path = folder / f"results_{experiment}_{config.task}.json"
+        path = _file(config, experiment, before)
         content = {
             "version": RESULTS_VERSION,
             "experiment": experiment,
             "task": config.task,
             "model": config.model,
             "study": config.name,
+            "seed": config.seed,
+            "max_memory_bytes": config.max_memory_bytes,
             "splits": splits,
             "recipe": asdict(config.recipe),
             "recommended": recommendation is not None and row.trial == recommendation.trial,
@@ -104,21 +78,33 @@ def write_results(
         }
         write_json(path, content)
         written.append(path)
+    former = _file(config, config.space, before)
+    if former not in written and before.get(former, {}).get("study") == config.name:
+        former.unlink()
+    _write_confirmation(config, state, rows, verdict)
+    entries, skipped = read_results(folder)
+    write_summary(folder, list(entries.values()))
+    return written, skipped
+
+
+def _write_confirmation(
+    config: StudyConfig, state: StudyState, rows: list[Confirmed], verdict: Verdict
+) -> None:
+    """Write what was confirmed, and what follows from it, into the study's folder."""
     write_json(
         config.folder / "confirmation.json",
         {
             "version": RESULTS_VERSION,
             "margin": config.margin,
             "max_memory_bytes": config.max_memory_bytes,
-            "recommendation": recommendation.trial if recommendation else None,
+            "recommendation": verdict.row.trial if verdict.row else None,
+            "reason": verdict.text,
             "confirmed": [row.to_json() for row in rows],
             "failed": [
                 {"trial": trial.id, "reason": trial.reason} for trial in state.with_status("failed")
             ],
         },
     )
-    _write_overviews(folder)
-    return written
 
 
 def _experiments(
@@ -130,35 +116,18 @@ def _experiments(
     return [*found, (config.space, recommendation)]
 
 
-def _write_overviews(folder: Path) -> None:
-    """Write `all_results.json` and `experiment_summary.csv` over all result files there."""
-    entries = []
-    for path in sorted(folder.glob("results_*_*.json")):
-        entries.append(json.loads(path.read_text(encoding="utf-8")))
-    write_json(folder / "all_results.json", {"version": RESULTS_VERSION, "results": entries})
-    with (
-        replaced(folder / "experiment_summary.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, SUMMARY_COLUMNS)
-        writer.writeheader()
-        writer.writerows(_summary(entry) for entry in entries)
+def _file(config: StudyConfig, experiment: str, entries: Mapping[Path, Entry]) -> Path:
+    """Return where a result goes: never over one of another study, or a file that isn't ours.
 
-
-def _summary(entry: dict[str, Any]) -> dict[str, Any]:
-    low, high = entry["difference_interval"] or (None, None)
-    f1_low, f1_high = entry.get("f1_interval") or (None, None)
-    extra = {
-        "interval_low": entry["interval"][0],
-        "interval_high": entry["interval"][1],
-        "f1_low": f1_low,
-        "f1_high": f1_high,
-        "difference_to_b_fp": entry["difference"],
-        "difference_low": low,
-        "difference_high": high,
-        "seeds": len(entry["seeds"]),
-    }
-    return {column: extra.get(column, entry.get(column)) for column in SUMMARY_COLUMNS}
+    The short name is for the default model and seed without a limit, so that it always means these.
+    """
+    folder, stem = Path(config.output_dir), f"results_{experiment}_{config.task}"
+    short = folder / f"{stem}.json"
+    usual = (config.model, config.seed) == (StudyConfig.model, StudyConfig.seed)
+    ours = not short.exists() or entries.get(short, {}).get("study") == config.name
+    if usual and config.max_memory_bytes is None and ours:
+        return short
+    return folder / f"{stem}_{config.name}.json"
 
 
 def _reports(state: StudyState) -> list[tuple[TrialState, int]]:

@@ -44,8 +44,10 @@ class TensorBoard:
                 writer.add_scalar(name, value, event.report.step)
             writer.flush()
         elif isinstance(event, Paused):
-            # Each open writer has a thread and a file, and many trials may wait.
-            self._writers.pop(event.trial).close()
+            # Each open writer has a thread and a file, and many trials may wait. There is none if
+            # an earlier run ended between report and pause.
+            if event.trial in self._writers:
+                self._writers.pop(event.trial).close()
         elif isinstance(event, Tested):
             self._writer(event.trial).add_scalar(f"test_{event.score.metric}", event.score.value, 0)
         elif isinstance(event, Ended):

@@ -1,9 +1,9 @@
-"""The table and the sentence with which a study ends."""
+"""The tables with which a study ends."""
 
 from rich.table import Table
 
 from search_spaces.costs import format_bytes
-from tune.report.confirmation import REFERENCE, Confirmed, best_that_fits
+from tune.report.confirmation import REFERENCE, Confirmed
 
 
 def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
@@ -36,7 +36,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
             format_bytes(row.target_bytes),
             f"{row.validation_loss:.4f}",
             *_with_intervals(row),
-            _difference(row),
+            difference_text(row),
         )
     return table
 
@@ -51,35 +51,6 @@ def cost_table(rows: list[Confirmed]) -> Table:
         peak = format_bytes(row.peak_memory_bytes)
         table.add_row(row.trial, trained, f"{row.train_seconds:.1f}", peak)
     return table
-
-
-def recommendation_line(
-    rows: list[Confirmed],
-    recommendation: Confirmed | None,
-    margin: float,
-    max_memory_bytes: int | None,
-) -> str:
-    """Return which allocation to use, or why none is named and which is the best that fits."""
-    if recommendation is not None:
-        return (
-            f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
-            f"against {REFERENCE} stays above -{margin:g}: "
-            f"{format_bytes(recommendation.memory_bytes)}, target modules "
-            f"{format_bytes(recommendation.target_bytes)}."
-        )
-    if not any(row.difference is not None and row.trial != REFERENCE for row in rows):
-        return f"No recommendation: nothing was confirmed beside {REFERENCE}."
-    if max_memory_bytes is None:
-        return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}."
-    line = (
-        f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, no interval against "
-        f"{REFERENCE} stays above -{margin:g}."
-    )
-    best = best_that_fits(rows, max_memory_bytes)
-    if best is None:
-        return line
-    size = format_bytes(best.memory_bytes)
-    return f"{line} The best that fits: {best.trial}, {size}, {_difference(best)} to {REFERENCE}."
 
 
 def _title(row: Confirmed) -> str:
@@ -105,7 +76,8 @@ def _in_per_cent(value: float | None, interval: tuple[float, float] | None) -> s
     return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def _difference(row: Confirmed) -> str:
+def difference_text(row: Confirmed) -> str:
+    """Return a difference to B-FP with its interval; a dash where there is none."""
     if row.trial == REFERENCE or row.difference is None or row.difference_interval is None:
         return "-"
     low, high = row.difference_interval

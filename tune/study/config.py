@@ -14,12 +14,16 @@ from search_spaces.spaces import check_space_name
 from tune.search.searchers import NEED_TABLE, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
-STUDY_FILE = "study.json"
+STUDY_FILE, STUDY_VERSION = "study.json", 2
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
-CHANGEABLE = frozenset({"budget", "time_limit_seconds", "address", "wandb", "output_dir"})
+# Model and data may lie elsewhere: what they hold is compared by digest.
+PLACES = frozenset({"model", "data"})
+CHANGEABLE = PLACES | {"budget", "time_limit_seconds", "address", "wandb", "output_dir"}
 # Fewer say nothing, and below full fidelity half of them are scored.
 MIN_EVAL_SEQUENCES = 8
+# Of a file's name, which most systems limit to 255 bytes: results have the study's in theirs.
+MAX_NAME_BYTES = 150
 ANCHOR_SHARE = 6
 # Flags that are not spelled like their field.
 FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
@@ -126,6 +130,12 @@ class StudyConfig:
                 "Leave out slashes; use --output-dir for the place."
             )
 
+        if len(self.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+            raise ValueError(
+                f"`--name` must have at most {MAX_NAME_BYTES} bytes, got "
+                f"{len(self.name)} characters. Give a shorter one."
+            )
+
     @property
     def anchor_count(self) -> int:
         """Uniform allocations that the search tries first, at most.
@@ -172,13 +182,10 @@ def prepare_folder(config: StudyConfig) -> Path:
         ValueError: The name is taken, or the folder can't be written.
     """
     folder = config.folder
-    if folder.exists():
-        raise ValueError(
-            f"`--name` must be new, got {config.name!r}, which exists. "
-            f"Continue it with --resume {folder}, or choose another name."
-        )
     try:
         folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise _name_taken(config) from error
     except OSError as error:
         raise ValueError(
             f"`--output-dir` must be a folder that can be written, got {config.output_dir!r} "
@@ -196,7 +203,7 @@ def check_writable(config: StudyConfig) -> None:
     check_new_folder("--output-dir", Path(config.output_dir))
     check_new_folder("--name", config.folder)
     if config.folder.exists():
-        prepare_folder(config)
+        raise _name_taken(config)
 
 
 def check_new_folder(flag: str, folder: Path) -> None:
@@ -225,6 +232,13 @@ def check_new_folder(flag: str, folder: Path) -> None:
     )
 
 
+def _name_taken(config: StudyConfig) -> ValueError:
+    return ValueError(
+        f"`--name` must be new, got {config.name!r}, which exists. "
+        f"Continue it with --resume {config.folder}, or choose another name."
+    )
+
+
 def load_study_file(folder: Path) -> dict[str, Any]:
     """Return the content of a study's `study.json`.
 
@@ -240,6 +254,12 @@ def load_study_file(folder: Path) -> dict[str, Any]:
             f"`--resume` must be the folder of a study, got {str(folder)!r} without a readable "
             f"{STUDY_FILE}. Give a folder below results/{STUDIES_FOLDER}."
         ) from error
+    if content.get("version") != STUDY_VERSION:
+        raise ValueError(
+            f"`--resume` must be a study of version {STUDY_VERSION}, got {str(folder)!r} of "
+            f"version {content.get('version')}. Go on with the release that began it, or start a "
+            "new one."
+        )
     return dict(content)
 
 

@@ -1,12 +1,9 @@
 """Everything about a study that is checked and computed before Ray starts."""
 
-import importlib.metadata
 import math
-import subprocess
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import torch
@@ -22,24 +19,27 @@ from alrq_core.memory.batch_plan import (
 )
 from alrq_core.memory.cores import usable_cores
 from alrq_core.memory.machine import (
-    describe_machine,
     fastest_cpu_dtype,
     give_back_memory,
     pick_compute_dtype,
     pick_device,
 )
 from alrq_core.memory.prediction import base_bytes, build_bytes
-from alrq_core.models.loading import inspect_model, load_tokenizer, resolve_model
+from alrq_core.models.loading import (
+    PACKAGED_MODELS,
+    inspect_model,
+    load_tokenizer,
+    resolve_model,
+)
 from alrq_core.records import Recipe
 from search_spaces.costs import format_bytes, memory_bytes
 from search_spaces.formats import BACKENDS, Formats
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import ALL_BITS, Space, make_space
 from search_spaces.ties import tied
-from tune.study.config import STUDY_FILE, StudyConfig, load_study_file
+from tune.study.config import StudyConfig
+from tune.study.digests import Digests, digests_of
 from tune.study.schedulers import rung_steps
-
-PACKAGES = ("alrq", "torch", "transformers", "peft", "bitsandbytes", "hqq", "ray", "optuna")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Prepared:
         space: What is searched.
         rungs: Steps at which trials report.
         batch: How a batch is cut for memory, planned for the largest allocation.
+        digests: Of the texts and of the model's files.
     """
 
     config: StudyConfig
@@ -61,6 +62,7 @@ class Prepared:
     space: Space
     rungs: tuple[int, ...]
     batch: BatchPlan
+    digests: Digests
 
 
 def prepare(config: StudyConfig) -> Prepared:
@@ -74,12 +76,13 @@ def prepare(config: StudyConfig) -> Prepared:
     data = Path(config.data) if config.data is not None else None
     if data is not None and not data.exists():
         raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
-    config = replace(config, recipe=_settled(config))
+    config = replace(_with_places(config), recipe=_settled(config))
     formats = _formats(config)
     task = load_task(config.task, data, config.text_column, config.label_column)
     inventory = inspect_model(
         config.model, task.kind, len(task.label_names), config.recipe.max_length
     )
+    digests = digests_of(task, folder)
     encoded = encode_task(task, folder, config.recipe.max_length)
     if config.eval_sequences is not None:
         encoded = encoded.scored_on(config.eval_sequences)
@@ -111,7 +114,18 @@ def prepare(config: StudyConfig) -> Prepared:
         space=space,
         rungs=rung_steps(config.recipe.max_steps),
         batch=batch,
+        digests=digests,
     )
+
+
+def _with_places(config: StudyConfig) -> StudyConfig:
+    """Return the configuration with whole paths, which hold in any folder and in any process."""
+    data, model = config.data, config.model
+    if data is not None:
+        data = str(Path(data).absolute())
+    if model not in PACKAGED_MODELS and Path(model).is_dir():
+        model = str(Path(model).absolute())
+    return replace(config, data=data, model=model)
 
 
 def _let_go() -> None:
@@ -230,70 +244,3 @@ def _check_adalora(space: Space, recipe: Recipe) -> None:
             f"`--max-steps` must be at least {MIN_STEPS} with AdaLoRA, got {recipe.max_steps} for "
             f"{adaptive[0]}. Raise it, or use another --space."
         )
-
-
-def study_content(prepared: Prepared) -> dict[str, Any]:
-    """Return what `study.json` keeps: all that is needed to repeat the study."""
-    task = prepared.task
-    return {
-        "version": 1,
-        "config": prepared.config.to_json(),
-        "rungs": prepared.rungs,
-        "inventory": asdict(prepared.inventory),
-        "splits": {
-            "source": task.splits,
-            "train": len(task.train),
-            "validation": len(task.validation),
-            "test": len(task.test),
-        },
-    }
-
-
-def run_content() -> dict[str, Any]:
-    """Return what `study.json` keeps of each run of the program on a study, resumed ones too."""
-    return {
-        "versions": {name: _version(name) for name in PACKAGES},
-        "machine": describe_machine(),
-        "commit": _commit(),
-    }
-
-
-def check_same_study(prepared: Prepared, folder: Path) -> None:
-    """Check that model and data are those with which the study began.
-
-    Raises:
-        ValueError: The target modules or the splits are others.
-    """
-    content = load_study_file(folder)
-    now = study_content(prepared)
-    for what, name in (("inventory", "--model"), ("splits", "--data")):
-        if _plain(now[what]) != _plain(content[what]):
-            raise ValueError(
-                f"`{name}` must be what it was when the study began, got other {what} than in "
-                f"{STUDY_FILE}. Restore it, or start a new study."
-            )
-
-
-def _plain(content: Any) -> Any:
-    """Return the content as JSON would give it back."""
-    if isinstance(content, dict):
-        return {key: _plain(value) for key, value in content.items()}
-    return [_plain(value) for value in content] if isinstance(content, list | tuple) else content
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout, marked if it was changed; None outside of git."""
-    command = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
-    try:
-        return subprocess.run(
-            (*command, "--abbrev=40", "--exclude=*"), capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

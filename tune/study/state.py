@@ -88,6 +88,8 @@ class TrialState:
 class StudyState:
     """All trials of a study, by id, in the order of their proposals.
 
+    What failed outside of the search is forgotten when a new run begins, which tries it again.
+
     Attributes:
         names: The target modules, to read encoded allocations with.
         trials: Trial id to trial.
@@ -108,6 +110,10 @@ class StudyState:
         """Take one event in."""
         if isinstance(event, Started):
             self.budgets.append(event.budget)
+            # Whatever it was may be mended by now. Of the search, others stand for what failed.
+            for trial in self.with_status("failed"):
+                if trial.role != "search":
+                    del self.trials[trial.id]
             return
         if isinstance(event, Proposed):
             self.trials[event.trial] = TrialState(

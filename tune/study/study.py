@@ -23,6 +23,7 @@ from tune.study.events import (
     Stopped,
     Tested,
 )
+from tune.study.failures import Streak
 from tune.study.plan import TABLE, Plan
 from tune.study.schedulers import Scheduler
 from tune.study.state import StudyState, TrialState
@@ -74,6 +75,7 @@ class Study:
     scheduler: Scheduler
     listeners: Sequence[Listener] = ()
     _orphans: list[str] = field(default_factory=list)
+    _streak: Streak = field(default_factory=Streak)
 
     def __post_init__(self) -> None:
         # Proposed by an earlier run and never ended: they go first, from their checkpoints.
@@ -81,6 +83,8 @@ class Study:
 
     def next_trial(self) -> TrialState | None:
         """Return the next trial to run, logged; None if none can be proposed now."""
+        if self.halted is not None:
+            return None
         if self._orphans:
             return self.state.trials[self._orphans.pop(0)]
         promoted = self._promoted()
@@ -100,16 +104,25 @@ class Study:
         """Whether nothing is left to propose or to run."""
         return not self._orphans and self.plan.finished
 
+    @property
+    def halted(self) -> str | None:
+        """The reason for which trials fail one after another, so that none is run; or None."""
+        return self._streak.reason
+
     def take(self, trial_id: str, outcome: Outcome) -> Decision:
         """Take in what a worker sent, log it, and decide whether the trial goes on.
 
-        A repeated report, from a trial that was continued, changes nothing.
+        A repeated report changes nothing. In a halted study none goes on, and is resumed later.
         """
+        decision = self._take(trial_id, outcome)
+        return "stop" if self.halted is not None else decision
+
+    def _take(self, trial_id: str, outcome: Outcome) -> Decision:
         trial = self.state.trials[trial_id]
         if trial.status != "running":
             return "stop"
         if outcome.receipt is not None:
-            self._write_receipt(trial_id, outcome.receipt)
+            write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
         if outcome.table is not None:
             self._take_table(trial_id, outcome.table)
             return "stop"
@@ -128,7 +141,7 @@ class Study:
         return self._decide(trial, outcome)
 
     def _take_table(self, trial_id: str, table: VisibilityTable) -> None:
-        """Keep the table in the study, from which a resumed one reads it."""
+        # A resumed study reads it from there.
         write_json(self.folder / TABLE_FILE, table.to_json())
         self.plan.proposer.use_table(table)
         self._record(Completed(trial=trial_id))
@@ -152,7 +165,7 @@ class Study:
             self._tell(trial)
             return "stop"
         rung = len(trial.reports) - 1
-        if trial.role != "search" or trial in self._passing(rung, closing=False):
+        if trial.role != "search" or trial in _passing(self, rung, closing=False):
             self._tell(trial)
             return "continue"
         if self.scheduler.pauses:
@@ -161,12 +174,6 @@ class Study:
             self._record(Stopped(trial=trial.id, rung=rung))
         self._tell(trial)
         return "stop"
-
-    def _passing(self, rung: int, closing: bool) -> list[TrialState]:
-        """Return the trials of the search that may go on from a rung, of all that reached it."""
-        there = [t for t in self.state.of_role("search") if len(t.reports) > rung]
-        points = [(t.reports[rung].loss, float(t.memory_bytes)) for t in there]
-        return list(compress(there, self.scheduler.passes(points, closing)))
 
     def _promoted(self) -> TrialState | None:
         """Return a paused trial that may go on by now, logged; the longest trained comes first.
@@ -179,7 +186,7 @@ class Study:
         running = any(trial.role == "search" for trial in self.state.with_status("running"))
         closing = self.plan.search_closed and not running
         for rung in reversed(range(len(self.rungs) - 1)):
-            for trial in [] if self.plan.late else self._passing(rung, closing):
+            for trial in [] if self.plan.late else _passing(self, rung, closing):
                 if trial.status == "paused" and len(trial.reports) == rung + 1:
                     self._record(Promoted(trial=trial.id, rung=rung))
                     return trial
@@ -195,12 +202,16 @@ class Study:
     def _record(self, event: Event) -> None:
         self.log.append(event)
         self.state.apply(event)
+        self._streak.take(event, self.state)
         for listener in self.listeners:
             listener(event, self.state)
 
-    def _write_receipt(self, trial_id: str, receipt: Receipt) -> None:
-        path = self.folder / "receipts" / f"{trial_id}.json"
-        write_json(path, receipt.to_json())
+
+def _passing(study: Study, rung: int, closing: bool) -> list[TrialState]:
+    """Return the trials of the search that may go on from a rung, of all that reached it."""
+    there = [t for t in study.state.of_role("search") if len(t.reports) > rung]
+    points = [(t.reports[rung].loss, float(t.memory_bytes)) for t in there]
+    return list(compress(there, study.scheduler.passes(points, closing)))
 
 
 @dataclass(frozen=True)
@@ -211,11 +222,13 @@ class StudyEnd:
         state: All trials.
         expected: Losses that the searcher's model expects: see `Proposer.expected_losses`.
         finished: Whether nothing is left to do.
+        halted: See `Study.halted`.
     """
 
     state: StudyState
     expected: Mapping[str, float]
     finished: bool
+    halted: str | None
 
 
 def known_table(folder: Path, state: StudyState) -> VisibilityTable | None:

@@ -1,0 +1,50 @@
+"""Keeps two runs of the program from working on one study at once."""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+LOCK_FILE = "lock"
+# What file systems answer that have no locks, such as some that are mounted over a network.
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a study's folder; the system lets go of it when the process ends, however it ends.
+
+    Among the hosts of a shared folder it holds as far as the file system keeps locks for all of
+    them (NFS does). Where it keeps none, that is said, and nothing is held.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "a process that has just begun"
+            raise ValueError(
+                f"`--resume` must be a study that nobody works on, got {str(folder)!r}, held by "
+                f"{holder}. Wait until it has ended, or end it: nothing is lost."
+            ) from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            print(
+                f"{folder} can't be locked ({error.strerror}): run the study nowhere else until it "
+                "has ended",
+                file=sys.stderr,
+            )
+        file.truncate(0)
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        file.flush()
+        yield
