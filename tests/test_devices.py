@@ -123,12 +123,8 @@ def test_dropout_is_the_same_for_both_readings_of_the_gradients(
     assert torch.equal(labels.random_state, drawn)
 
 
-@with_each_task
-def test_the_table_is_measured(
-    labels: Labels, kind: TaskKind, bert_folder: Path, llama_folder: Path
-) -> None:
-    folder = bert_folder if kind == "classification" else llama_folder
-    context = on(labels, folder, kind)
+def test_the_table_is_measured(labels: Labels, bert_folder: Path) -> None:
+    context = on(labels, bert_folder, "classification")
     space = make_space("joint", context.inventory, Formats(device=labels.kind))
 
     assert visibility_table(context, space).modules.keys() == set(context.inventory.names)
