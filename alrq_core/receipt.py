@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alrq_core.adapters.lora import adapter_tensors, frozen_layer, lora_layers
+from alrq_core.randomness import Randomness
 from alrq_core.records import AdaLoraReceipt, ModuleReceipt, Receipt
 from alrq_core.weights.packing import read_layer
 from search_spaces.allocation import Allocation
@@ -164,7 +165,7 @@ def _lora_gradients(
     """Return the gradients of every adapter; dropout draws the same numbers at each call."""
     model.train()
     model.zero_grad(set_to_none=True)
-    with torch.random.fork_rng():
+    with Randomness(0, next(model.parameters()).device):
         loss_of(model).backward()
     gradients = {
         name: [tensor.grad for tensor in adapter_tensors(layer)]

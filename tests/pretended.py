@@ -7,7 +7,7 @@ that a device lacks raise as they do there, and whoever asks a tensor for its de
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ class Labels:
 
     Attributes:
         kind: Type of the accelerator.
+        random_state: Of its generator of random numbers.
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
+        self.random_state = torch.get_rng_state()
         self._of: dict[int, torch.device] = {}
 
     def __len__(self) -> int:
@@ -51,6 +53,20 @@ class Labels:
         if tensor.device.type == "meta":
             return tensor.device
         return self._of.get(tensor.untyped_storage()._cdata, CPU)
+
+    def seed(self, seed: int) -> torch.Generator:
+        generator = torch.Generator().manual_seed(seed)
+        self.random_state = generator.get_state()
+        return torch.default_generator.manual_seed(seed)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Draw from the accelerator's generator."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.random_state)
+        yield
+        self.random_state = torch.get_rng_state()
+        torch.set_rng_state(before)
 
     def put(self, tensor: Tensor, device: torch.device) -> None:
         storage = tensor.untyped_storage()
@@ -151,7 +167,9 @@ class _Operations(TorchDispatchMode):
             inputs = _tensors((args, options))
             place = self._place(func, inputs)
             known = {tensor.untyped_storage()._cdata for tensor in inputs}
-            result = func(*args, **options)
+            draws = place != CPU and torch.Tag.nondeterministic_seeded in func.tags
+            with self._labels.drawing() if draws else nullcontext():
+                result = func(*args, **options)
             for tensor in _tensors(result):
                 if tensor.untyped_storage()._cdata not in known:
                     self._labels.put(tensor, place)
@@ -212,8 +230,13 @@ def pretended(kind: str) -> Iterator[Labels]:
         patch.setattr(torch, "autocast", _on_cpu(torch.autocast))
         patch.setattr(torch, "is_autocast_enabled", _on_cpu(torch.is_autocast_enabled))
         patch.setattr(torch, "load", _loader(torch.load))
-        patch.setattr(module, "get_rng_state", lambda *_: torch.get_rng_state())
-        patch.setattr(module, "set_rng_state", lambda state, *_, **__: torch.set_rng_state(state))
+        patch.setattr(torch, "manual_seed", labels.seed)
+        patch.setattr(module, "get_rng_state", lambda *_: labels.random_state)
+        patch.setattr(
+            module,
+            "set_rng_state",
+            lambda state, *_, **__: setattr(labels, "random_state", state),
+        )
         if kind == "cuda":
             patch.setattr(module, "is_bf16_supported", lambda _: True)
             patch.setattr(module, "reset_peak_memory_stats", lambda _: None)

@@ -110,12 +110,21 @@ def test_a_trial_runs_on_dequantised_copies(labels: Labels, llama_folder: Path) 
     assert TrialRun(context, allocation, seed=0).advance(2).step == 2
 
 
-@with_each_task
-def test_the_table_is_measured(
-    labels: Labels, kind: TaskKind, bert_folder: Path, llama_folder: Path
+def test_dropout_is_the_same_for_both_readings_of_the_gradients(
+    labels: Labels, bert_folder: Path
 ) -> None:
-    folder = bert_folder if kind == "classification" else llama_folder
-    context = on(labels, folder, kind)
+    context = on(labels, bert_folder, "classification", replace(SHORT, dropout=0.5))
+    drawn = labels.random_state
+    run = TrialRun(context, every_format(context.inventory, labels.kind), seed=0)
+    run.advance(1)
+
+    assert run.receipt.lora_pairs_with_gradient == run.receipt.lora_pairs > 0
+    assert not torch.equal(run.randomness.states[1], run.randomness.states[0])
+    assert torch.equal(labels.random_state, drawn)
+
+
+def test_the_table_is_measured(labels: Labels, bert_folder: Path) -> None:
+    context = on(labels, bert_folder, "classification")
     space = make_space("joint", context.inventory, Formats(device=labels.kind))
 
     assert visibility_table(context, space).modules.keys() == set(context.inventory.names)

@@ -8,6 +8,7 @@ import pytest
 
 from alrq_core.memory import machine
 from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
+from alrq_core.memory.cores import usable_cores
 from alrq_core.records import Recipe
 from tune.on_ray.run import _resources
 from tune.report import describe
@@ -57,6 +58,21 @@ def test_a_cluster_keeps_the_predicted_memory_free(bert_folder: Path, reviews: P
     peak = joined.batch.memory.peak_bytes
     assert _resources(joined, gpu=False) == {"cpu": 1.0, "gpu": 0.0, "memory": base + peak}
     assert _resources(joined, gpu=True) == {"cpu": 1.0, "gpu": 1.0, "memory": base}
+
+
+def test_an_accelerator_takes_one_trial_and_the_cpu_takes_none_of_its_time(
+    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "found_devices", lambda: ("cuda", "mps", "cpu"))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: True)
+    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: 10**10)
+    on_cpu, on_cuda, on_mps = (
+        prepared(bert_folder, reviews, Recipe(device=name)) for name in ("cpu", "cuda", "mps")
+    )
+
+    assert _resources(on_cpu, gpu=True) == {"cpu": 1.0, "gpu": 0.0}
+    assert _resources(on_cuda, gpu=True) == {"cpu": 1.0, "gpu": 1.0}
+    assert _resources(on_mps, gpu=False) == {"cpu": float(usable_cores()), "gpu": 0.0}
 
 
 @pytest.mark.parametrize("backend", ["cuda-4bit", "cuda-8bit"])

@@ -147,7 +147,7 @@ def make_context(folder: Path, kind: TaskKind, recipe: Recipe = RECIPE) -> Trial
     task = make_task(kind)
     labels = len(task.label_names)
     return TrialContext(
-        base=load_model(str(folder), kind, labels),
+        base=load_model(str(folder), kind, labels, recipe.dropout),
         inventory=inspect_model(str(folder), kind, labels),
         task=task,
         recipe=recipe,

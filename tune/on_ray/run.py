@@ -17,6 +17,7 @@ from rich.console import Console
 
 from alrq_core.files import write_json
 from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
+from alrq_core.memory.cores import usable_cores
 from alrq_core.memory.prediction import base_bytes
 from tune.on_ray.bridge import StudyScheduler, StudySearcher
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
@@ -164,9 +165,18 @@ def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
     """Return what Ray keeps free for each trial: on a cluster also its memory, as predicted, so
     that no node gets more trials than it can hold.
 
-    On this machine the planner has cut the batch for as many trials as there are cores.
+    A GPU takes one trial at a time. On this machine's CPU the planner has cut the batch for as many
+    trials as there are cores.
+
+    Args:
+        prepared: The study.
+        gpu: Whether Ray sees one, which a study on the CPU leaves alone.
     """
-    found: dict[str, float] = {"cpu": 1.0, "gpu": 1.0 if gpu else 0.0}
+    device = prepared.config.recipe.device
+    gpu = gpu and device != "cpu"
+    # Ray knows nothing of MPS.
+    cores = usable_cores() if device == "mps" else 1
+    found: dict[str, float] = {"cpu": float(cores), "gpu": 1.0 if gpu else 0.0}
     if prepared.config.address is not None:
         held = PROCESS_BASELINE_BYTES + base_bytes(prepared.inventory)
         found["memory"] = float(held if gpu else held + prepared.batch.memory.peak_bytes)
