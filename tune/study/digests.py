@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alrq_core.data.tasks import Task, TextSplit
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.tasks import Task
 from alrq_core.models.loading import CONFIG_ONLY
 
 SHORT_DIGITS = 12
