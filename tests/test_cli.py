@@ -20,7 +20,7 @@ import run_search
 from alrq_core.files import write_json
 from tests.tiny import save_bert
 from tune.study.events import LOG_NAME, EventLog, Started
-from tune.study.prepare import study_content
+from tune.study.record import study_content
 
 ROOT = Path(__file__).parents[1]
 
