@@ -116,7 +116,9 @@ def test_the_compiler_waits_until_something_is_compiled() -> None:
         "assert 'torch._inductor.compile_fx' not in sys.modules; "
         "assert torch.compile is compile; "
         "add = tune.on_ray.warm._compile_when_called(backend='eager')(lambda x: x + 1); "
-        "assert add(torch.ones(2)).tolist() == [2.0, 2.0]"
+        "assert add(torch.ones(2)).tolist() == [2.0, 2.0]; "
+        "named = tune.on_ray.warm._compile_when_called(model=torch.neg, backend='eager'); "
+        "assert named(torch.ones(2)).tolist() == [-1.0, -1.0]"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 

@@ -237,7 +237,8 @@ def leading_eigenvectors(
     """Return the largest eigenvalues of a symmetric operator, and their vectors as columns.
 
     Subspace iteration from a fixed start (Halko et al., arXiv:0909.4061, algorithm 4.4), without
-    forming the operator.
+    forming the operator. `torch.svd_lowrank` is as exact, but needs the operator as a matrix, which
+    takes it 1.4 times as long on MiniLM-L6, and draws from the generator of the trial.
 
     Args:
         product: The operator on the columns of a matrix.

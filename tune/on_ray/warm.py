@@ -1,7 +1,8 @@
 """Imports all that trials need, so that each process can do it as early as possible.
 
 HQQ and bitsandbytes compile functions as they are imported, of which trials call none. That loads
-torch's compiler, a second and 40 MB a process; here it waits for the first call. Python's garbage
+torch's compiler, a second and 46 MB a process (driver and workers); here it waits for the first
+call. On a cluster workers import nothing beforehand, and trials run as well. Python's garbage
 collector would go through all that was imported so far again and again, for another second.
 """
 
@@ -19,16 +20,16 @@ OBJECTS_BEFORE_COLLECTION = 20_000
 _compile = torch.compile
 
 
-def _compile_when_called(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+def _compile_when_called(model: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Return what `torch.compile` returns, but compile nothing before the first call."""
-    if function is None:
+    if model is None:
         return partial(_compile_when_called, **options)
 
     @cache
     def compiled() -> Any:
-        return _compile(function, **options)
+        return _compile(model, **options)
 
-    @wraps(function)
+    @wraps(model)
     def call(*args: Any, **kwargs: Any) -> Any:
         return compiled()(*args, **kwargs)
 
@@ -37,7 +38,7 @@ def _compile_when_called(function: Callable[..., Any] | None = None, **options: 
 
 _, *_older = _thresholds = gc.get_threshold()
 gc.set_threshold(OBJECTS_BEFORE_COLLECTION, *_older)
-torch.compile = _compile_when_called  # type: ignore[assignment]
+torch.compile = _compile_when_called
 try:
     import_module("alrq_core.trial")
 finally:
