@@ -184,6 +184,7 @@ def run_trials(
         recipe=prepared.config.recipe,
         rungs=prepared.rungs,
         checkpoints=folder,
+        space=prepared.space,
         threads=1,
     )
     clock, generator, found, gaps, ended = Clock(), random.Random(seed), [], [], 0.0
@@ -200,7 +201,7 @@ def run_trials(
         worker = object.__new__(AllocationTrainable)
         for number in range(trials):
             allocation = random_allocation(prepared.space, generator).encode()
-            spec = TrialSpec(trial=f"t{number}", allocation=allocation, seed=number, confirm=False)
+            spec = TrialSpec(trial=f"t{number}", role="search", allocation=allocation, seed=number)
             clock.take()
             if number == 0:
                 worker.setup(spec.to_config(), context)
