@@ -40,16 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, resume, dry_run = parse_flags(arguments)
     attempt = Attempt(debug=given.pop("debug", False))
     try:
-        with ExitStack() as held:
-            return _run(attempt, given, resume, dry_run, held)
+        return _run(attempt, given, resume, dry_run)
     except (Exception, KeyboardInterrupt) as error:
         return tell(error, attempt)
 
 
-def _run(
-    attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: bool, held: ExitStack
-) -> int:
-    """Run what the flags ask for, holding its study until all is written; return the exit code."""
+def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: bool) -> int:
+    """Run what the flags ask for; return the exit code."""
     export = given.pop("export", None)
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -58,32 +55,32 @@ def _run(
         console = Console(width=PLAIN_WIDTH)
     if export is not None:
         return _export(export, given)
-    with ExitStack() as running:
-        # Imports follow the checks that need them, so that mistakes answer at once.
-        config = _config(given, resume)
-        if resume is not None and not dry_run:
+    with ExitStack() as held:
+        with ExitStack() as running:
+            # Imports follow the checks that need them, so that mistakes answer at once.
+            config = _config(given, resume)
             from tune.study.lock import locked
 
-            held.enter_context(locked(config.folder))
-        if not dry_run:
-            from tune.on_ray.cluster import ray_started
+            if resume is not None and not dry_run:
+                held.enter_context(locked(config.folder))
+            if not dry_run:
+                from tune.on_ray.cluster import ray_started
 
-            running.enter_context(ray_started(config.address))
-        prepared = _prepared(config, resume, console)
-        if dry_run:
-            return 0
-        if resume is None:
-            from tune.study.config import prepare_folder
-            from tune.study.lock import locked
+                running.enter_context(ray_started(config.address))
+            prepared = _prepared(config, resume, console)
+            if dry_run:
+                return 0
+            if resume is None:
+                from tune.study.config import prepare_folder
 
-            held.enter_context(locked(prepare_folder(config)))
-        from tune.on_ray.run import run_study
+                held.enter_context(locked(prepare_folder(config)))
+            from tune.on_ray.run import run_study
 
-        attempt.study, attempt.budget = config.folder, config.budget
-        end = run_study(prepared, console)
-    from tune.report.finish import finish
+            attempt.study, attempt.budget = config.folder, config.budget
+            end = run_study(prepared, console)
+        from tune.report.finish import finish
 
-    return _report(console, prepared.config, finish(prepared, end), attempt)
+        return _report(console, finish(prepared, end), attempt)
 
 
 def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
@@ -144,7 +141,7 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
     return config
 
 
-def _report(console: Console, config: Any, result: Any, attempt: Attempt) -> int:
+def _report(console: Console, result: Any, attempt: Attempt) -> int:
     """Print how a study ended; return the exit code."""
     from tune.report.table import closing_table, cost_table
 
@@ -157,9 +154,8 @@ def _report(console: Console, config: Any, result: Any, attempt: Attempt) -> int
         console.print(cost_table(result.confirmed))
     if result.halted is not None:
         print(
-            f"run_search: stopped after trials failed one after another for one reason, "
-            f"{result.halted!r}. Mend its cause, then go on with: "
-            f"python run_search.py --resume {config.folder}",
+            f"{program()}: stopped after trials failed one after another for one reason, "
+            f"{result.halted!r}. Mend its cause, then go on with: {attempt.way_on}",
             file=sys.stderr,
         )
         return EXIT_FAILED

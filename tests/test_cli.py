@@ -91,7 +91,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--export", "s"), "`--export` must come with --trial and --to (and with"),
         (("--export", "s", "--trial", "t", "--to", "d"), "must be the folder of a study"),
         (("--name", "a/b"), "`--name` must be the name of a folder"),
-        (("--name", "n" * 300), "`--name` must be a folder that can be written, got 'results/stud"),
+        (("--name", "n" * 300), "`--name` must have at most 150 bytes, got 300 characters"),
         (("--output-dir", "o" * 300), "(File name too long). Choose another one."),
         (("--resume", "r" * 300), "`--resume` must be the folder of a study"),
         (("--export", "e" * 300, "--trial", "t", "--to", "d"), "must be the folder of a study"),

@@ -157,7 +157,8 @@ def test_a_taken_name_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [[], "joint", {}, {"recipe": []}, {"recipe": {"rank": 8}}])
 def test_a_study_file_of_another_form_is_named(tmp_path: Path, content: object) -> None:
     folder = save(make_config(tmp_path))
-    (folder / "study.json").write_text(json.dumps({"version": STUDY_VERSION, "config": content}))
+    kept = {"version": STUDY_VERSION, "config": content}
+    (folder / "study.json").write_text(json.dumps(kept))
     with pytest.raises(ValueError) as caught:
         resumed_config(folder, {})
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from alrq_core.data.tasks import Task, TextSplit
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.tasks import Task
 from alrq_core.records import Recipe
 from tests.tiny import save_bert, save_reviews
 from tune.report.describe import describe_plan
@@ -131,6 +132,15 @@ def test_relative_paths_hold_in_any_folder(
     resume(study)
     shutil.copy(data, tmp_path / "other")
     resume(study, data=Path("reviews.csv"))
+
+
+def test_a_study_file_without_digests_is_named(tmp_path: Path, bert: Path, data: Path) -> None:
+    study = begin(config(tmp_path, bert, data)).config.folder
+    content = json.loads((study / "study.json").read_text())
+    del content["digests"]["model"]
+    (study / "study.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"study.json` must hold the digests .*Restore the file"):
+        resume(study)
 
 
 def test_the_plan_prints_both(tmp_path: Path, bert: Path, data: Path) -> None:

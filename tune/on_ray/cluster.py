@@ -56,6 +56,8 @@ def ray_started(address: str | None) -> Iterator[None]:
             _start_here()
         else:
             _join(address)
+        # Two threads that import transformers at once can each see the other's half of it.
+        importing.join()
         yield
     finally:
         ray.shutdown()

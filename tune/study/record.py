@@ -48,7 +48,13 @@ def check_same_study(prepared: Prepared, folder: Path) -> None:
         ValueError: A file of the model, a text, a label or a name of a class is another.
     """
     content = load_study_file(folder)
-    before = Digests.from_json(content["digests"])
+    try:
+        before = Digests.from_json(content["digests"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"`{folder / STUDY_FILE}` must hold the digests of model and data, got none. "
+            "Restore the file, or start a new study."
+        ) from error
     config, now = prepared.config, prepared.digests
     data = "--data" if config.data is not None else "--task"
     _check_same(data, config.data or config.task, now.data, before.data)
