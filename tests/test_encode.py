@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from alrq_core.data.encode import (
     collate,
@@ -204,6 +204,7 @@ def test_windows_begin_at_once_where_the_tokenizer_adds_nothing(tmp_path: Path) 
     PreTrainedTokenizerFast(
         tokenizer_object=words, bos_token="<s>", eos_token="<s>", pad_token="<s>"
     ).save_pretrained(tmp_path)
+    GPT2Config(vocab_size=3).save_pretrained(tmp_path)
     encoded = encode_task(plain_text("good film film " * 20), tmp_path, max_length=8)
 
     assert encoded.train.ids.tolist() == ([2, 1, 1] * 20)[:56]
