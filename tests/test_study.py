@@ -197,11 +197,12 @@ def test_a_study_ends_after_three_failures_in_a_row_for_one_reason(tmp_path: Pat
         assert running is not None
         failed = fails(study, *(f"out of memory: {n} MB at 0x{n}f, step {n}" for n in range(20)))
         assert study.take(running.id, Outcome(report=make_report(2, 0.5))) == "stop"
+        assert not advance(study, running, bytes_help)
 
     assert failed == ["B-Q4", "t001", "t002"]
     assert study.halted == "out of memory: 2 MB at 0x2f, step 2"
     assert not study.finished
-    assert running.status == "running"
+    assert running.status == "completed"
 
 
 def test_what_fails_for_several_reasons_or_now_and_then_goes_on(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ class Streak:
     reasons: list[str] = field(default_factory=list)
 
     def take(self, event: Event, state: StudyState) -> None:
-        """Take in one event."""
+        """Take in one event. Once there are so many, nothing that still ran makes it undone."""
+        if self.reason is not None:
+            return
         if isinstance(event, Completed | Paused | Stopped):
             self.reasons.clear()
         elif isinstance(event, Failed) and state.trials[event.trial].role in ROLES:
