@@ -14,7 +14,10 @@ from tests.tiny import RECIPE
 
 def write(path: Path, labels: list[str], rows: int) -> Path:
     """Write texts of which each names its own label."""
-    lines = [f"{n} is {labels[n % len(labels)]},{labels[n % len(labels)]}" for n in range(rows)]
+    named = [labels[n % len(labels)] for n in range(rows)]
+    lines = [
+        f"the film was a good plot and {n} is {label},{label}" for n, label in enumerate(named)
+    ]
     path.write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
     return path
 

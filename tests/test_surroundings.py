@@ -17,9 +17,11 @@ import pytest
 from tests.test_ray_study import command
 
 DEADLINE_SECONDS = 120
-# Takes the terminal, as a login shell does, and few open files; then becomes the program.
+# Takes the terminal and hears of its end, as a login shell does, whatever the tests were started
+# with; takes few open files; then becomes the program.
 SHELL = (
-    "import fcntl, os, resource, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "import fcntl, os, resource, signal, sys, termios; "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); os.execv(sys.argv[1], sys.argv[1:])"
 )
 SURROUNDINGS = {
