@@ -1,5 +1,6 @@
 """Writes a trial in the middle of its training to a file, and continues it exactly from there."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ def write_checkpoint(
         randomness: The trial's own random numbers.
         receipt: Of the trial so far.
         report: Its last one.
+
+    Raises:
+        OSError: The file can't be written.
     """
     state = {
         "report": report.to_json(),
@@ -29,8 +33,11 @@ def write_checkpoint(
         "randomness": randomness.states,
         **training.state(),
     }
+    # Torch's own writer calls a full disk a RuntimeError without an errno.
+    whole = io.BytesIO()
+    torch.save(state, whole)
     with replaced(path) as partial:
-        torch.save(state, partial)
+        partial.write_bytes(whole.getbuffer())
 
 
 def read_checkpoint(

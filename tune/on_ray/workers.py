@@ -11,6 +11,7 @@ from ray import tune as ray_tune
 
 from alrq_core.context import TrialContext, make_context
 from alrq_core.data.encode import EncodedTask
+from alrq_core.files import spared
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
 from alrq_core.sensitivity.measure import visibility_table
@@ -134,7 +135,9 @@ class AllocationTrainable(ray_tune.Trainable):
                 return self._outcome(self._run.load_checkpoint(self._checkpoint))
         rungs = self._context.rungs[-1:] if confirm else self._context.rungs
         report = self._run.advance(next(step for step in rungs if step > self._run.step))
-        self._run.save_checkpoint(self._checkpoint, report)
+        # What was measured counts all the same; without the file it is trained again after a crash.
+        with spared(self._context.checkpoints, f"checkpoint of {self._spec.trial}"):
+            self._run.save_checkpoint(self._checkpoint, report)
         return self._outcome(report)
 
     def _outcome(self, report: TrialReport) -> Outcome:
