@@ -4,6 +4,7 @@ The folder holds one file of packed weights, adapters and all else in 16 bits, o
 the model's configuration and tokenizer, and the adapter alone in PEFT's own format.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ from alrq_core.models.first_token import keep_first_token
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import load_tokenizer, model_class, resolve_model
 from alrq_core.models.structure import as_linear, tied_head
+from alrq_core.models.vocabulary import vocabulary_rows
 from alrq_core.records import Receipt, TaskKind
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import STORAGE_DTYPE
@@ -100,9 +102,10 @@ def load(folder: Path) -> LoadedModel:
     _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype, device)
     keep_first_token(model)
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > config.vocab_size:
+    rows = vocabulary_rows(tokenizer)
+    if rows > config.vocab_size:
         raise ValueError(
-            f"`folder` must hold the tokenizer of its model, got one of {len(tokenizer)} tokens "
+            f"`folder` must hold the tokenizer of its model, got one that needs {rows} embeddings "
             f"for {config.vocab_size} in {str(folder)!r}. Restore the folder."
         )
     return LoadedModel(
@@ -118,7 +121,10 @@ def _write(run: TrialRun, folder: Path) -> None:
     context, model = run.context, run.model
     run.round_to_storage()
     save_file(_collect(model, run.final_allocation), folder / WEIGHTS, metadata={"format": "pt"})
-    config: Any = model.config
+    config: Any = copy.deepcopy(model.config)
+    if context.task.label_names:
+        config.id2label = dict(enumerate(context.task.label_names))
+        config.label2id = {name: number for number, name in config.id2label.items()}
     config.save_pretrained(folder)
     load_tokenizer(resolve_model(context.inventory.model)).save_pretrained(folder)
     _write_peft(run, folder / PEFT_FOLDER)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from alrq_core.context import load_context
 from alrq_core.data.tasks import Task, load_task
@@ -71,6 +72,7 @@ def test_an_export_names_classes_as_the_file_does(tmp_path: Path, bert_folder: P
     allocation = make_space("B-Q4", context.inventory).largest()
     loaded = load(save(TrialRun(context, allocation, seed=0), tmp_path / "export"))
 
-    assert list(loaded.label_names) == names
+    config = AutoConfig.from_pretrained(tmp_path / "export")
+    assert list(loaded.label_names) == names == [config.id2label[n] for n in range(12)]
     for text, label in zip(texts, context.task.test.labels, strict=True):
         assert text.endswith(f"is {loaded.label_names[label]}")
