@@ -71,7 +71,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
             if dry_run:
                 return 0
             if resume is None:
-                from tune.study.config import prepare_folder
+                from tune.study.folders import prepare_folder
 
                 held.enter_context(locked(prepare_folder(config)))
             from tune.on_ray.run import run_study
@@ -111,7 +111,7 @@ def _export(study: str, given: dict[str, Any]) -> int:
             f"have moved), got {', '.join(sorted(given)) or 'neither'}. "
             "Write for example --export results/studies/NAME --trial t007 --to my-model."
         )
-    from tune.study.config import check_new_folder
+    from tune.study.folders import check_new_folder
 
     check_new_folder("--to", Path(given["to"]))
     from tune.report.exporting import export_trial
@@ -124,7 +124,8 @@ def _export(study: str, given: dict[str, Any]) -> int:
 def _config(given: dict[str, Any], resume: Path | None) -> Any:
     """Return the study's configuration from the flags, or from the study to resume."""
     from alrq_core.records import Recipe
-    from tune.study.config import StudyConfig, check_writable, resumed_config
+    from tune.study.config import StudyConfig, resumed_config
+    from tune.study.folders import check_writable
 
     recipe_given = {key: given.pop(key) for key in RECIPE_FLAGS if key in given}
     if resume is not None:

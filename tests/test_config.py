@@ -13,11 +13,10 @@ from tune.study.config import (
     CHANGEABLE,
     STUDY_VERSION,
     StudyConfig,
-    check_writable,
     load_study_file,
-    prepare_folder,
     resumed_config,
 )
+from tune.study.folders import check_writable, prepare_folder
 
 FLAGS = {
     "--space",

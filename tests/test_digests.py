@@ -14,8 +14,9 @@ from alrq_core.data.tasks import Task
 from alrq_core.records import Recipe
 from tests.tiny import save_bert, save_reviews
 from tune.report.describe import describe_plan
-from tune.study.config import StudyConfig, prepare_folder, resumed_config
+from tune.study.config import StudyConfig, resumed_config
 from tune.study.digests import combined, digests_of
+from tune.study.folders import prepare_folder
 from tune.study.prepare import Prepared, prepare
 from tune.study.record import check_same_study, study_content
 

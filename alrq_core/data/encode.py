@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
@@ -144,33 +145,11 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
     """
     tokenizer = load_tokenizer(model_folder)
 
-    def windows(split: TextSplit) -> Tokens:
-        encoded = tokenizer(split.texts[0], return_special_tokens_mask=True, verbose=False)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-        special = np.asarray(encoded["special_tokens_mask"], dtype=np.int32)
-        begin, text = ids[: int(np.cumprod(special).sum())], ids[special == 0]
-        room = max_length - len(begin)
-        count = len(text) // room
-        if count < 2:
-            raise ValueError(
-                f"`--max-length` must leave at least 2 windows a split, got {max_length} for "
-                f"{len(text)} tokens. Use a smaller one or more text."
-            )
-        rows = np.hstack([np.tile(begin, (count, 1)), text[: count * room].reshape(count, room)])
-        offsets = np.arange(count + 1, dtype=np.int64) * max_length
-        return Tokens(rows.ravel(), offsets, np.empty(0, dtype=np.int64), len(begin))
-
-    def sentences(split: TextSplit) -> Tokens:
-        encoded = tokenizer(list(split.texts), truncation=True, max_length=max_length)["input_ids"]
-        offsets = np.cumsum([0, *(len(ids) for ids in encoded)], dtype=np.int64)
-        ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
-        return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
-
     rows = read_config(model_folder).vocab_size
-    cut = sentences if task.kind == "classification" else windows
+    cut = _sentences if task.kind == "classification" else _windows
 
     def encode(split: str) -> Tokens:
-        tokens = cut(getattr(task, split))
+        tokens = cut(getattr(task, split), tokenizer, max_length)
         check_tokens(tokenizer, tokens.ids, tokens.lengths, rows, split)
         return tokens
 
@@ -188,6 +167,30 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         validation=encode("validation"),
         test=encode("test"),
     )
+
+
+def _windows(split: TextSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
+    encoded = tokenizer(split.texts[0], return_special_tokens_mask=True, verbose=False)
+    ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+    special = np.asarray(encoded["special_tokens_mask"], dtype=np.int32)
+    begin, text = ids[: int(np.cumprod(special).sum())], ids[special == 0]
+    room = max_length - len(begin)
+    count = len(text) // room
+    if count < 2:
+        raise ValueError(
+            f"`--max-length` must leave at least 2 windows a split, got {max_length} for "
+            f"{len(text)} tokens. Use a smaller one or more text."
+        )
+    rows = np.hstack([np.tile(begin, (count, 1)), text[: count * room].reshape(count, room)])
+    offsets = np.arange(count + 1, dtype=np.int64) * max_length
+    return Tokens(rows.ravel(), offsets, np.empty(0, dtype=np.int64), len(begin))
+
+
+def _sentences(split: TextSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
+    encoded = tokenizer(list(split.texts), truncation=True, max_length=max_length)["input_ids"]
+    offsets = np.cumsum([0, *(len(ids) for ids in encoded)], dtype=np.int64)
+    ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
+    return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
 
 
 def epoch_batches(rows: int, batch_size: int) -> int:

@@ -168,10 +168,8 @@ class Study:
         if trial.role != "search" or trial in _passing(self, rung, closing=False):
             self._tell(trial)
             return "continue"
-        if self.scheduler.pauses:
-            self._record(Paused(trial=trial.id, rung=rung))
-        else:
-            self._record(Stopped(trial=trial.id, rung=rung))
+        left = Paused if self.scheduler.pauses else Stopped
+        self._record(left(trial=trial.id, rung=rung))
         self._tell(trial)
         return "stop"
 
