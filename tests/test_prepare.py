@@ -93,6 +93,16 @@ def test_the_plan_says_what_is_stored_how_and_what_is_left_out(
     assert "found here: cpu" in text
 
 
+def test_the_plan_says_that_too_little_is_tested_for_a_recommendation(
+    bert_folder: Path, reviews: Path
+) -> None:
+    text = describe_plan(prepared(bert_folder, reviews))
+    enough = describe_plan(prepared(bert_folder, reviews, margin=10.0))
+
+    assert "a recommendation: 40 test sequences can't show a loss of 2 points, which takes" in text
+    assert "a recommendation" not in enough
+
+
 def test_the_plan_says_that_the_cache_can_not_be_written(
     bert_folder: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from search_spaces.costs import average_bits, average_rank, format_bytes, memory
 from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
+from tune.report.recommendation import too_few_sequences
 from tune.study.digests import combined
 from tune.study.plan import CONFIRM_SEEDS
 from tune.study.prepare import Prepared
@@ -49,6 +50,9 @@ def describe_plan(prepared: Prepared) -> str:
                 lines.append(f"without          {name}: {reason}")
     if config.tie:
         lines.append(f"tied             {_ties(space)}")
+    few = too_few_sequences(len(task.test), config.margin, task.metric)
+    if few is not None:
+        lines.append(f"without          a recommendation: {few}")
     reason = unwritable(cache_folder())
     if reason is not None:
         lines.append(

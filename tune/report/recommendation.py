@@ -73,14 +73,9 @@ def _doubt(
         return f"nothing was confirmed beside {REFERENCE}."
     if len(reference.seeds) < CONFIRM_SEEDS:
         return _too_few_seeds(reference)
-    needed = sequences_needed(margin, reference.metric)
-    if sequences < needed:
-        return (
-            f"{sequences} test sequences can't show a loss of {margin:g} "
-            f"{'%' if reference.metric == 'perplexity' else 'points'}, which takes at least "
-            f"{needed}. Score more (--data, --eval-sequences) or give a larger --margin, in a new "
-            "study."
-        )
+    few = too_few_sequences(sequences, margin, reference.metric)
+    if few is not None:
+        return f"{few}, in a new study."
     if not _has_learnt(reference, constant):
         low, high = reference.interval
         return (
@@ -100,6 +95,18 @@ def _too_few_seeds(row: Confirmed) -> str:
 
 def _compared(rows: Sequence[Confirmed]) -> bool:
     return any(row.difference is not None and row.trial != REFERENCE for row in rows)
+
+
+def too_few_sequences(sequences: int, margin: float, metric: str) -> str | None:
+    """Return that a test split can't show a loss as large as the margin; None where it can."""
+    needed = sequences_needed(margin, metric)
+    if sequences >= needed:
+        return None
+    return (
+        f"{sequences} test sequences can't show a loss of {margin:g} "
+        f"{'%' if metric == 'perplexity' else 'points'}, which takes at least {needed}. Score more "
+        "(--data, --eval-sequences) or give a larger --margin"
+    )
 
 
 def sequences_needed(margin: float, metric: str) -> int:
