@@ -14,10 +14,11 @@ from unittest.mock import patch
 
 import torch
 
-from alrq_core import context, packed_cache
+from alrq_core import context
 from alrq_core.context import TrialContext, load_context
 from alrq_core.records import Recipe
 from alrq_core.trial import TrialRun
+from alrq_core.weights import cache
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import make_space
 
@@ -36,7 +37,7 @@ def check_counts() -> None:
         for module, name, counter in (
             (context, "load_model", "loads"),
             (context, "encode_task", "tokenised"),
-            (packed_cache, "quantise", "quantised"),
+            (cache, "quantise", "quantised"),
         ):
             stack.enter_context(patch.object(module, name, counted(module, name, counter, counts)))
         first, formats, copied = run_worker()
