@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
 import alrq_core
+import run_search
 from tests.tiny import save_bert
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,8 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def events(output: Path) -> list[dict[str, Any]]:
-    lines = (output / "studies/s/events.jsonl").read_text(encoding="utf-8").splitlines()
+    # The last line of a study that runs may not be whole yet.
+    lines = (output / "studies/s/events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
 
 
@@ -150,38 +152,41 @@ def test_optuna_was_told_the_truth(finished: tuple[Path, Any]) -> None:
     assert states == expected
 
 
-def test_a_confirmed_trial_is_exported(finished: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_confirmed_trial_is_exported(
+    finished: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study, target = finished[0] / "studies/s", tmp_path / "model"
-    script = [sys.executable, str(ROOT / "run_search.py"), "--export", str(study)]
-    process = run([*script, "--trial", "B-Q4", "--to", str(target)])
-    assert process.returncode == 0, process.stderr
-    assert "wrote B-Q4 to" in process.stdout
+    export = ("--export", str(study), "--trial")
+    assert run_search.main((*export, "B-Q4", "--to", str(target))) == 0
+    assert "wrote B-Q4 to" in capsys.readouterr().out
     loaded = alrq_core.load(target)
     receipt = json.loads((study / "receipts/B-Q4.json").read_text())
 
     assert loaded.receipt.to_json() == receipt
-    again = run([*script, "--trial", "B-Q4", "--to", str(target)])
-    assert (again.returncode, "`--to` must not exist yet" in again.stderr) == (2, True)
-    unknown = run([*script, "--trial", "t999", "--to", str(tmp_path / "other")])
-    assert unknown.returncode == 2
-    assert "`--trial` must be a confirmed trial with its checkpoint, got 't999'" in unknown.stderr
+    assert run_search.main((*export, "B-Q4", "--to", str(target))) == 2
+    assert "`--to` must not exist yet" in capsys.readouterr().err
+    assert run_search.main((*export, "t999", "--to", str(tmp_path / "other"))) == 2
+    said = capsys.readouterr().err
+    assert "`--trial` must be a confirmed trial with its checkpoint, got 't999'" in said
     assert not (tmp_path / "other").exists()
 
 
 def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(
-    finished: tuple[Path, Any], bert_folder: Path, reviews: Path, tmp_path: Path
+    finished: tuple[Path, Any],
+    bert_folder: Path,
+    reviews: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = shutil.copytree(finished[0], tmp_path / "copy")
-    before = events(output)
-    refused = run(command(bert_folder, reviews, output))
-    assert refused.returncode == 2
-    assert "`--name` must be new, got 's'" in refused.stderr
+    before, study = events(output), str(output / "studies/s")
+    assert run_search.main(command(bert_folder, reviews, output)[2:]) == 2
+    assert "`--name` must be new, got 's'" in capsys.readouterr().err
     assert events(output) == before
 
-    script = [sys.executable, str(ROOT / "run_search.py"), "--resume", str(output / "studies/s")]
-    smaller = run([*script, "--budget", "2"])
-    assert smaller.returncode == 2
-    assert "must not shrink" in smaller.stderr
+    assert run_search.main(("--resume", study, "--budget", "2")) == 2
+    assert "must not shrink" in capsys.readouterr().err
+    script = [sys.executable, str(ROOT / "run_search.py"), "--resume", study]
 
     larger = run([*script, "--budget", str(BUDGET + 2)])
     assert larger.returncode == 0, larger.stderr
@@ -190,44 +195,51 @@ def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(
     assert len(json.loads((output / "studies/s/study.json").read_text())["runs"]) == 2
 
 
-def wait_for(output: Path, count: int) -> None:
-    """Wait until this many trials of the search have ended."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (output / "studies/s/events.jsonl").is_file():
-            ended = searched(trials(output, "completed", "stopped", "paused"))
-            if len(ended) >= count:
-                return
-        time.sleep(0.05)
-    raise TimeoutError(f"fewer than {count} trials ended in time")
-
-
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_an_ended_driver_loses_nothing_and_trains_nothing_twice(
-    sent: signal.Signals, bert_folder: Path, reviews: Path, tmp_path: Path
-) -> None:
+def end_early(arguments: list[str], output: Path, sent: signal.Signals) -> tuple[int, str, str]:
+    """Send a signal once another trial of the search has ended; return exit code and output."""
+    before = ended(output)
     process = subprocess.Popen(
-        command(bert_folder, reviews, tmp_path),
+        arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         start_new_session=True,
     )
-    wait_for(tmp_path, 2)
+    deadline = time.monotonic() + 120
+    while ended(output) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ended(output) > before
     process.send_signal(sent)
     stdout, stderr = process.communicate(timeout=120)
-    if sent == signal.SIGINT:
-        assert process.returncode == 130, stderr
-        assert f"--resume {tmp_path / 'studies/s'} --budget {BUDGET}" in stdout
-        assert (tmp_path / "studies/s/trials.parquet").is_file()
-    script = [sys.executable, str(ROOT / "run_search.py")]
-    resumed = run([*script, "--resume", str(tmp_path / "studies/s"), "--budget", str(BUDGET)])
+    return process.returncode, stdout, stderr
 
-    assert resumed.returncode == 0, resumed.stderr
+
+def ended(output: Path) -> int:
+    if not (output / "studies/s/events.jsonl").is_file():
+        return 0
+    return len(searched(trials(output, "completed", "stopped", "paused")))
+
+
+def test_an_ended_driver_loses_nothing_and_trains_nothing_twice(
+    bert_folder: Path, reviews: Path, tmp_path: Path
+) -> None:
+    study, script = tmp_path / "studies/s", [sys.executable, str(ROOT / "run_search.py")]
+    resume = [*script, "--resume", str(study), "--budget", str(BUDGET)]
+    started = command(bert_folder, reviews, tmp_path)
+    for arguments, sent in ((started, signal.SIGINT), (resume, signal.SIGTERM)):
+        code, stdout, stderr = end_early(arguments, tmp_path, sent)
+        assert code == 130, stderr
+        assert f"--resume {study} --budget {BUDGET}" in stdout
+        assert (study / "trials.parquet").is_file()
+    assert end_early(resume, tmp_path, signal.SIGKILL)[0] == -signal.SIGKILL
+    last = run(resume)
+
+    assert last.returncode == 0, last.stderr
     ends = trials(tmp_path, "completed", "stopped", "failed")
     assert Counter(ends) == Counter(trials(tmp_path, "proposed"))
     assert len(searched(ends)) == BUDGET
+    assert not trials(tmp_path, "failed")
     reports = [(e["trial"], e["step"]) for e in events(tmp_path) if e["event"] == "reported"]
     assert len(reports) == len(set(reports))
 

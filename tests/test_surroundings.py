@@ -5,7 +5,6 @@ import os
 import pty
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -90,26 +89,3 @@ def test_nothing_around_a_study_reaches_its_trials(hung_up: tuple[Path, int, str
 
     assert "failed" not in kinds and kinds.count("realised") >= 1
     assert "Modell \\xfc" in shown and "Best front so far" in shown
-
-
-def test_a_request_to_terminate_ends_a_study_as_ctrl_c_does(
-    hung_up: tuple[Path, int, str], tmp_path: Path
-) -> None:
-    study = shutil.copytree(hung_up[0], tmp_path / "out/studies/s")
-    before, script = ended(study), Path(__file__).parents[1] / "run_search.py"
-    process = subprocess.Popen(
-        [sys.executable, str(script), "--resume", str(study)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while ended(study) == before and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=DEADLINE_SECONDS)
-
-    assert process.returncode == 130, stderr
-    assert f"Go on with: python run_search.py --resume {study} --budget" in stdout
-    assert "failed" not in [event["event"] for event in events(study)]
