@@ -1,6 +1,7 @@
 """Builds a model for one allocation: packed base weights, adapters, a trainable head."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,7 +27,7 @@ def build_model(
     alpha_over_rank: float,
     compute_dtype: torch.dtype,
     device: torch.device,
-    make: Quantiser | None = None,
+    make: Callable[[str], Quantiser] | None = None,
 ) -> nn.Module:
     """Return a new model with packed target modules and adapters; `base` stays untouched.
 
@@ -41,7 +42,8 @@ def build_model(
         alpha_over_rank: LoRA's scaling, alpha / rank, the same for every module.
         compute_dtype: Type of the matrix products.
         device: Where the model is trained.
-        make: Quantises weights of `base` onto the device; None for `quantise` itself.
+        make: Module name to what quantises its weight onto the device; None for `quantise` itself,
+            which knows nothing of the inputs.
 
     Raises:
         ValueError: A module of the allocation is neither a linear layer nor an embedding, its rank
@@ -56,7 +58,8 @@ def build_model(
     for name, choice in allocation.choices.items():
         source = base.get_submodule(name)
         _check_choice(name, source, choice)
-        packed = pack(source, choice.format, compute_dtype, make or partial(_quantise_on, device))
+        quantiser = partial(_quantise_on, device) if make is None else make(name)
+        packed = pack(source, choice.format, compute_dtype, quantiser)
         place(model, name, packed, tied)
     if allocation.final_rank is None:
         attach_adapters(model, allocation, alpha_over_rank)

@@ -1,5 +1,6 @@
 """Writes files so that nobody ever reads half of one."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -40,6 +41,30 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Tell whether this process is the one that may make a file now; until the end, if so.
+
+    The system lets go of the claim when the process ends, however it ends. The file may have been
+    made by another process in the meantime. A file system without locks claims nothing, and
+    several processes make the same.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

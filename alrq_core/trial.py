@@ -199,7 +199,7 @@ def _build(
         context.recipe.alpha_over_rank,
         compute_dtype,
         device,
-        context.packed,
+        context.packed.of,
     )
 
 

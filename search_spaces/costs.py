@@ -4,7 +4,9 @@
 section 2.1). NF4 and FP4: a float32 maximum a group, with double quantisation a byte a group
 instead, in blocks of 256 with a float32 each and one offset (QLoRA, arXiv:2305.14314, section 3).
 HQQ: a float16 scale and zero point a group along the input; ten 3-bit codes share an int32, so
-3 bits are stored in 3.2. Tables that are constants of a format are not counted.
+3 bits are stored in 3.2. GPTQ: a float16 scale a group along the input and no zero point; codes of
+one input fill bytes over the outputs, of which the last may be padded. Tables that are constants of
+a format are not counted.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,8 @@ from search_spaces.inventory import Inventory, TargetModule
 
 NESTED_BLOCK_SIZE = 256
 CODES_PER_INT32 = 10
+# Widths of the parts in which a code is packed: 3 bits do not fill bytes, 2 and 1 do.
+CODE_PLANES: Mapping[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
 BYTES_16_BIT = 2
 BYTES_FLOAT32 = 4
 
@@ -40,6 +44,9 @@ def stored_bytes(stored: Format, out_features: int, in_features: int) -> int:
         return ceil(weights / 2) + groups + BYTES_FLOAT32 * (nested_blocks + 1)
     if stored.method in ("nf4", "fp4"):
         return ceil(weights / 2) + BYTES_FLOAT32 * groups
+    if stored.method == "gptq":
+        rows = sum(plane_rows(out_features, width) for width in CODE_PLANES[stored.bits])
+        return rows * in_features + BYTES_16_BIT * groups
     scales_and_zeros = 2 * BYTES_16_BIT * groups
     if stored.bits == 3:
         packed_rows = ceil(groups / CODES_PER_INT32)
@@ -47,9 +54,14 @@ def stored_bytes(stored: Format, out_features: int, in_features: int) -> int:
     return weights * stored.bits // 8 + scales_and_zeros
 
 
+def plane_rows(out_features: int, width: int) -> int:
+    """Return the bytes that one input's codes take, `width` bits of each."""
+    return ceil(out_features * width / 8)
+
+
 def packable(stored: Format, target: TargetModule) -> bool:
     """Tell whether the shape of the module fits the storage format."""
-    if target.part == "embedding":
+    if target.part == "embedding" or stored.method == "gptq":
         rows_fit = not stored.group_size or target.in_features % stored.group_size == 0
         return stored.method in ROWS and rows_fit
     if stored.method == "hqq":

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 GROUP_SIZE = 64
 GROUP_SIZES = (32, 64, 128, 256)
 # Methods whose codes share a scale in groups along the input.
-GROUPED = ("nf4-double", "nf4", "fp4", "hqq")
+GROUPED = ("nf4-double", "nf4", "fp4", "hqq", "gptq")
 FOUR_BIT = ("nf4-double", "nf4", "fp4")
 # Methods from which single rows can be read, as an embedding needs.
-ROWS = ("plain", "int8", *FOUR_BIT)
+ROWS = ("plain", "int8", *FOUR_BIT, "gptq")
+# Of symmetric GPTQ checkpoints, as kernels elsewhere take them.
+GPTQ_GROUP_SIZES = (32, 64, 128)
 DEFAULT_METHODS: Mapping[int, str] = {16: "plain", 8: "int8", 4: "nf4-double", 3: "hqq", 2: "hqq"}
 
 Methods = Mapping[int, tuple[str, ...]]
@@ -19,6 +21,7 @@ _FOUR: Methods = {4: FOUR_BIT}
 _HQQ_LOW: Methods = {3: ("hqq",), 2: ("hqq",)}
 _HQQ: Methods = {**_PLAIN, 8: ("hqq",), 4: ("hqq",), **_HQQ_LOW}
 _BNB: Methods = {**_PLAIN, **_INT8, **_FOUR}
+_GPTQ: Methods = {**_PLAIN, **dict.fromkeys((8, 4, 3, 2), ("gptq",))}
 
 # Backend -> device -> bits -> methods, the default one first. bitsandbytes 0.50 has 4-bit kernels
 # for MPS and none for int8; HQQ is plain torch and runs everywhere.
@@ -32,6 +35,7 @@ BACKENDS: Mapping[str, Mapping[str, Methods]] = {
     "cuda-8bit": {"cuda": {**_PLAIN, **_INT8}},
     "cpu-int8": {"cpu": {**_PLAIN, **_INT8}},
     "bnb": {"cpu": _BNB, "cuda": _BNB, "mps": {**_PLAIN, **_FOUR}},
+    "gptq": {"cpu": _GPTQ, "cuda": _GPTQ, "mps": _GPTQ},
     "hqq": {"cpu": _HQQ, "cuda": _HQQ, "mps": _HQQ},
     "none": {"cpu": _PLAIN, "cuda": _PLAIN, "mps": _PLAIN},
 }
@@ -43,7 +47,8 @@ class Format:
 
     Attributes:
         bits: Bits of one stored code.
-        method: `plain` (bfloat16), `int8` (a scale a row), `nf4-double`, `nf4`, `fp4` or `hqq`.
+        method: `plain` (bfloat16), `int8` (a scale a row), `nf4-double`, `nf4`, `fp4`, `hqq`, or
+            `gptq` (codes around a fixed middle, a signed scale a group).
         group_size: Weights that share one scale; 0 where a row does.
     """
 
@@ -98,6 +103,12 @@ class Formats:
                 f"got {self.four_bit!r}. Use one of those, or another backend."
             )
         check_storage(self.four_bit, self.group_sizes)
+        for size in self.group_sizes if self.backend == "gptq" else ():
+            if size not in GPTQ_GROUP_SIZES:
+                raise ValueError(
+                    f"`--group-size` must be one of {', '.join(map(str, GPTQ_GROUP_SIZES))} with "
+                    f"--quant-backend gptq, got {size}. Use one of those, or another backend."
+                )
 
     def of(self, bits: int, group_size: int) -> Format:
         """Return the format that a searched module gets for these bits."""

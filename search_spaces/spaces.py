@@ -8,7 +8,7 @@ from random import Random
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes, module_bytes, packable
 from search_spaces.fixed import DEFAULT_RANK, FIXED, fixed_allocation
-from search_spaces.formats import GROUP_SIZE, Formats
+from search_spaces.formats import GPTQ_GROUP_SIZES, GROUP_SIZE, Format, Formats
 from search_spaces.inventory import Inventory, TargetModule
 
 ALL_BITS = (2, 3, 4, 8, 16)
@@ -85,6 +85,12 @@ class Space:
             for rank in self.ranks[name]
             for group_size in self.group_sizes[name]
         )
+        return tuple(dict.fromkeys(every))
+
+    def formats_of(self, name: str) -> tuple[Format, ...]:
+        """Return the formats that a module may have, each once."""
+        points = [point.choices[name].format for point in self.points.values()]
+        every = points or [choice.format for choice in self.choices(name)]
         return tuple(dict.fromkeys(every))
 
     def draw(self, name: str, generator: Random) -> Choice:
@@ -189,18 +195,19 @@ def check_space_name(name: str) -> None:
 
 def _searched(name: str, inventory: Inventory, formats: Formats) -> Space:
     all_bits, all_ranks = SEARCHED[name]
-    sizes = formats.group_sizes
     bits: dict[str, tuple[int, ...]] = {}
     ranks: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     for module in inventory.modules:
         embedding = module.part == "embedding"
         wanted = (16,) if embedding and name == "rank" else all_bits
         _check_group_sizes(formats, module)
+        sizes[module.name] = _group_sizes(formats, module)
         bits[module.name] = tuple(
             value
             for value in wanted
             if value in formats.methods
-            and all(packable(formats.of(value, size), module) for size in sizes)
+            and all(packable(formats.of(value, size), module) for size in sizes[module.name])
         )
         limit = 0 if embedding else min(module.out_features, module.in_features)
         ranks[module.name] = tuple(rank for rank in all_ranks if rank <= limit) or (0,)
@@ -210,16 +217,26 @@ def _searched(name: str, inventory: Inventory, formats: Formats) -> Space:
         formats=formats,
         bits=bits,
         ranks=ranks,
-        group_sizes=dict.fromkeys(bits, sizes),
+        group_sizes=sizes,
     )
+
+
+def _group_sizes(formats: Formats, module: TargetModule) -> tuple[int, ...]:
+    """Return the sizes that a module may take: 32 for inputs that the usual one doesn't divide."""
+    usual = formats.group_sizes == (GROUP_SIZE,)
+    if usual and formats.backend == "gptq" and module.in_features % GROUP_SIZE:
+        return (min(GPTQ_GROUP_SIZES),)
+    return formats.group_sizes
 
 
 def _check_group_sizes(formats: Formats, module: TargetModule) -> None:
     """Check sizes that were asked for; with the usual one a shape may just have fewer bits."""
     for size in formats.group_sizes:
-        whole = module.in_features if module.part == "embedding" else module.weights
+        along_input = module.part == "embedding" or formats.backend == "gptq"
+        counted = "inputs" if along_input else "weights"
+        whole = module.in_features if along_input else module.weights
         if whole % size and formats.group_sizes != (GROUP_SIZE,):
             raise ValueError(
-                f"`--group-size` must divide {whole}, the weights of {module.name}, got {size}. "
+                f"`--group-size` must divide {whole}, the {counted} of {module.name}, got {size}. "
                 "Use a smaller one."
             )

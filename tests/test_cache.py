@@ -23,6 +23,7 @@ FORMATS = [
     Format(4, "hqq", 64),
     Format(3, "hqq", 64),
     Format(2, "hqq", 32),
+    Format(3, "gptq", 64),
 ]
 
 

@@ -68,7 +68,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--space", "B-Ada", "--lora-init", "eva"), "`--lora-init` must be default with AdaLoRA"),
         (("--lora-init", "random"), "`--lora-init` must be one of default, residual, eva"),
         (("--execution", "fast"), "`--execution` must be one of packed, dequantized, got 'fast'"),
-        (("--quant-backend", "gptq"), "`--quant-backend` must be one of auto, cuda-4bit"),
+        (("--quant-backend", "awq"), "`--quant-backend` must be one of auto, cuda-4bit"),
         (("--quant-backend", "cuda-4bit", "--device", "cpu"), "cuda-4bit needs cuda, got a"),
         (("--device", "tpu"), "`--device` must be one of auto, cpu, cuda, mps, got 'tpu'"),
         (("--space", "B-Q4", "--quant-backend", "none"), "got 4 for bert.encoder.layer.0"),

@@ -51,6 +51,10 @@ def test_bytes_of_a_384_by_384_matrix(bits: int, expected: int) -> None:
         (Format(4, "hqq", 128), 73_728 + 1_152 * 4),
         # 1,152 groups of 128 in 116 rows of int32.
         (Format(3, "hqq", 128), 4 * 128 * 116 + 1_152 * 4),
+        # 3 bits are 3, and a scale of two bytes a group.
+        (Format(3, "gptq", 64), 3 * 147_456 // 8 + 2_304 * 2),
+        (Format(2, "gptq", 128), 2 * 147_456 // 8 + 1_152 * 2),
+        (Format(8, "gptq", 32), 147_456 + 4_608 * 2),
     ],
 )
 def test_bytes_of_other_formats(stored: Format, expected: int) -> None:

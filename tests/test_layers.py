@@ -24,6 +24,8 @@ FORMATS = [default_format(bits) for bits in BITS] + [
     Format(4, "hqq", 64),
     Format(3, "hqq", 32),
     Format(2, "hqq", 128),
+    *(Format(bits, "gptq", 64) for bits in (8, 4, 3, 2)),
+    Format(3, "gptq", 32),
 ]
 SHAPES = [(64, 64), (128, 64), (384, 1536)]
 # Relative error of the output for normally distributed weights: the step of each format.
@@ -186,8 +188,8 @@ def test_checksum_tells_codes_apart() -> None:
 
 
 def test_unknown_formats_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"`format` must be one that is known, got 'gptq' for 4"):
-        pack(make_linear(64, 64), Format(4, "gptq", 64), torch.float32)
+    with pytest.raises(ValueError, match=r"`format` must be one that is known, got 'awq' for 4"):
+        pack(make_linear(64, 64), Format(4, "awq", 64), torch.float32)
 
 
 @any_format

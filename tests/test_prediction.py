@@ -3,6 +3,7 @@
 import gc
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from alrq_core.memory.prediction import StepMemory, base_bytes, packing_bytes, s
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.records import Recipe, TaskKind
 from alrq_core.weights.packing import layer_tensors, pack
+from alrq_core.weights.quantise import quantise
 from benchmarks.peak_memory import measure, peak_and_rest, recorded
 from search_spaces.allocation import Allocation
 from search_spaces.costs import stored_bytes
@@ -32,6 +34,7 @@ FORMATS = (
     Format(4, "nf4", 128),
     Format(4, "fp4", 64),
     *(Format(bits, "hqq", 64) for bits in (8, 4, 3, 2)),
+    *(Format(bits, "gptq", 64) for bits in (8, 4, 3, 2)),
 )
 RECIPE = Recipe(batch_size=8, max_length=16, cpu_dtype="float32", device="cpu")
 
@@ -75,8 +78,9 @@ def test_hollow_layers_hold_the_bytes_of_their_format(stored: Format) -> None:
 @pytest.mark.parametrize("rows", [512, 2048])
 def test_packing_takes_the_bytes_it_is_said_to(stored: Format, rows: int) -> None:
     linear = nn.Linear(384, rows, bias=False)
+    make = quantise if stored.method != "gptq" else partial(quantise, moment=torch.eye(384) + 0.1)
     with recorded() as sizes:
-        packed = pack(linear, stored, torch.float32)
+        packed = pack(linear, stored, torch.float32, make)
     del packed
     peak = peak_and_rest(sizes)[0]
     assert peak == pytest.approx(packing_bytes(stored, rows, 384), rel=0.05)

@@ -15,11 +15,11 @@ from alrq_core.adapters.starts import (
     ResidualCache,
     initialise_eva,
     initialise_residual,
-    second_moments,
 )
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
 from alrq_core.data.encode import Batch, collate
+from alrq_core.data.moments import second_moments
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import make_context
 

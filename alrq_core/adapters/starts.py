@@ -1,10 +1,8 @@
 """Starts adapters from data: at the best correction of the quantisation error, or with EVA."""
 
-import copy
 import math
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from alrq_core.adapters.lora import ADAPTER, lora_layers
-from alrq_core.data.encode import Batch
+from alrq_core.data.moments import Moments
 
-# Module name -> mean of x x^T over the tokens x that enter the module, in x in, float32. Modules
-# that read the same input share one tensor.
-Moments = dict[str, Tensor]
 # (module name, checksum of its dequantised weight) -> A and B of the largest cached rank, B before
 # scaling. Holds for one base model and its moments.
 ResidualCache = dict[tuple[str, str], tuple[Tensor, Tensor]]
@@ -47,93 +42,6 @@ def initialise_nested(model: nn.Module, seed: int) -> None:
         largest = torch.empty(max(rank, CACHED_RANK), width)
         nn.init.kaiming_uniform_(largest, a=math.sqrt(5), generator=generator)
         matrix.copy_(largest[:rank])
-
-
-@dataclass(frozen=True, eq=False)
-class _Sum:
-    outer: Tensor
-    tokens: int
-
-
-class _InputSums:
-    """Sums x x^T over the inputs of modules, from hooks on them.
-
-    Attributes:
-        mask: Attention mask of the batch that runs.
-        of: Sum of each module so far. Modules with the same inputs hold the same object.
-    """
-
-    def __init__(self) -> None:
-        self.of: dict[str, _Sum] = {}
-
-    def start(self, batch: Batch) -> None:
-        """Expect the inputs of a batch."""
-        self.mask = batch.attention_mask.flatten().bool()
-        self._last: tuple[Tensor | None, _Sum | None, _Sum | None] = (None, None, None)
-
-    def add(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add the input of a module; called before its forward pass."""
-        x, before = args[0], self.of.get(name)
-        seen, earlier, after = self._last
-        # Query, key and value get one tensor, one after the other, batch after batch.
-        if after is None or x is not seen or before is not earlier:
-            after = self._extended(before, x)
-            self._last = (x, before, after)
-        self.of[name] = after
-
-    def _extended(self, before: _Sum | None, x: Tensor) -> _Sum:
-        rows = x.reshape(-1, x.shape[-1]).float()
-        if len(rows) == len(self.mask):
-            rows = rows[self.mask]
-        outer = rows.T @ rows
-        if before is None:
-            return _Sum(outer, len(rows))
-        return _Sum(before.outer + outer, before.tokens + len(rows))
-
-
-def second_moments(
-    base: nn.Module, names: Iterable[str], batches: Iterable[Batch], device: torch.device
-) -> Moments:
-    """Return the uncentred second moment of the input of each named module, X^T X / tokens.
-
-    Padding is left out. A module whose input has no row for each token of the batch, such as a
-    pooled vector, counts all its rows.
-
-    Args:
-        base: The pretrained model; it is left as it was.
-        names: Linear layers of `base`.
-        batches: Calibration data.
-        device: Where the model runs and the moments stay.
-
-    Raises:
-        ValueError: A module is no linear layer, or got no input.
-    """
-    model = base if device.type == "cpu" else copy.deepcopy(base).to(device)
-    modules = {name: model.get_submodule(name) for name in names}
-    training, sums = model.training, _InputSums()
-    handles = [
-        module.register_forward_pre_hook(partial(sums.add, name))
-        for name, module in modules.items()
-    ]
-    try:
-        model.eval()
-        for batch in batches:
-            moved = batch.to(device)
-            sums.start(moved)
-            with torch.inference_mode():
-                model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    for name, module in modules.items():
-        if name not in sums.of or not isinstance(module, nn.Linear):
-            raise ValueError(
-                f"`names` must be linear layers that run on `batches`, got {name} "
-                f"({type(module).__name__}). Leave it out."
-            )
-    means = {id(total): total.outer / total.tokens for total in sums.of.values()}
-    return {name: means[id(sums.of[name])] for name in modules}
 
 
 def initialise_residual(

@@ -18,6 +18,7 @@ from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.records import TaskKind
 from alrq_core.weights.layers import (
     STORAGE_DTYPE,
+    GPTQLinear,
     HQQLinear,
     Linear4,
     Linear8,
@@ -120,6 +121,9 @@ def _empty_layer(source: Any, stored: Format, compute_dtype: torch.dtype) -> Any
         layer = Linear8(1, 1, bias=False, has_fp16_weights=False)
     elif stored.method in FOUR_BIT:
         layer = Linear4(1, 1, bias=False)
+    elif stored.method == "gptq":
+        layer = GPTQLinear(1, 1, bias=False, device="meta")
+        layer.bits = stored.bits
     else:
         layer = HQQLinear(None, {"offload_meta": False}, False, compute_dtype, "cpu", False)
         layer.W_q = nn.Parameter(torch.empty(1, device="meta"), requires_grad=False)
@@ -139,7 +143,9 @@ def _fill_layer(layer: Any, stored: Format) -> None:
         layer.W_q, layer.ready = codes, True
         layer.meta = hqq_meta(stored, shape, tensors, layer.compute_dtype)
         return
-    if stored.method == "int8":
+    if stored.method == "gptq":
+        layer.scales = tensors["scales"]
+    elif stored.method == "int8":
         codes.SCB = tensors["scales"]
     elif stored.method in FOUR_BIT:
         tables = {

@@ -20,6 +20,7 @@ from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.machine import autocast
 from alrq_core.memory.outline import fill, outline
 from alrq_core.records import TaskKind
+from alrq_core.weights.calibrate import ROWS_AT_ONCE
 from alrq_core.weights.quantise import CHUNK_WEIGHTS
 from search_spaces.allocation import Allocation
 from search_spaces.costs import BYTES_FLOAT32, stored_bytes
@@ -46,6 +47,9 @@ PART_BYTES: Mapping[str, int] = {
 # HQQ fits a whole matrix at once, in eight matrices of float32: codes and weights of the last round
 # and of this one, the error, its magnitude, and two terms of the shrinking operator (hqq 0.2.8).
 HQQ_BYTES = 32
+# Matrices of float32 of rows x in while calibrated codes are made, beside two of in x in: the moment
+# and the factor of its inverse, while which is found there are four. Measured.
+CALIBRATION_MATRICES = 6.4
 # AdaLoRA's importance of each parameter, its mean and the mean of its deviations.
 IMPORTANCE_STATES = 3
 ADAM_STATES = 2
@@ -160,11 +164,21 @@ def packing_bytes(stored: Format, out_features: int, in_features: int) -> int:
     weights = out_features * in_features
     if stored.method == "hqq":
         return HQQ_BYTES * weights
+    if stored.method == "gptq":
+        return stored_bytes(stored, out_features, in_features) + _calibration_bytes(
+            out_features, in_features
+        )
     part = PART_BYTES[stored.method] * min(weights, CHUNK_WEIGHTS)
     # Scales are quantised themselves only once all are known.
     method = "nf4" if stored.method == "nf4-double" else stored.method
     known = replace(stored, method=method)
     return stored_bytes(known, out_features, in_features) + part
+
+
+def _calibration_bytes(out_features: int, in_features: int) -> int:
+    """Return what making calibrated codes takes: see `weights.calibrate`."""
+    matrix, square = min(out_features, ROWS_AT_ONCE) * in_features, in_features**2
+    return int(BYTES_FLOAT32 * max(4 * square, 2 * square + CALIBRATION_MATRICES * matrix))
 
 
 @lru_cache(maxsize=256)

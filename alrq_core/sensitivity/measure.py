@@ -243,8 +243,8 @@ def _damages(
     weight: Tensor = module.get_parameter("weight").detach()
     rows, columns = fisher.mean(dim=1).sqrt(), fisher.mean(dim=0).sqrt()
     found = {}
-    for stored in _formats(space, name):
-        packed: Any = pack(module, stored, compute_dtype, context.packed)
+    for stored in space.formats_of(name):
+        packed: Any = pack(module, stored, compute_dtype, context.packed.of(name))
         layer = getattr(packed, "packed", packed)
         error = weight.to(fisher.device) - layer.dequantised().float()
         damage = 0.5 * float((fisher * error.square()).sum())
@@ -260,11 +260,6 @@ def _damages(
 def _leading_energies(matrix: Tensor, count: int) -> Tensor:
     """Return the squares of the largest singular values, descending."""
     return leading_eigenvectors(lambda x: matrix @ (matrix.T @ x), matrix, count)[0]
-
-
-def _formats(space: Space, name: str) -> list[Format]:
-    pairs = [(bits, size) for bits in space.bits[name] for size in space.group_sizes[name]]
-    return list(dict.fromkeys(space.choice(name, bits, 0, size).format for bits, size in pairs))
 
 
 def _ranks(space: Space, name: str) -> tuple[int, ...]:
@@ -293,7 +288,7 @@ def table_key(context: TrialContext, space: Space, seed: int) -> str:
     _add_task(digest, context.task)
     recipe = {part: getattr(context.recipe, part) for part in RECIPE_PARTS}
     modules = {
-        name: [[astuple(stored) for stored in _formats(space, name)], space.ranks[name]]
+        name: [[astuple(stored) for stored in space.formats_of(name)], space.ranks[name]]
         for name in space.inventory.names
     }
     how = {"method": METHOD, "seed": seed, "recipe": recipe, "modules": modules}

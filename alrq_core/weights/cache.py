@@ -2,9 +2,12 @@
 
 import hashlib
 import importlib.metadata
+import time
 import zlib
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from huggingface_hub import constants
@@ -12,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alrq_core.files import replaced, spared
+from alrq_core.files import claimed, replaced, spared
+from alrq_core.weights.packing import Quantiser
 from alrq_core.weights.quantise import quantise
 from search_spaces.formats import Format
 
@@ -27,6 +31,25 @@ def cache_folder() -> Path:
     return Path(constants.HF_HOME) / "alrq" / "packed"
 
 
+# Between looks at what another process is making.
+WAIT_SECONDS = 0.05
+
+
+class KeyedMoments(Protocol):
+    """Moments of the inputs of modules, with a key of all that they follow from."""
+
+    @property
+    def key(self) -> str:
+        """Digest of model and text."""
+        ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def get(self, name: str, /) -> Tensor | None:
+        """Return a module's moment; None if it has none."""
+        ...
+
+
 class PackedCache:
     """A quantiser that makes the tensors of each weight and format once a machine.
 
@@ -39,35 +62,81 @@ class PackedCache:
         read: Files that were read by it.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        """Keep files in `folder`, which need not exist, and return tensors on `device`."""
+    def __init__(
+        self, folder: Path, device: torch.device, moments: "KeyedMoments | None" = None
+    ) -> None:
+        """Keep files in `folder`, which need not exist, and return tensors on `device`.
+
+        Args:
+            folder: Where files lie.
+            device: Where tensors are wanted.
+            moments: Of the inputs of modules, for formats that are made for them.
+        """
         self.made = self.read = 0
+        self._moments = moments
         self._folder = folder
         self._device = device
         self._known: dict[str, tuple[dict[str, Tensor], int]] = {}
         # Each with its weight, without which another could get its id.
         self._digests: dict[int, tuple[Tensor, str]] = {}
 
-    def __call__(self, weight: Tensor, stored: Format) -> dict[str, Tensor]:
-        """Return what `quantise` returns, on this cache's device; the weight is on the CPU."""
-        key = self._key(weight, stored)
+    def of(self, name: str) -> Quantiser:
+        """Return the quantiser of a module's weight, which knows what enters the module."""
+        return partial(self, name=name)
+
+    def __call__(self, weight: Tensor, stored: Format, name: str = "") -> dict[str, Tensor]:
+        """Return what `quantise` returns, on this cache's device.
+
+        Args:
+            weight: On the CPU.
+            stored: The format.
+            name: Of the module, where its moment matters.
+        """
+        key = self._key(weight, stored, name)
         known = self._known.get(key)
         if known is None or _checksum(known[0]) != known[1]:
-            known = self._read(key) or self._make(key, weight, stored)
+            known = self._read(key) or self._make(key, weight, stored, name)
             self._known[key] = known
         return {name: tensor.to(self._device) for name, tensor in known[0].items()}
 
-    def _key(self, weight: Tensor, stored: Format) -> str:
+    def fill(self, wanted: Iterable[tuple[str, Tensor, Format]]) -> None:
+        """Make all that is not there yet, each once among the processes that do this now.
+
+        Args:
+            wanted: Module, weight and format.
+        """
+        left = [(self._key(w, stored, name), name, w, stored) for name, w, stored in wanted]
+        while left:
+            busy = []
+            for key, name, weight, stored in left:
+                if self._path(key).is_file():
+                    continue
+                with spared(self._folder, "packed weights"), claimed(self._path(key)) as mine:
+                    if not mine:
+                        busy.append((key, name, weight, stored))
+                    elif not self._path(key).is_file():
+                        self._known[key] = self._make(key, weight, stored, name)
+            left = busy
+            time.sleep(WAIT_SECONDS if busy else 0)
+
+    def _key(self, weight: Tensor, stored: Format, name: str) -> str:
         if id(weight) not in self._digests:
             content = weight.detach().contiguous().view(torch.uint8).numpy()
             self._digests[id(weight)] = (weight, hashlib.sha256(content.data).hexdigest())
         what = (self._digests[id(weight)][1], *map(str, weight.shape), self._device.type)
+        if stored.method == "gptq" and self._moments is not None and name in self._moments:
+            what = (*what, name, self._moments.key)
         how = " ".join((*what, STORED_AS, *_versions()))
         digest = hashlib.sha256(how.encode()).hexdigest()[:40]
         return f"{digest}-{stored.bits}-{stored.method}-{stored.group_size}"
 
-    def _make(self, key: str, weight: Tensor, stored: Format) -> tuple[dict[str, Tensor], int]:
-        made = quantise(weight.to(self._device), stored)
+    def _make(
+        self, key: str, weight: Tensor, stored: Format, name: str
+    ) -> tuple[dict[str, Tensor], int]:
+        moment = None
+        if stored.method == "gptq" and self._moments is not None:
+            moment = self._moments.get(name)
+        made = quantise(weight.to(self._device), stored, moment)
         self.made += 1
         tensors = {name: tensor.cpu().contiguous() for name, tensor in made.items()}
         checksum = _checksum(tensors)

@@ -8,6 +8,8 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from hqq.core import quantize
 from torch import Tensor, nn
 
+from alrq_core.weights.planes import unpack_codes, unpack_rows
+
 STORAGE_DTYPE = torch.bfloat16
 # Of HQQ's scales and zero points. A zero point of 8 bits lies anywhere between 0 and 255: bfloat16
 # misses it by up to half a step, float16 by a sixteenth.
@@ -186,6 +188,43 @@ class HQQLinear(Packed, quantize.HQQLinear):  # type: ignore[misc]
         return groups.sub_(zeros).mul_(meta["scale"]).view(meta["shape"])
 
 
+class GPTQLinear(Packed, nn.Linear):
+    """Codes around a fixed middle and a signed scale a group of inputs (arXiv:2210.17323).
+
+    Attributes:
+        weight: Packed codes: see `planes`.
+        scales: out x groups, float16.
+        bits: Of a code.
+    """
+
+    scales: Tensor
+    bits: int
+
+    def dequantised(self) -> Tensor:
+        """Return codes times scales, in float32."""
+        return self._made(torch.float32)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows' codes times their scales, in float32."""
+        codes = unpack_rows(self.weight, self.bits, self.out_features, ids)
+        return _scaled(codes, self.scales[ids], torch.float32)
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight that is computed with, made in its type from the start."""
+        return self._made(dtype) if self.kept is None else self.kept.to(dtype)
+
+    def _made(self, dtype: torch.dtype) -> Tensor:
+        codes = unpack_codes(self.weight, self.bits, self.out_features)
+        return _scaled(codes, self.scales, dtype)
+
+
+def _scaled(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return out x in codes times out x groups scales."""
+    weight = codes.to(dtype)
+    weight.view(*scales.shape, -1).mul_(scales.to(dtype)[:, :, None])
+    return weight
+
+
 class PackedEmbedding(nn.Module):
     """Looks up rows of a packed matrix, which a tied output head may share.
 
@@ -239,4 +278,4 @@ def keep_dequantised(model: nn.Module) -> None:
     for layer in multiplied_layers(model):
         with torch.no_grad():
             # Detached: 16 bits in their own type are the parameter itself.
-            layer.kept = layer.dequantised().to(layer.compute_dtype).detach()
+            layer.kept = layer.weight_in(layer.compute_dtype).detach()

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from alrq_core.models.structure import replace_module
 from alrq_core.records import ModuleReceipt
+from alrq_core.weights.calibrate import SCALE_DTYPE
 from alrq_core.weights.layers import (
     HQQ_DTYPE,
     STORAGE_DTYPE,
+    GPTQLinear,
     HQQLinear,
     Linear4,
     Linear8,
@@ -22,7 +24,7 @@ from alrq_core.weights.layers import (
     PackedEmbedding,
 )
 from alrq_core.weights.quantise import hqq_config, quantise
-from search_spaces.costs import CODES_PER_INT32, NESTED_BLOCK_SIZE
+from search_spaces.costs import CODE_PLANES, CODES_PER_INT32, NESTED_BLOCK_SIZE, plane_rows
 from search_spaces.formats import FOUR_BIT, ROWS, Format
 
 # Weight and format -> the tensors that a packed layer keeps.
@@ -101,6 +103,10 @@ def assemble(
             quant_type=stored.method[:3],
             bnb_quantized=True,
         )
+    elif stored.method == "gptq":
+        packed = GPTQLinear(1, 1, bias=False, device="meta")
+        packed.weight, packed.bits = nn.Parameter(codes, requires_grad=False), stored.bits
+        packed.register_buffer("scales", tensors["scales"])
     else:
         packed = HQQLinear(None, hqq_config(stored), False, compute_dtype, str(codes.device), False)
         packed.W_q = nn.Parameter(codes, requires_grad=False)
@@ -179,6 +185,11 @@ def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[s
             "nested": torch.empty(blocks),
             "offset": torch.empty(()),
         }
+    if stored.method == "gptq":
+        rows = sum(plane_rows(out_features, width) for width in CODE_PLANES[stored.bits])
+        codes = torch.empty(rows, in_features, dtype=torch.int8)
+        scales = torch.empty(out_features, in_features // stored.group_size, dtype=SCALE_DTYPE)
+        return {"codes": codes, "scales": scales}
     rows = -(-groups // CODES_PER_INT32) if stored.bits == 3 else groups * stored.bits // 8
     dtype = torch.int32 if stored.bits == 3 else torch.uint8
     codes = torch.empty(rows, stored.group_size, dtype=dtype)
@@ -226,6 +237,13 @@ def stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], Format]:
         found = Format(bits, "hqq", weights // extra[0].numel())
         return layer.W_q.data, extra, found
     weight: Any = layer.get_parameter("weight")
+    if isinstance(layer, GPTQLinear):
+        width = weight.shape[1]
+        expected = sum(plane_rows(layer.out_features, p) for p in CODE_PLANES[layer.bits])
+        # Small matrices fill their last bytes with nothing; what doesn't fit shows as it is.
+        bits = layer.bits if len(weight) == expected else 8 * len(weight) // layer.out_features
+        found = Format(bits, "gptq", width // layer.scales.shape[1])
+        return weight.data, [layer.scales], found
     if isinstance(layer, Linear4bit) and weight.quant_state is not None:
         state = weight.quant_state
         nested = [state.state2.absmax, state.offset] if state.nested else []

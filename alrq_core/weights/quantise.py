@@ -12,7 +12,9 @@ from bitsandbytes.functional import (
 )
 from torch import Tensor, nn
 
+from alrq_core.weights.calibrate import calibrated_codes
 from alrq_core.weights.layers import HQQ_DTYPE, STORAGE_DTYPE, HQQLinear
+from alrq_core.weights.planes import pack_codes
 from search_spaces.costs import NESTED_BLOCK_SIZE
 from search_spaces.formats import FOUR_BIT, Format
 
@@ -21,7 +23,7 @@ from search_spaces.formats import FOUR_BIT, Format
 CHUNK_WEIGHTS = 2**18
 
 
-def quantise(weight: Tensor, stored: Format) -> dict[str, Tensor]:
+def quantise(weight: Tensor, stored: Format, moment: Tensor | None = None) -> dict[str, Tensor]:
     """Return the tensors that a packed layer keeps of a weight, by what they are.
 
     `codes`, and as the format has them `scales`, `zeros`, `values` (what a code stands for),
@@ -30,9 +32,11 @@ def quantise(weight: Tensor, stored: Format) -> dict[str, Tensor]:
     Args:
         weight: out x in, float32. It is left as it was.
         stored: The format.
+        moment: Second moment of the inputs, in x in, which `gptq` makes its codes for. Without it
+            all inputs count alike, as they do in an embedding.
 
     Raises:
-        ValueError: There is no such format.
+        ValueError: There is no such format, or `gptq` got what is not finite.
     """
     with torch.no_grad():
         if stored.method == "plain":
@@ -43,6 +47,9 @@ def quantise(weight: Tensor, stored: Format) -> dict[str, Tensor]:
             return _four_bit(weight.detach(), stored)
         if stored.method == "hqq":
             return _hqq(weight, stored)
+        if stored.method == "gptq":
+            made = calibrated_codes(weight.detach(), stored.bits, stored.group_size, moment)
+            return {"codes": pack_codes(made[0], stored.bits), "scales": made[1]}
     raise ValueError(
         f"`format` must be one that is known, got {stored.method!r} for {stored.bits} bits. "
         "Use `default_format`."

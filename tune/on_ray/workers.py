@@ -155,6 +155,8 @@ class AllocationTrainable(ray_tune.Trainable):
         if self._shared is None:
             context = self._context
             self._shared = make_context(context.inventory, context.task, context.recipe)
+            space = context.space
+            self._shared.make_codes({n: space.formats_of(n) for n in context.inventory.names})
             # What libraries and base model hold stays: to search it for garbage before each trial
             # takes a quarter of a second.
             gc.collect()

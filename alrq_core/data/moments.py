@@ -1,0 +1,194 @@
+"""The second moments of what enters each module, on calibration text."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from alrq_core.data.encode import Batch
+
+# Module name -> mean of x x^T over the tokens x that enter the module, in x in, float32. Modules
+# that read the same input share one tensor.
+Moments = Mapping[str, Tensor]
+# Of the moments that are held at once: all of a model of 0.1 billion parameters, three blocks of
+# one of 7.
+HELD_BYTES = 2 * 10**9
+
+
+class InputMoments(Moments):
+    """The moments of a model's modules, computed when they are asked for, a part at a time.
+
+    Attributes:
+        key: Digest of the weights and of the text: what the moments follow from.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        modules: Mapping[str, str],
+        batches: Callable[[], Sequence[Batch]],
+        device: torch.device,
+        new: tuple[str, ...] = (),
+        held_bytes: int = HELD_BYTES,
+    ) -> None:
+        """Compute nothing yet.
+
+        Args:
+            base: The pretrained model; it is left as it was.
+            modules: Name to the linear layer of `base` whose inputs are meant, in the order of the
+                forward pass. They differ for an embedding and the output head that shares it.
+            batches: Returns the calibration data.
+            device: Where the model runs and the moments stay.
+            new: Parts of `base` that nothing depends on and that each process draws anew: its head.
+            held_bytes: How much may be held; a single module may take more.
+        """
+        self._base, self._modules, self._batches = base, modules, batches
+        self._device, self._new, self._held_bytes = device, new, held_bytes
+        self._held: Moments = {}
+        self._key = ""
+
+    @property
+    def key(self) -> str:
+        """Digest of the model's weights and of the calibration data."""
+        if not self._key:
+            digest = hashlib.sha256()
+            new = tuple(f"{name}." for name in self._new)
+            for name, tensor in self._base.state_dict().items():
+                if not name.startswith(new):
+                    digest.update(name.encode())
+                    _add(digest, tensor)
+            for batch in self._batches():
+                _add(digest, batch.input_ids)
+                _add(digest, batch.attention_mask)
+            self._key = digest.hexdigest()
+        return self._key
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._modules:
+            raise KeyError(name)
+        if name not in self._held:
+            part = self._part(name)
+            # The part before goes first.
+            self._held = {}
+            layers = dict.fromkeys(self._modules[other] for other in part)
+            found = second_moments(self._base, layers, self._batches(), self._device)
+            self._held = {other: found[self._modules[other]] for other in part}
+        return self._held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def _part(self, name: str) -> list[str]:
+        """Return the modules that are computed along with one, itself included."""
+        parts: list[list[str]] = [[]]
+        size = 0
+        for other, layer in self._modules.items():
+            size += 4 * self._base.get_submodule(layer).get_parameter("weight").shape[1] ** 2
+            if size > self._held_bytes and parts[-1]:
+                parts.append([])
+                size = 0
+            parts[-1].append(other)
+        return next(part for part in parts if name in part)
+
+
+def _add(digest: "hashlib._Hash", tensor: Tensor) -> None:
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(data.numpy().data)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    outer: Tensor
+    tokens: int
+
+
+class _InputSums:
+    """Sums x x^T over the inputs of modules, from hooks on them.
+
+    Attributes:
+        mask: Attention mask of the batch that runs.
+        of: Sum of each module so far. Modules with the same inputs hold the same object.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, _Sum] = {}
+
+    def start(self, batch: Batch) -> None:
+        """Expect the inputs of a batch."""
+        self.mask = batch.attention_mask.flatten().bool()
+        self._last: tuple[Tensor | None, _Sum | None, _Sum | None] = (None, None, None)
+
+    def add(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Add the input of a module; called before its forward pass."""
+        x, before = args[0], self.of.get(name)
+        seen, earlier, after = self._last
+        # Query, key and value get one tensor, one after the other, batch after batch.
+        if after is None or x is not seen or before is not earlier:
+            after = self._extended(before, x)
+            self._last = (x, before, after)
+        self.of[name] = after
+
+    def _extended(self, before: _Sum | None, x: Tensor) -> _Sum:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        if len(rows) == len(self.mask):
+            rows = rows[self.mask]
+        outer = rows.T @ rows
+        if before is None:
+            return _Sum(outer, len(rows))
+        return _Sum(before.outer + outer, before.tokens + len(rows))
+
+
+def second_moments(
+    base: nn.Module, names: Iterable[str], batches: Iterable[Batch], device: torch.device
+) -> Moments:
+    """Return the uncentred second moment of the input of each named module, X^T X / tokens.
+
+    Padding is left out. A module whose input has no row for each token of the batch, such as a
+    pooled vector, counts all its rows.
+
+    Args:
+        base: The pretrained model; it is left as it was.
+        names: Linear layers of `base`.
+        batches: Calibration data.
+        device: Where the model runs and the moments stay.
+
+    Raises:
+        ValueError: A module is no linear layer, or got no input.
+    """
+    model = base if device.type == "cpu" else copy.deepcopy(base).to(device)
+    modules = {name: model.get_submodule(name) for name in names}
+    training, sums = model.training, _InputSums()
+    handles = [
+        module.register_forward_pre_hook(partial(sums.add, name))
+        for name, module in modules.items()
+    ]
+    try:
+        model.eval()
+        for batch in batches:
+            moved = batch.to(device)
+            sums.start(moved)
+            with torch.inference_mode():
+                model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    for name, module in modules.items():
+        if name not in sums.of or not isinstance(module, nn.Linear):
+            raise ValueError(
+                f"`names` must be linear layers that run on `batches`, got {name} "
+                f"({type(module).__name__}). Leave it out."
+            )
+    means = {id(total): total.outer / total.tokens for total in sums.of.values()}
+    return {name: means[id(sums.of[name])] for name in modules}
