@@ -9,6 +9,8 @@ from typing import Any
 from search_spaces.formats import DEFAULT_METHODS, GROUP_SIZE, GROUPED, Format
 
 VERSION = 1
+# What bits and rank without a format stand for wherever allocations were ever written.
+WRITTEN_METHODS = {16: "plain", 8: "int8", 4: "nf4-double", 3: "hqq", 2: "hqq"}
 ADAPTIVE = "adalora="
 
 
@@ -40,10 +42,13 @@ class Choice:
         return Format(self.bits, self.method, self.group_size)
 
     def values(self) -> tuple[int | str, ...]:
-        """Return bits and rank, and the format where it is not the usual one of these bits."""
-        usual = self == Choice(self.bits, self.rank)
+        """Return bits and rank, and the format where they don't stand for it: `WRITTEN_METHODS`."""
         short = (self.bits, self.rank)
-        return short if usual else (*short, self.method, self.group_size)
+        return short if self == _written(*short) else (*short, self.method, self.group_size)
+
+
+def _written(bits: int, rank: int) -> Choice:
+    return Choice(bits, rank, WRITTEN_METHODS.get(bits, ""))
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Allocation:
     def encode(self) -> str:
         """Return the short form `bits:rank,bits:rank,...`, which leaves the names out.
 
-        A format that is not the usual one of its bits follows as `bits:rank:method:group`.
+        A format follows as `bits:rank:method:group`, unless it is the one of `WRITTEN_METHODS`.
         """
         pairs = [":".join(map(str, choice.values())) for choice in self.choices.values()]
         adaptive = [] if self.final_rank is None else [f"{ADAPTIVE}{self.final_rank}"]
@@ -131,7 +136,9 @@ def from_json(data: Mapping[str, Any] | str) -> Allocation:
 def _choice(values: Sequence[Any], name: str) -> Choice:
     try:
         bits, rank, *rest = values
-        method, group_size = rest or ("", 0)
+        if not rest:
+            return _written(int(bits), int(rank))
+        method, group_size = rest
         return Choice(int(bits), int(rank), str(method), int(group_size))
     except (TypeError, ValueError):
         raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import packable
-from search_spaces.formats import Formats
+from search_spaces.formats import GROUP_SIZE, GROUPED, Format, Formats, default_format
 from search_spaces.inventory import Inventory, TargetModule
 
 DEFAULT_RANK = 8
@@ -57,11 +57,13 @@ def fixed_allocation(name: str, inventory: Inventory, formats: Formats | None = 
     choices = {}
     for module in inventory.modules:
         bits = bits_of(module, last_block)
-        if module.part == "embedding" and not _can(known, module, bits):
-            bits = 16
+        stored = _format(name, known, module, bits)
+        if module.part == "embedding" and not _can(known, module, stored):
+            stored = default_format(16)
         rank = ADALORA_RANKS[0] if rank_of is None else rank_of(module)
-        choice = Choice(bits, 0 if module.part == "embedding" else rank)
-        known.check(module.name, choice.format)
+        rank = 0 if module.part == "embedding" else rank
+        known.check(module.name, stored)
+        choice = Choice(stored.bits, rank, stored.method, stored.group_size)
         check_rank(module, choice.rank)
         choices[module.name] = choice
     return Allocation(choices, ADALORA_RANKS[1] if rank_of is None else None)
@@ -89,7 +91,16 @@ def check_rank(module: TargetModule, rank: int) -> None:
         )
 
 
-def _can(formats: Formats, module: TargetModule, bits: int) -> bool:
-    """Tell whether the backend can store an embedding in these bits."""
-    chosen = Choice(bits, 0).format
-    return chosen.method in formats.methods.get(bits, ()) and packable(chosen, module)
+def _format(name: str, formats: Formats, module: TargetModule, bits: int) -> Format:
+    """Return the backend's own format of these bits; of B-Q4 the one that it is known for."""
+    method = formats.methods.get(bits, ("",))[0]
+    if bits == 4 and name == "B-Q4":
+        method = "nf4-double"
+    sizes = formats.group_sizes_of(module.in_features)
+    size = min(sizes, key=lambda size: abs(size - GROUP_SIZE))
+    return Format(bits, method, size if method in GROUPED else 0)
+
+
+def _can(formats: Formats, module: TargetModule, stored: Format) -> bool:
+    """Tell whether the backend can store an embedding in this format."""
+    return stored.method in formats.methods.get(stored.bits, ()) and packable(stored, module)

@@ -12,25 +12,24 @@ FOUR_BIT = ("nf4-double", "nf4", "fp4")
 ROWS = ("plain", "int8", *FOUR_BIT, "gptq")
 # Of symmetric GPTQ checkpoints, as kernels elsewhere take them.
 GPTQ_GROUP_SIZES = (32, 64, 128)
-DEFAULT_METHODS: Mapping[int, str] = {16: "plain", 8: "int8", 4: "nf4-double", 3: "hqq", 2: "hqq"}
+DEFAULT_METHODS: Mapping[int, str] = {16: "plain", **dict.fromkeys((8, 4, 3, 2), "gptq")}
 
 Methods = Mapping[int, tuple[str, ...]]
 _PLAIN: Methods = {16: ("plain",)}
 _INT8: Methods = {8: ("int8",)}
 _FOUR: Methods = {4: FOUR_BIT}
-_HQQ_LOW: Methods = {3: ("hqq",), 2: ("hqq",)}
-_HQQ: Methods = {**_PLAIN, 8: ("hqq",), 4: ("hqq",), **_HQQ_LOW}
+_HQQ: Methods = {**_PLAIN, **dict.fromkeys((8, 4, 3, 2), ("hqq",))}
 _BNB: Methods = {**_PLAIN, **_INT8, **_FOUR}
 _GPTQ: Methods = {**_PLAIN, **dict.fromkeys((8, 4, 3, 2), ("gptq",))}
 
+# The default of all bits is of one family. bitsandbytes has what B-Q4 and others compare with.
+_AUTO_MPS: Methods = {**_GPTQ, 4: ("gptq", *FOUR_BIT)}
+_AUTO: Methods = {**_AUTO_MPS, 8: ("gptq", "int8")}
+
 # Backend -> device -> bits -> methods, the default one first. bitsandbytes 0.50 has 4-bit kernels
-# for MPS and none for int8; HQQ is plain torch and runs everywhere.
+# for MPS and none for int8; GPTQ's codes and HQQ's are plain torch and run everywhere.
 BACKENDS: Mapping[str, Mapping[str, Methods]] = {
-    "auto": {
-        "cpu": {**_BNB, **_HQQ_LOW},
-        "cuda": {**_BNB, **_HQQ_LOW},
-        "mps": {**_PLAIN, 8: ("hqq",), **_FOUR, **_HQQ_LOW},
-    },
+    "auto": {"cpu": _AUTO, "cuda": _AUTO, "mps": _AUTO_MPS},
     "cuda-4bit": {"cuda": {**_PLAIN, **_FOUR}},
     "cuda-8bit": {"cuda": {**_PLAIN, **_INT8}},
     "cpu-int8": {"cpu": {**_PLAIN, **_INT8}},
@@ -103,12 +102,28 @@ class Formats:
                 f"got {self.four_bit!r}. Use one of those, or another backend."
             )
         check_storage(self.four_bit, self.group_sizes)
-        for size in self.group_sizes if self.backend == "gptq" else ():
+        for size in self.group_sizes if self.along_input else ():
             if size not in GPTQ_GROUP_SIZES:
                 raise ValueError(
                     f"`--group-size` must be one of {', '.join(map(str, GPTQ_GROUP_SIZES))} with "
-                    f"--quant-backend gptq, got {size}. Use one of those, or another backend."
+                    f"--quant-backend {self.backend}, got {size}. Use one of those, or another "
+                    "backend, such as bnb or hqq."
                 )
+
+    @property
+    def along_input(self) -> bool:
+        """Whether searched modules have groups along their inputs, whose number sizes must divide.
+
+        Else groups run on from row to row.
+        """
+        return any(methods[0] == "gptq" for methods in self.methods.values())
+
+    def group_sizes_of(self, in_features: int) -> tuple[int, ...]:
+        """Return the group sizes of a module: 32 where inputs aren't multiples of the usual one."""
+        usual = self.group_sizes == (GROUP_SIZE,)
+        if usual and self.along_input and in_features % GROUP_SIZE:
+            return (min(GPTQ_GROUP_SIZES),)
+        return self.group_sizes
 
     def of(self, bits: int, group_size: int) -> Format:
         """Return the format that a searched module gets for these bits."""
@@ -140,12 +155,8 @@ class Formats:
     def describe(self) -> str:
         """Return which method stores which bits and why, for people."""
         parts = [f"{bits}: {self.of(bits, 0).method}" for bits in sorted(self.methods)]
-        reasons = {
-            "cpu": "bitsandbytes for 8 and 4, HQQ below, where bitsandbytes has nothing",
-            "cuda": "bitsandbytes for 8 and 4, HQQ below, where bitsandbytes has nothing",
-            "mps": "bitsandbytes has 4 bits only on MPS, HQQ the rest",
-        }
-        why = reasons[self.device] if self.backend == "auto" else "as asked for"
+        calibrated = "codes made for the inputs of each module, the same on every device"
+        why = calibrated if self.backend == "auto" else "as asked for"
         return f"{self.backend} on {self.device} ({', '.join(parts)}): {why}"
 
 

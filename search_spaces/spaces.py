@@ -201,8 +201,8 @@ def _searched(name: str, inventory: Inventory, formats: Formats) -> Space:
     for module in inventory.modules:
         embedding = module.part == "embedding"
         wanted = (16,) if embedding and name == "rank" else all_bits
-        _check_group_sizes(formats, module)
-        sizes[module.name] = _group_sizes(formats, module)
+        _check_inputs(formats, module)
+        sizes[module.name] = formats.group_sizes_of(module.in_features)
         bits[module.name] = tuple(
             value
             for value in wanted
@@ -221,18 +221,17 @@ def _searched(name: str, inventory: Inventory, formats: Formats) -> Space:
     )
 
 
-def _group_sizes(formats: Formats, module: TargetModule) -> tuple[int, ...]:
-    """Return the sizes that a module may take: 32 for inputs that the usual one doesn't divide."""
-    usual = formats.group_sizes == (GROUP_SIZE,)
-    if usual and formats.backend == "gptq" and module.in_features % GROUP_SIZE:
-        return (min(GPTQ_GROUP_SIZES),)
-    return formats.group_sizes
-
-
-def _check_group_sizes(formats: Formats, module: TargetModule) -> None:
+def _check_inputs(formats: Formats, module: TargetModule) -> None:
     """Check sizes that were asked for; with the usual one a shape may just have fewer bits."""
+    smallest = min(GPTQ_GROUP_SIZES)
+    if formats.along_input and module.in_features % smallest:
+        raise ValueError(
+            f"`--model` must have inputs in multiples of {smallest} for --quant-backend "
+            f"{formats.backend}, got {module.in_features} for {module.name}. Use --quant-backend "
+            "bnb or hqq."
+        )
     for size in formats.group_sizes:
-        along_input = module.part == "embedding" or formats.backend == "gptq"
+        along_input = module.part == "embedding" or formats.along_input
         counted = "inputs" if along_input else "weights"
         whole = module.in_features if along_input else module.weights
         if whole % size and formats.group_sizes != (GROUP_SIZE,):

@@ -23,17 +23,26 @@ STEPS = 10
 # Of the last phase with 10 steps.
 FINAL = 3
 ALPHA = 2.0
-CLASSES = {16: "SVDLinear", 8: "SVDLinear8bitLt", 4: "SVDLinear4bit"}
+CLASSES = {
+    "plain": "SVDLinear",
+    "int8": "SVDLinear8bitLt",
+    "nf4": "SVDLinear4bit",
+    "gptq": "SVDLinear",
+}
+PLAIN, INT8, NF4 = Choice(16, 0), Choice(8, 0, "int8"), Choice(4, 0, "nf4")
+EACH = (PLAIN, INT8, NF4)
+GPTQ = tuple(Choice(bits, 0, "gptq") for bits in (8, 4, 3, 2))
+OF = {"plain": PLAIN, "int8": INT8, "nf4": NF4, "gptq": GPTQ[1]}
 
 
 def packed(
-    folder: Path, kind: TaskKind, bits: Iterable[int], dtype: torch.dtype = torch.float32
+    folder: Path, kind: TaskKind, stored: Iterable[Choice], dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return a model without adapters, its targets in turn with each of these bits."""
+    """Return a model without adapters, its targets in turn with each of these formats."""
     context = make_context(folder, kind)
     names = tuple(target.name for target in context.inventory.targets)
-    cycle = tuple(bits)
-    choices = {name: Choice(cycle[i % len(cycle)], 0) for i, name in enumerate(names)}
+    cycle = tuple(stored)
+    choices = {name: cycle[i % len(cycle)] for i, name in enumerate(names)}
     head = ("classifier",) if kind == "classification" else ()
     torch.manual_seed(0)
     return build_model(context.base, Allocation(choices), head, ALPHA, dtype, CPU), names
@@ -104,14 +113,14 @@ def pretend_step(adaptive: AdaptiveRanks, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classification", "language-modelling"])
-@pytest.mark.parametrize("bits", [(16,), (8,), (4,), (16, 8, 4)])
+@pytest.mark.parametrize("stored", [(PLAIN,), (INT8,), (NF4,), EACH, GPTQ])
 def test_the_budget_is_met_and_the_function_stays(
-    bert_folder: Path, llama_folder: Path, kind: TaskKind, bits: tuple[int, ...]
+    bert_folder: Path, llama_folder: Path, kind: TaskKind, stored: tuple[Choice, ...]
 ) -> None:
-    model, names = packed(bert_folder if kind == "classification" else llama_folder, kind, bits)
+    model, names = packed(bert_folder if kind == "classification" else llama_folder, kind, stored)
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     classes = [type(layer).__name__ for layer in adaptive.layers.values()]
-    assert classes == [CLASSES[bits[i % len(bits)]] for i in range(len(names))]
+    assert classes == [CLASSES[stored[i % len(stored)].method] for i in range(len(names))]
 
     sums = train(model, adaptive)
     assert sums[0] == 6 * len(names)
@@ -133,9 +142,9 @@ def test_the_budget_is_met_and_the_function_stays(
     assert not any(isinstance(module, AdaLoraLayer) for module in model.modules())
 
 
-@pytest.mark.parametrize("bits", sorted(CLASSES))
-def test_it_trains_in_bfloat16(bert_folder: Path, bits: int) -> None:
-    model, names = packed(bert_folder, "classification", (bits,), torch.bfloat16)
+@pytest.mark.parametrize("method", sorted(CLASSES))
+def test_it_trains_in_bfloat16(bert_folder: Path, method: str) -> None:
+    model, names = packed(bert_folder, "classification", (OF[method],), torch.bfloat16)
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     with torch.autocast("cpu", torch.bfloat16):
         sums = train(model, adaptive)
@@ -148,11 +157,11 @@ def test_it_trains_in_bfloat16(bert_folder: Path, bits: int) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("bits", sorted(CLASSES))
+@pytest.mark.parametrize("method", sorted(CLASSES))
 def test_gradients_reach_all_three_factors_after_a_step(
-    bert_folder: Path, bits: int, autocast: bool
+    bert_folder: Path, method: str, autocast: bool
 ) -> None:
-    model, names = packed(bert_folder, "classification", (bits,))
+    model, names = packed(bert_folder, "classification", (OF[method],))
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 3), 1, STEPS, ALPHA)
     optimizer = make_optimizer(model)
     train_step(model, adaptive, optimizer, 1)
@@ -169,7 +178,7 @@ def test_gradients_reach_all_three_factors_after_a_step(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_adapters_and_the_head_are_trained(bert_folder: Path, dtype: torch.dtype) -> None:
-    model, names = packed(bert_folder, "classification", (16, 8, 4), dtype)
+    model, names = packed(bert_folder, "classification", EACH, dtype)
     head = {"classifier.weight", "classifier.bias"}
 
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
@@ -184,7 +193,7 @@ def test_only_adapters_and_the_head_are_trained(bert_folder: Path, dtype: torch.
 
 
 def test_modules_of_rank_0_lose_their_adapter(bert_folder: Path) -> None:
-    model, names = packed(bert_folder, "classification", (16, 8, 4))
+    model, names = packed(bert_folder, "classification", EACH)
     bases = {name: model.get_submodule(name) for name in names}
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     train(model, adaptive)
@@ -210,12 +219,12 @@ def test_all_adapters_may_go() -> None:
 
 
 def test_finished_adapters_are_loaded_into_plain_lora(bert_folder: Path) -> None:
-    model, names = packed(bert_folder, "classification", (16, 8, 4))
+    model, names = packed(bert_folder, "classification", EACH)
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     train(model, adaptive)
     ranks = rebuild(adaptive)
 
-    copy, _ = packed(bert_folder, "classification", (16, 8, 4))
+    copy, _ = packed(bert_folder, "classification", EACH)
     attach_plain(AdaptiveRanks(copy, dict.fromkeys(names, 6), 2, STEPS, ALPHA), ranks)
     for target, source in zip(trained(copy), trained(model), strict=True):
         target.data.copy_(source)
@@ -223,7 +232,7 @@ def test_finished_adapters_are_loaded_into_plain_lora(bert_folder: Path) -> None
 
 
 def test_without_allocation_nothing_is_rebuilt(bert_folder: Path) -> None:
-    model, names = packed(bert_folder, "classification", (16,))
+    model, names = packed(bert_folder, "classification", (PLAIN,))
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     optimizer = make_optimizer(model)
     for step in range(STEPS):
@@ -300,7 +309,7 @@ def test_training_continues_from_a_saved_state_as_if_uninterrupted(
 ) -> None:
     results: list[tuple[dict[str, int], list[Tensor]]] = []
     for interrupted in (False, True):
-        model, names = packed(bert_folder, "classification", (16, 8, 4))
+        model, names = packed(bert_folder, "classification", EACH)
         adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
         optimizer = make_optimizer(model)
         for step in range(1, STEPS + 1):
@@ -330,7 +339,7 @@ def written_and_read(state: dict[str, Any]) -> dict[str, Any]:
 def restored(
     folder: Path, state: dict[str, Any]
 ) -> tuple[nn.Module, AdaptiveRanks, torch.optim.Optimizer]:
-    model, names = packed(folder, "classification", (16, 8, 4))
+    model, names = packed(folder, "classification", EACH)
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     optimizer = make_optimizer(model)
     for parameter, value in zip(trained(model), state["parameters"], strict=True):
@@ -341,7 +350,7 @@ def restored(
 
 
 def test_the_regularisation_is_pefts(bert_folder: Path) -> None:
-    model, names = packed(bert_folder, "classification", (16, 8, 4))
+    model, names = packed(bert_folder, "classification", EACH)
     adaptive = AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
     batch = make_batch(model.eval(), 0)
     with torch.no_grad():
@@ -350,9 +359,9 @@ def test_the_regularisation_is_pefts(bert_folder: Path) -> None:
     torch.testing.assert_close(adaptive.regularisation().detach(), added)
 
 
-@pytest.mark.parametrize("bits", sorted(CLASSES))
-def test_every_initial_rank_has_the_scaling_of_plain_lora(bert_folder: Path, bits: int) -> None:
-    model, names = packed(bert_folder, "classification", (bits,))
+@pytest.mark.parametrize("method", sorted(CLASSES))
+def test_every_initial_rank_has_the_scaling_of_plain_lora(bert_folder: Path, method: str) -> None:
+    model, names = packed(bert_folder, "classification", (OF[method],))
     initial = {name: 2 + i for i, name in enumerate(names)}
     for name, layer in AdaptiveRanks(model, initial, 1, STEPS, ALPHA).layers.items():
         right, values, left = (p[ADAPTER] for p in (layer.lora_A, layer.lora_E, layer.lora_B))
@@ -366,7 +375,7 @@ def test_every_initial_rank_has_the_scaling_of_plain_lora(bert_folder: Path, bit
 
 
 def test_a_new_adapter_changes_nothing(bert_folder: Path) -> None:
-    model, names = packed(bert_folder, "classification", (16, 8, 4))
+    model, names = packed(bert_folder, "classification", EACH)
     before = logits(model)
     AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)
 
@@ -383,7 +392,8 @@ def test_only_the_named_modules_are_wrapped() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_hqq_layers_are_refused_by_name(bert_folder: Path, bits: int) -> None:
-    model, names = packed(bert_folder, "classification", (16, bits))
+    stored = (PLAIN, Choice(bits, 0, "hqq"))
+    model, names = packed(bert_folder, "classification", stored)
     message = rf"`initial_ranks` must name .*, got {names[1]} \(.*(?i:hqq).*\)\. Use 4, 8"
 
     with pytest.raises(ValueError, match=message):

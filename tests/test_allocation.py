@@ -10,14 +10,28 @@ MIXED = Allocation({"a.query": Choice(4, 8), "a.output": Choice(2, 0), "b.query"
 
 
 def test_short_form_round_trip() -> None:
-    assert MIXED.encode() == "4:8,2:0,16:16"
+    assert MIXED.encode() == "4:8:gptq:64,2:0:gptq:64,16:16"
     assert decode(MIXED.encode(), tuple(MIXED.choices)) == MIXED
+
+
+def test_what_was_written_without_a_format_keeps_its_meaning() -> None:
+    names = tuple("abcde")
+    read = decode("2:0,3:0,4:8,8:0,16:0", names)
+
+    assert [c.method for c in read.choices.values()] == [
+        "hqq",
+        "hqq",
+        "nf4-double",
+        "int8",
+        "plain",
+    ]
+    assert read.encode() == "2:0,3:0,4:8,8:0,16:0"
 
 
 def test_json_round_trip_keeps_names() -> None:
     content = MIXED.to_json()
 
-    assert content["modules"]["a.query"] == [4, 8]
+    assert content["modules"]["a.query"] == [4, 8, "gptq", 64]
     assert from_json(content) == MIXED
 
 

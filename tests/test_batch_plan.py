@@ -33,7 +33,7 @@ def bert(bert_folder: Path) -> Inventory:
 
 @pytest.fixture(scope="module")
 def allocation(bert: Inventory) -> Allocation:
-    return uniform(bert, 4, 4)
+    return uniform(bert, 16, 4)
 
 
 def plan(

@@ -77,12 +77,26 @@ def test_a_new_adapter_changes_nothing(bert_folder: Path) -> None:
     torch.testing.assert_close(plain, adapted, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_quantised_layers_get_pefts_quantised_classes(bert_folder: Path, bits: int) -> None:
+@pytest.mark.parametrize("stored", [(8, "int8"), (4, "nf4-double"), (4, "hqq"), (2, "hqq")])
+def test_layers_of_libraries_get_pefts_quantised_classes(
+    bert_folder: Path, stored: tuple[int, str]
+) -> None:
     """As plain layers they would merge wrongly."""
-    for name, layer in lora_layers(built(bert_folder, bits=bits)).items():
+    names = make_context(bert_folder, "classification").inventory.names
+    choices = {name: Choice(stored[0], 2, stored[1]) for name in names}
+    choices = {n: c if "word_embeddings" not in n else Choice(16, 0) for n, c in choices.items()}
+    for name, layer in lora_layers(built(bert_folder, Allocation(choices))).items():
         assert isinstance(layer, LoraLayer)
         assert type(layer).__name__ != "Linear", name
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_an_adapter_does_not_merge_into_calibrated_codes(bert_folder: Path, bits: int) -> None:
+    for layer in lora_layers(built(bert_folder, bits=bits)).values():
+        before = layer.get_base_layer().weight.clone()
+        with pytest.raises(RuntimeError):
+            layer.merge()
+        assert torch.equal(layer.get_base_layer().weight, before)
 
 
 def test_a_name_that_is_neither_layer_nor_embedding_is_refused(bert_folder: Path) -> None:
@@ -101,7 +115,8 @@ def test_a_choice_that_no_module_can_have_is_refused_by_name(bert_folder: Path) 
         (first, Choice(4, -1), f"`rank` must lie from 0 to 64 for {first}, got -1"),
         (embedding, Choice(8, 2), f"`rank` must be 0 for an embedding, got 2 for {embedding}"),
         (embedding, Choice(4, 0, "nf4", 128), f"must divide {embedding} of 32 x 64, got 128"),
-        (embedding, Choice(2, 0), f"`group_size` of hqq at 2 bits must divide {embedding}"),
+        (embedding, Choice(2, 0, "hqq"), f"of hqq at 2 bits must divide {embedding}"),
+        (first, Choice(2, 0, "gptq", 128), f"of gptq at 2 bits must divide {first} of 64 x 64"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             built(bert_folder, Allocation({**fits, name: choice}))

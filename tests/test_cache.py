@@ -1,11 +1,13 @@
 """What was quantised once is read back to the last bit, or made again."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from alrq_core.files import claimed
 from alrq_core.weights import cache as module
 from alrq_core.weights.cache import PackedCache
 from alrq_core.weights.packing import pack, stored_tensors
@@ -132,3 +134,64 @@ def test_another_form_of_what_is_stored_shares_nothing(
     cache(weight, FORMATS[1])
 
     assert cache.made == 2
+
+
+class Moments:
+    """Of modules whose inputs go together in their own ways."""
+
+    key = "model and text"
+
+    def __contains__(self, name: object) -> bool:
+        return name in ("a", "b")
+
+    def get(self, name: str, /) -> Tensor | None:
+        if name not in self:
+            return None
+        inputs = torch.randn(20, 128, generator=torch.Generator().manual_seed(ord(name)))
+        return inputs.T @ inputs
+
+
+def test_codes_are_made_for_the_module_and_kept_apart(weight: Tensor, tmp_path: Path) -> None:
+    stored, moments = Format(2, "gptq", 64), Moments()
+    cache = PackedCache(tmp_path, CPU, moments)
+    for name in ("a", "b", "lookup"):
+        expected = quantise(weight, stored, moments.get(name))
+        assert torch.equal(cache.of(name)(weight, stored)["codes"], expected["codes"])
+    assert cache.made == len(list(tmp_path.iterdir())) == 3
+    other = PackedCache(tmp_path, CPU, moments)
+    other.of("a")(weight, stored)
+    assert (other.made, other.read) == (0, 1)
+    moments.key = "other text"
+    PackedCache(tmp_path, CPU, moments).of("a")(weight, stored)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def fill(folder: Path, weight: Tensor) -> int:
+    cache = PackedCache(folder, CPU, Moments())
+    wanted = [
+        (name, weight, Format(bits, "gptq", 64)) for name in ("a", "b") for bits in (2, 3, 4, 8)
+    ]
+    cache.fill(wanted)
+    assert all(cache._path(cache._key(w, stored, name)).is_file() for name, w, stored in wanted)
+    return cache.made
+
+
+def test_processes_share_the_making(weight: Tensor, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(fill, [tmp_path] * 3, [weight] * 3))
+
+    assert sum(made) == 8
+    assert len(list(tmp_path.iterdir())) == 8
+    assert fill(tmp_path, weight) == 0
+
+
+def test_what_another_process_makes_is_waited_for(weight: Tensor, tmp_path: Path) -> None:
+    cache = PackedCache(tmp_path, CPU, Moments())
+    path = cache._path(cache._key(weight, Format(2, "gptq", 64), "a"))
+    with ThreadPoolExecutor(1) as pool:
+        with claimed(path) as mine:
+            assert mine
+            waiting = pool.submit(fill, tmp_path, weight)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+        assert waiting.result(timeout=60) == 8

@@ -53,9 +53,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
 
     assert process.returncode == 0, process.stderr
     assert "36 target modules of minilm" in process.stdout
-    assert "10.12 MB" in process.stdout
+    assert "7.04 MB" in process.stdout
     assert "48.08 MB" in process.stdout
-    assert "10^53.7 allocations" in process.stdout
+    assert "10^53.9 allocations" in process.stdout
     assert process.stderr == ""
     assert not list(tmp_path.iterdir())
 
@@ -82,7 +82,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--budget", "0"), "`--budget` must be a whole number of at least 1, got 0"),
         (("--budget", "-4"), "`--budget` must be a whole number of at least 1, got -4"),
         (("--budget", "many"), "`--budget` must be a whole number, got 'many'"),
-        (("--max-memory", "1MB"), "must be at least 10.12 MB"),
+        (("--max-memory", "1MB"), "must be at least 7.04 MB"),
         (("--max-memory", "big"), "`--max-memory` must be a positive number with a unit"),
         (("--data", "absent.csv", "--text-column", "a", "--label-column", "b"), "must exist"),
         (("--resume", "."), "`--resume` must be the folder of a study"),

@@ -138,7 +138,7 @@ def test_a_study_that_can_not_start_leaves_no_process_behind(tmp_path: Path) -> 
     )
 
     assert process.returncode == 2
-    assert process.stderr.startswith("run_search: `--max-memory` must be at least 10.12 MB")
+    assert process.stderr.startswith("run_search: `--max-memory` must be at least 7.04 MB")
     assert process.stderr.count("\n") == 1
     assert process.stdout == ""
     assert not list(tmp_path.iterdir())

@@ -25,14 +25,11 @@ from tests.simulated import make_inventory
     ("bits", "expected"),
     [
         (16, 2 * 147_456),
-        # One code a byte and a float32 for each of 384 rows.
-        (8, 147_456 + 4 * 384),
-        # Half a byte a code; 2,304 blocks with a byte each, whose scales are 9 float32 and an
-        # offset of one more.
-        (4, 73_728 + 2_304 + 4 * 9 + 4),
-        # 2,304 groups of 64, ten codes an int32 along the groups; scale and zero of 2 bytes.
-        (3, 4 * 64 * 231 + 2_304 * 4),
-        (2, 36_864 + 2_304 * 4),
+        # Whole bytes, and a scale of 2 bytes for each of 2,304 groups of 64.
+        (8, 147_456 + 2_304 * 2),
+        (4, 73_728 + 2_304 * 2),
+        (3, 55_296 + 2_304 * 2),
+        (2, 36_864 + 2_304 * 2),
     ],
 )
 def test_bytes_of_a_384_by_384_matrix(bits: int, expected: int) -> None:
@@ -42,6 +39,14 @@ def test_bytes_of_a_384_by_384_matrix(bits: int, expected: int) -> None:
 @pytest.mark.parametrize(
     ("stored", "expected"),
     [
+        # One code a byte and a float32 for each of 384 rows.
+        (Format(8, "int8", 0), 147_456 + 4 * 384),
+        # Half a byte a code; 2,304 blocks with a byte each, whose scales are 9 float32 and an
+        # offset of one more.
+        (Format(4, "nf4-double", 64), 73_728 + 2_304 + 4 * 9 + 4),
+        # 2,304 groups of 64, ten codes an int32 along the groups; scale and zero of 2 bytes.
+        (Format(3, "hqq", 64), 4 * 64 * 231 + 2_304 * 4),
+        (Format(2, "hqq", 64), 36_864 + 2_304 * 4),
         # 2,304 blocks with a float32 each.
         (Format(4, "nf4", 64), 73_728 + 4 * 2_304),
         (Format(4, "fp4", 128), 73_728 + 4 * 1_152),
@@ -51,8 +56,6 @@ def test_bytes_of_a_384_by_384_matrix(bits: int, expected: int) -> None:
         (Format(4, "hqq", 128), 73_728 + 1_152 * 4),
         # 1,152 groups of 128 in 116 rows of int32.
         (Format(3, "hqq", 128), 4 * 128 * 116 + 1_152 * 4),
-        # 3 bits are 3, and a scale of two bytes a group.
-        (Format(3, "gptq", 64), 3 * 147_456 // 8 + 2_304 * 2),
         (Format(2, "gptq", 128), 2 * 147_456 // 8 + 1_152 * 2),
         (Format(8, "gptq", 32), 147_456 + 4_608 * 2),
     ],
@@ -75,7 +78,9 @@ def test_an_adapter_keeps_two_narrow_matrices_in_16_bits() -> None:
 
 def test_a_model_is_the_sum_of_its_parts() -> None:
     inventory = make_inventory(blocks=1)
-    allocation = Allocation({inventory.names[0]: Choice(16, 4), inventory.names[1]: Choice(8, 0)})
+    allocation = Allocation(
+        {inventory.names[0]: Choice(16, 4), inventory.names[1]: Choice(8, 0, "int8")}
+    )
     targets = 2 * 4096 + 2 * 4 * 128 + 8192 + 4 * 128
 
     assert target_bytes(allocation, inventory) == targets
@@ -84,7 +89,7 @@ def test_a_model_is_the_sum_of_its_parts() -> None:
 
 def test_average_bits_weigh_by_size_and_leave_out_adapters() -> None:
     inventory = make_inventory(blocks=1)
-    choices = {inventory.names[0]: Choice(16, 32), inventory.names[1]: Choice(8, 0)}
+    choices = {inventory.names[0]: Choice(16, 32), inventory.names[1]: Choice(8, 0, "int8")}
     stored = 2 * 4096 + 8192 + 4 * 128
 
     assert average_bits(Allocation(choices), inventory) == pytest.approx(8 * stored / 12_288)
@@ -96,11 +101,13 @@ def test_shapes_that_fit_no_group_are_not_packable() -> None:
             name="m", out_features=out_features, in_features=10, part="attention", block=0
         )
 
-    assert packable(default_format(2), target(128))
-    assert not packable(default_format(2), target(32))
-    assert packable(default_format(3), target(32))
-    assert not packable(default_format(3), target(7))
-    assert packable(default_format(4), target(7))
+    assert packable(Format(2, "hqq", 64), target(128))
+    assert not packable(Format(2, "hqq", 64), target(32))
+    assert packable(Format(3, "hqq", 64), target(32))
+    assert not packable(Format(3, "hqq", 64), target(7))
+    assert packable(Format(4, "nf4-double", 64), target(7))
+    assert not any(packable(Format(2, "gptq", size), target(128)) for size in (32, 64, 128))
+    assert packable(Format(2, "gptq", 64), replace(target(7), in_features=128))
     assert packable(Format(4, "hqq", 64), target(64))
     assert not packable(Format(4, "hqq", 64), target(32))
 
@@ -111,11 +118,11 @@ def test_an_embedding_needs_rows_that_can_be_read_alone() -> None:
             name="e", out_features=100, in_features=width, part="embedding", block=-1
         )
 
-    assert packable(default_format(4), embedding(128))
+    assert packable(default_format(2), embedding(128))
     assert not packable(default_format(4), embedding(96))
     assert packable(Format(4, "nf4", 32), embedding(96))
-    assert packable(default_format(8), embedding(7))
-    assert not packable(default_format(2), embedding(128))
+    assert packable(Format(8, "int8", 0), embedding(7))
+    assert not packable(Format(2, "hqq", 64), embedding(128))
 
 
 def test_an_embedding_counts_in_memory_and_not_as_a_target() -> None:
@@ -123,7 +130,7 @@ def test_an_embedding_counts_in_memory_and_not_as_a_target() -> None:
     embedding = TargetModule(name="e", out_features=100, in_features=64, part="embedding", block=-1)
     larger = replace(inventory, embeddings=(embedding,))
     choices = dict.fromkeys(inventory.names, Choice(4, 2))
-    small, large = Allocation(choices), Allocation({**choices, "e": Choice(8, 0)})
+    small, large = Allocation(choices), Allocation({**choices, "e": Choice(8, 0, "int8")})
 
     assert memory_bytes(large, larger) - memory_bytes(small, inventory) == 6400 + 4 * 100
     assert target_bytes(large, larger) == target_bytes(small, inventory)

@@ -111,7 +111,8 @@ def test_peft_reads_the_adapter_on_the_quantised_base(run: TrialRun, tmp_path: P
     folder = save(run, tmp_path / "saved")
     context = run.context
     bare = run.allocation.with_ranks({})
-    base = build_model(context.base, bare, (), 2.0, run.compute_dtype, torch.device("cpu"))
+    cpu, codes = torch.device("cpu"), context.packed.of
+    base = build_model(context.base, bare, (), 2.0, run.compute_dtype, cpu, codes)
     base.is_loaded_in_4bit = base.is_loaded_in_8bit = True  # type: ignore[assignment]
     model = PeftModel.from_pretrained(base, folder / PEFT_FOLDER)
 

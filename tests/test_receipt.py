@@ -16,7 +16,7 @@ from alrq_core.adapters.lora import frozen_layer, lora_layers
 from alrq_core.receipt import ReceiptError, check_receipt
 from alrq_core.records import Receipt
 from alrq_core.trial import TrialRun
-from search_spaces.allocation import Choice
+from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import average_bits, memory_bytes, target_bytes
 from tests.tiny import make_context, mixed, uniform
 
@@ -81,8 +81,9 @@ def forward_of_bitsandbytes(layer: Any, x: Tensor, a: Tensor, b: Tensor, scaling
 @pytest.mark.skipif(not has_avx512bf16(), reason="the trap needs a processor with AVX512-BF16")
 def test_catches_the_inference_layout_that_loses_all_gradients(llama_folder: Path) -> None:
     context = make_context(llama_folder, "language-modelling")
-    allocation = uniform(context.inventory, 4, 2)
-    run = TrialRun(context, allocation, seed=0)
+    choices = dict(uniform(context.inventory, 16, 2).choices)
+    nf4 = {target.name: Choice(4, 2, "nf4-double") for target in context.inventory.targets}
+    run = TrialRun(context, Allocation({**choices, **nf4}), seed=0)
     for target in context.inventory.targets:
         layer: Any = frozen_layer(run.model, target.name)
         layer.forward = partial(forward_of_bitsandbytes, layer)

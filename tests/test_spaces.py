@@ -40,7 +40,7 @@ def test_bits_and_rank_hold_the_other_fixed() -> None:
     ("name", "attention", "feed_forward"),
     [
         ("B-FP", Choice(16, 8), Choice(16, 8)),
-        ("B-Q4", Choice(4, 8), Choice(4, 8)),
+        ("B-Q4", Choice(4, 8, "nf4-double"), Choice(4, 8, "nf4-double")),
         ("Joint-3", Choice(8, 6), Choice(4, 10)),
     ],
 )
@@ -78,10 +78,27 @@ def test_anchors_are_distinct_inside_the_space_and_fit() -> None:
 
 def test_ranks_stay_below_a_modules_size_and_bits_fit_its_shape() -> None:
     target = TargetModule(name="m", out_features=5, in_features=100, part="feed-forward", block=0)
-    space = make_space("joint", Inventory(model="m", targets=(target,), other_parameters=0))
+    inventory = Inventory(model="m", targets=(target,), other_parameters=0)
+    space = make_space("joint", inventory, Formats(backend="bnb"))
 
     assert space.ranks["m"] == (0, 2, 4)
     assert space.bits["m"] == (4, 8, 16)
+    with pytest.raises(ValueError, match=r"must have inputs in multiples of 32 .*, got 100 for m"):
+        make_space("joint", inventory)
+
+
+def test_groups_of_32_where_64_does_not_divide() -> None:
+    target = TargetModule(name="m", out_features=5, in_features=96, part="feed-forward", block=0)
+    inventory = Inventory(model="m", targets=(target,), other_parameters=0)
+    space = make_space("joint", inventory)
+
+    assert {choice.group_size for choice in space.choices("m") if choice.bits < 16} == {32}
+    assert (
+        fixed_allocation("Joint-3", replace(inventory, targets=(replace(target, out_features=96),)))
+        .choices["m"]
+        .group_size
+        == 32
+    )
 
 
 def test_names_are_checked() -> None:
@@ -119,7 +136,7 @@ def test_the_matrix_has_all_six_and_no_two_alike() -> None:
 def test_joint_chooses_the_bits_of_embeddings_and_gives_them_no_rank() -> None:
     joint, rank = make_space("joint", WITH_EMBEDDING), make_space("rank", WITH_EMBEDDING)
 
-    assert joint.bits["tokens"] == (4, 8, 16)
+    assert joint.bits["tokens"] == (2, 3, 4, 8, 16)
     assert joint.ranks["tokens"] == rank.ranks["tokens"] == (0,)
     assert rank.bits["tokens"] == (16,)
 
@@ -175,12 +192,12 @@ def test_four_bits_have_three_methods() -> None:
 
 
 def test_group_sizes_are_chosen_by_module() -> None:
-    space = make_space("bits", INVENTORY, Formats(group_sizes=(32, 128)))
+    space = make_space("bits", INVENTORY, Formats(group_sizes=(32, 64)))
 
-    assert set(space.group_sizes.values()) == {(32, 128)}
-    # 16 and 8 bits have no groups, 4, 3 and 2 have two sizes.
-    assert space.log10_size == pytest.approx(6 * math.log10(8))
-    assert {choice.group_size for choice in space.smallest().choices.values()} == {128}
+    assert set(space.group_sizes.values()) == {(32, 64)}
+    # 16 bits have no groups, the others have two sizes.
+    assert space.log10_size == pytest.approx(6 * math.log10(9))
+    assert {choice.group_size for choice in space.smallest().choices.values()} == {64}
     with pytest.raises(ValueError, match="`--group-size` must be one of 32, 64, 128, 256, got 48"):
         Formats(group_sizes=(48,))
 
@@ -189,7 +206,12 @@ def test_a_group_size_that_does_not_divide_is_refused_by_name() -> None:
     target = TargetModule(name="m", out_features=5, in_features=100, part="feed-forward", block=0)
     inventory = Inventory(model="m", targets=(target,), other_parameters=0)
     with pytest.raises(ValueError, match="must divide 500, the weights of m, got 32"):
-        make_space("joint", inventory, Formats(group_sizes=(32,)))
+        make_space("joint", inventory, Formats(backend="hqq", group_sizes=(32,)))
+    wider = replace(inventory, targets=(replace(target, in_features=96),))
+    with pytest.raises(ValueError, match="must divide 96, the inputs of m, got 64"):
+        make_space("joint", wider, Formats(group_sizes=(32, 64)))
+    with pytest.raises(ValueError, match=r"must be one of 32, 64, 128 with .* auto, got 256"):
+        Formats(group_sizes=(256,))
 
 
 def test_a_rank_above_the_modules_size_is_refused_by_name() -> None:

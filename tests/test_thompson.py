@@ -110,9 +110,14 @@ def test_it_learns_where_the_table_is_wrong(space: Space) -> None:
 
 def test_expected_losses_are_nearer_to_the_truth_than_observed_ones(space: Space) -> None:
     """With noise of three times what the allocations on the front differ by."""
+    assert np.mean([remaining_error(space, seed) for seed in range(4)]) < 0.9
+
+
+def remaining_error(space: Space, seed: int) -> float:
+    """Return the spread of the expected losses' errors, in parts of the observed losses'."""
     table = make_table(space)
-    loss, noise = make_loss(space, table), random.Random(3)
-    sampler = ThompsonSampler(space, table, RUNGS, seed=0)
+    loss, noise = make_loss(space, table), random.Random(seed)
+    sampler = ThompsonSampler(space, table, RUNGS, seed=seed)
     study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
     true = []
     for _ in range(30):
@@ -126,9 +131,8 @@ def test_expected_losses_are_nearer_to_the_truth_than_observed_ones(space: Space
     observed = [trial.values[0] for trial in trials]
 
     assert list(expected) == list(range(30))
-    assert np.std(np.array(list(expected.values())) - true) < 0.7 * np.std(
-        np.array(observed) - true
-    )
+    left = np.std(np.array(list(expected.values())) - true)
+    return float(left / np.std(np.array(observed) - true))
 
 
 def test_nothing_is_expected_before_a_trial_is_complete(space: Space) -> None:

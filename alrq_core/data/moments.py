@@ -93,10 +93,11 @@ class InputMoments(Moments):
         parts: list[list[str]] = [[]]
         size = 0
         for other, layer in self._modules.items():
-            size += 4 * self._base.get_submodule(layer).get_parameter("weight").shape[1] ** 2
-            if size > self._held_bytes and parts[-1]:
+            own = 4 * self._base.get_submodule(layer).get_parameter("weight").shape[1] ** 2
+            if size + own > self._held_bytes and parts[-1]:
                 parts.append([])
                 size = 0
+            size += own
             parts[-1].append(other)
         return next(part for part in parts if name in part)
 

@@ -47,7 +47,7 @@ PART_BYTES: Mapping[str, int] = {
 # HQQ fits a whole matrix at once, in eight matrices of float32: codes and weights of the last round
 # and of this one, the error, its magnitude, and two terms of the shrinking operator (hqq 0.2.8).
 HQQ_BYTES = 32
-# Matrices of float32 of rows x in while calibrated codes are made, beside two of in x in: the moment
+# Matrices of float32 of rows x in while calibrated codes are made, beside two of in x in: moment
 # and the factor of its inverse, while which is found there are four. Measured.
 CALIBRATION_MATRICES = 6.4
 # AdaLoRA's importance of each parameter, its mean and the mean of its deviations.

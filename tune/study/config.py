@@ -13,7 +13,7 @@ from search_spaces.spaces import check_space_name
 from tune.search.searchers import NEED_TABLE, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
-STUDY_FILE, STUDY_VERSION = "study.json", 2
+STUDY_FILE, STUDY_VERSION = "study.json", 3
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 # Model and data may lie elsewhere: what they hold is compared by digest.
@@ -192,8 +192,8 @@ def load_study_file(folder: Path) -> dict[str, Any]:
     if content.get("version") != STUDY_VERSION:
         raise ValueError(
             f"`--resume` must be a study of version {STUDY_VERSION}, got {str(folder)!r} of "
-            f"version {content.get('version')}. Go on with the release that began it, or start a "
-            "new one."
+            f"version {content.get('version')}, whose trials are stored in other formats. Go on "
+            "with the release that began it, or start a new one."
         )
     return dict(content)
 

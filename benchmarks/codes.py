@@ -1,0 +1,187 @@
+"""What each way of making codes loses: of modules' outputs, of the loss, and after training.
+
+    python -m benchmarks.codes --model minilm --train 2 3 --seeds 3
+    python -m benchmarks.codes --model smollm2 --task wikitext2 --data DIR
+
+Prints a Markdown table. The output error is the mean over all target modules of
+tr(E M E^T) / tr(W M W^T), with M from the text that codes were made for and from other text.
+`rounded` is the format of `gptq` with the best scale of each group by the weights alone. Embeddings
+have 16 bits. The loss without training is that of a language model; the trained one is over
+validation and test sequences, with a 95 % interval (Student's t over seeds).
+"""
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from alrq_core.context import TrialContext, load_context
+from alrq_core.data.encode import collate
+from alrq_core.data.moments import second_moments
+from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.machine import pick_device
+from alrq_core.records import Recipe
+from alrq_core.scoring import evaluate
+from alrq_core.trial import TrialRun
+from alrq_core.weights.cache import PackedCache, cache_folder
+from alrq_core.weights.packing import pack
+from search_spaces.allocation import Allocation, Choice
+from search_spaces.costs import average_bits
+from search_spaces.formats import Format
+
+RANK = 8
+OTHER_TOKENS = 30_000
+ROUNDED = "rounded"
+BNB = {8: "int8", 4: "nf4-double"}
+Job = tuple[argparse.Namespace, str, int, int]
+
+
+def formats(group_size: int) -> list[tuple[str, Format]]:
+    """Return each way and format that is compared."""
+    found = [("plain", Format(16, "plain", 0))]
+    for bits in (8, 4, 3, 2):
+        found += [(m, Format(bits, "gptq", group_size)) for m in ("gptq", ROUNDED)]
+        found.append(("hqq", Format(bits, "hqq", group_size)))
+        if bits in BNB:
+            found.append((BNB[bits], Format(bits, BNB[bits], group_size if bits == 4 else 0)))
+    return found
+
+
+@lru_cache(maxsize=1)
+def load(model: str, task: str, data: str | None, length: int, steps: int) -> TrialContext:
+    """Return the context of all measurements in this process."""
+    recipe = Recipe(max_steps=steps, max_length=length, device="cpu")
+    return load_context(model, task, recipe, Path(data) if data else None)
+
+
+def context_of(given: argparse.Namespace, way: str) -> TrialContext:
+    """Return the context in which codes are made in one way."""
+    context = load(given.model, given.task, given.data, given.max_length, given.max_steps)
+    if way != ROUNDED:
+        return context
+    blind = replace(context)
+    blind.__dict__["packed"] = PackedCache(cache_folder(), pick_device("cpu"))
+    return blind
+
+
+def allocation_of(context: TrialContext, stored: Format) -> Allocation:
+    """Return these codes everywhere, under adapters of one rank."""
+    choice = Choice(stored.bits, RANK, stored.method, stored.group_size)
+    choices = {target.name: choice for target in context.inventory.targets}
+    choices |= {module.name: Choice(16, 0, "plain") for module in context.inventory.embeddings}
+    return Allocation({name: choices[name] for name in context.inventory.names})
+
+
+def other_moments(context: TrialContext) -> dict[str, Tensor]:
+    """Return the moments on text that no codes are made for: the end of the train split."""
+    train = context.task.train
+    first = int(np.searchsorted(train.offsets, train.offsets[-1] - OTHER_TOKENS))
+    rows = np.arange(max(first, len(train) // 2), len(train))
+    batches = [
+        collate(train, rows[i : i + 16], context.task.pad_id) for i in range(0, len(rows), 16)
+    ]
+    names = [target.name for target in context.inventory.targets]
+    return second_moments(context.base, names, batches, pick_device("cpu"))
+
+
+def output_errors(
+    context: TrialContext, stored: Format, other: dict[str, Tensor]
+) -> tuple[float, float]:
+    """Return the mean relative output error on calibration text and on other text."""
+    errors = []
+    for target in context.inventory.targets:
+        module = context.base.get_submodule(target.name)
+        weight = module.get_parameter("weight").detach()
+        packed: Any = pack(module, stored, torch.float32, context.packed.of(target.name))
+        error = weight - packed.dequantised().float()
+        errors.append(
+            [
+                float((error @ m * error).sum() / (weight @ m * weight).sum())
+                for m in (context.moments[target.name], other[target.name])
+            ]
+        )
+    known, unknown = np.mean(errors, axis=0)
+    return float(known), float(unknown)
+
+
+def untrained_loss(context: TrialContext, stored: Format, sequences: int) -> float | None:
+    """Return the perplexity of a language model before any step."""
+    if context.task.kind == "classification":
+        return None
+    run = TrialRun(context, allocation_of(context, stored), seed=0)
+    tokens = context.task.test.first(sequences)
+    args = (context.recipe, run.compute_dtype, pick_device("cpu"))
+    return evaluate(run.model, context.task, tokens, *args).perplexity
+
+
+def train(job: Job) -> tuple[str, int, float, float]:
+    """Return way, bits, loss over validation and test, and the test metric of one run."""
+    given, way, bits, seed = job
+    torch.set_num_threads(1)
+    stored = next(s for w, s in formats(given.group_size) if w == way and s.bits == bits)
+    context = context_of(given, way)
+    run = TrialRun(context, allocation_of(context, stored), seed)
+    report = run.advance(context.recipe.max_steps)
+    test = run.test()
+    loss = np.average([report.loss, test.loss], weights=[report.sequences, len(test.scores)])
+    return way, bits, float(loss), test.value
+
+
+def interval(values: list[float]) -> str:
+    """Return the mean and its 95 % interval for people."""
+    if len(values) < 2:
+        return f"{np.mean(values):.4f}"
+    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return f"{np.mean(values):.4f} +- {half:.4f} ({', '.join(f'{v:.4f}' for v in values)})"
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--task", default="rotten_tomatoes")
+    parser.add_argument("--data")
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--max-steps", type=int, default=200)
+    parser.add_argument("--sequences", type=int, default=24, help="windows without training")
+    parser.add_argument("--train", nargs="*", type=int, default=[], help="bits that are trained")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    context = context_of(given, "plain")
+    other = other_moments(context)
+    print("| codes | bits | stored | error | on other text | perplexity, untrained |", flush=True)
+    print("|---|---|---|---|---|---|")
+    for way, stored in formats(given.group_size):
+        made = context_of(given, way)
+        bits = average_bits(allocation_of(context, stored), context.inventory)
+        known, unknown = output_errors(made, stored, other)
+        loss = untrained_loss(made, stored, given.sequences)
+        shown = "" if loss is None else f"{loss:.2f}"
+        cells = f"{bits:.3f} | {known:.5f} | {unknown:.5f} | {shown}"
+        print(f"| {way} | {stored.bits} | {cells} |", flush=True)
+    ways = [(way, s.bits) for way, s in formats(given.group_size) if s.bits in given.train]
+    jobs = [(given, way, bits, seed) for seed in range(given.seeds) for way, bits in ways]
+    spawn = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    with spawn(max_workers=usable_cores()) as pool:
+        for way, bits, trained, value in pool.map(train, jobs):
+            found.setdefault((way, bits), []).append((trained, value))
+            print(f"{way} {bits}: {trained:.4f} {value:.4f}", flush=True)
+    print("\n| codes | bits | trained loss | test |\n|---|---|---|---|")
+    for (way, bits), results in found.items():
+        losses, values = (list(column) for column in zip(*results, strict=True))
+        print(f"| {way} | {bits} | {interval(losses)} | {interval(values)} |")
+
+
+if __name__ == "__main__":
+    main()
