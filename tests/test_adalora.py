@@ -394,7 +394,7 @@ def test_only_the_named_modules_are_wrapped() -> None:
 def test_hqq_layers_are_refused_by_name(bert_folder: Path, bits: int) -> None:
     stored = (PLAIN, Choice(bits, 0, "hqq"))
     model, names = packed(bert_folder, "classification", stored)
-    message = rf"`initial_ranks` must name .*, got {names[1]} \(.*(?i:hqq).*\)\. Use 4, 8"
+    message = rf"`initial_ranks` must name .*, got {names[1]} \(.*(?i:hqq).*\)\. Use --q"
 
     with pytest.raises(ValueError, match=message):
         AdaptiveRanks(model, dict.fromkeys(names, 6), 2, STEPS, ALPHA)

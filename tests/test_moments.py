@@ -1,4 +1,4 @@
-"""Moments of what enters each module: parts of a model at a time, keyed by what they follow from."""
+"""Moments of what enters each module: a part of the model at a time, keyed by their origin."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -119,7 +119,8 @@ def _add_storage(group: Any) -> None:
     )
     group.add_argument(
         "--four-bit",
-        help=f"{', '.join(FOUR_BIT)}: how a searched module keeps 4 bits (default: nf4-double)",
+        help=f"{', '.join(FOUR_BIT)}: how a searched module keeps 4 bits "
+        "(default: as --quant-backend does)",
     )
     group.add_argument(
         "--tie",

@@ -181,9 +181,9 @@ def _check(model: nn.Module, ranks: Mapping[str, int], final_rank: int, max_step
         # HQQ's layer is no nn.Linear; those of bitsandbytes are.
         if not isinstance(module, nn.Linear):
             raise ValueError(
-                "`initial_ranks` must name linear layers stored by bitsandbytes or in 16 bits, "
-                f"since PEFT's AdaLoRA takes no others, got {name} ({type(module).__name__}). "
-                "Use 4, 8 or 16 bits with AdaLoRA."
+                "`initial_ranks` must name linear layers in another format than HQQ's, "
+                f"which PEFT's AdaLoRA doesn't take, got {name} ({type(module).__name__}). "
+                "Use --quant-backend auto or bnb."
             )
 
 
