@@ -14,7 +14,7 @@ from alrq_core.adapters.starts import (
     initialise_nested,
     initialise_residual,
 )
-from alrq_core.data.encode import Batch, EncodedTask, collate, encode_task
+from alrq_core.data.encode import Batch, EncodedTask, Tokens, collate, encode_task
 from alrq_core.data.moments import InputMoments
 from alrq_core.data.tasks import load_task
 from alrq_core.memory.machine import pick_device
@@ -32,6 +32,21 @@ from search_spaces.inventory import Inventory
 CALIBRATION_TOKENS = 8192
 MIN_CALIBRATION_TOKENS = 128
 CALIBRATION_BATCH = 16
+
+
+def check_calibration(train: Tokens) -> None:
+    """Check that a train split has enough text to learn from what enters each module.
+
+    Raises:
+        ValueError: It hasn't.
+    """
+    found = int(train.offsets[-1])
+    if found < MIN_CALIBRATION_TOKENS:
+        raise ValueError(
+            f"`--data` must have at least {MIN_CALIBRATION_TOKENS} tokens in its train split, to "
+            f"learn what enters each module, got {found}. Use more text, or neither the codes of "
+            "gptq (--quant-backend bnb, hqq or none) nor --lora-init residual or eva."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +83,8 @@ class TrialContext:
         return InputMoments(self.base, modules, self._calibration, device, head_parts)
 
     def _calibration(self) -> list[Batch]:
-        found = int(self.task.train.offsets[-1])
-        if found < MIN_CALIBRATION_TOKENS:
-            raise ValueError(
-                f"`--data` must have at least {MIN_CALIBRATION_TOKENS} tokens in its train split, "
-                f"to learn what enters each module, got {found}. Use more text, or other settings "
-                "than --quant-backend gptq and --lora-init residual or eva."
-            )
         train = self.task.train
+        check_calibration(train)
         count = int(np.searchsorted(train.offsets[1:], CALIBRATION_TOKENS)) + 1
         rows = np.arange(min(count, len(train)))
         return [
@@ -99,6 +108,8 @@ class TrialContext:
             for stored in every
             if stored.method == "gptq"
         )
+        if self.recipe.lora_init == "default":
+            self.moments.forget()
 
     @cached_property
     def corrections(self) -> ResidualCache:

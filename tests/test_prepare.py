@@ -10,6 +10,7 @@ from alrq_core.memory import machine
 from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
 from alrq_core.memory.cores import usable_cores
 from alrq_core.records import Recipe
+from tests.tiny import save_reviews
 from tune.on_ray.run import _resources
 from tune.report import describe
 from tune.report.describe import describe_plan
@@ -181,3 +182,23 @@ def test_mps_safe_keeps_every_tensor_small(
     assert asked == ["cpu", "mps"]
     assert safe.batch.micro_batch < 8
     assert "one tensor of" in safe.batch.reason
+
+
+@pytest.mark.parametrize(
+    ("space", "recipe", "enough"),
+    [
+        ("joint", Recipe(), False),
+        ("B-FP", Recipe(), True),
+        ("B-Q4", Recipe(), True),
+        ("B-FP", Recipe(lora_init="residual"), False),
+    ],
+)
+def test_what_is_made_from_text_needs_some(
+    space: str, recipe: Recipe, enough: bool, bert_folder: Path, tmp_path: Path
+) -> None:
+    few = save_reviews(tmp_path / "few.csv", rows=20)
+    if enough:
+        assert prepared(bert_folder, few, recipe, space=space).space.name == space
+    else:
+        with pytest.raises(ValueError, match="must have at least 128 tokens in its train split"):
+            prepared(bert_folder, few, recipe, space=space)

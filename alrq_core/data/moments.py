@@ -79,6 +79,10 @@ class InputMoments(Moments):
             self._held = {other: found[self._modules[other]] for other in part}
         return self._held[name]
 
+    def forget(self) -> None:
+        """Let go of what is held; it is computed again when it is asked for."""
+        self._held = {}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
 

@@ -9,6 +9,7 @@ import pyarrow
 import torch
 
 from alrq_core.adapters.adalora import MIN_STEPS
+from alrq_core.context import check_calibration
 from alrq_core.data.encode import EncodedTask, encode_task, epoch_batches
 from alrq_core.data.tasks import check_task_name, load_task
 from alrq_core.memory.batch_plan import (
@@ -95,6 +96,7 @@ def prepare(config: StudyConfig) -> Prepared:
     if config.tie:
         space = tied(space)
     _check_adalora(space, config.recipe)
+    _check_text(space, config.recipe, encoded)
     smallest = memory_bytes(space.smallest(), inventory)
     if config.max_memory_bytes is not None and config.max_memory_bytes < smallest:
         raise ValueError(
@@ -228,6 +230,13 @@ def _check_build(space: Space, limit: int) -> None:
             f"{format_bytes(needed)} of {format_bytes(limit)} for each of {usable_cores()} workers "
             "while it is built. Give fewer cores (taskset -c 0), or use a smaller model."
         )
+
+
+def _check_text(space: Space, recipe: Recipe, task: EncodedTask) -> None:
+    """Check that what is made from data has enough of it."""
+    stored = {form for name in space.inventory.names for form in space.formats_of(name)}
+    if recipe.lora_init != "default" or any(form.method == "gptq" for form in stored):
+        check_calibration(task.train)
 
 
 def _check_adalora(space: Space, recipe: Recipe) -> None:
