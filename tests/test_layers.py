@@ -177,6 +177,14 @@ def test_scales_and_zero_points_of_hqq_lose_next_to_nothing(
     )
 
 
+@pytest.mark.parametrize("stored", [f for f in FORMATS if f.method in FOUR_BIT], ids=str)
+def test_four_bits_made_in_a_type_are_those_rounded_to_it(stored: Format) -> None:
+    packed: Any = pack(make_linear(128, 64), stored, torch.bfloat16)
+
+    assert packed.weight_in(torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(packed.weight_in(torch.bfloat16), packed.dequantised().bfloat16())
+
+
 def test_checksum_tells_codes_apart() -> None:
     linear = make_linear(64, 64)
     first = read_layer(pack(linear, default_format(4), torch.float32), rank=0)

@@ -1,5 +1,6 @@
 """Packed layers: weights stay in their codes, forward and backward dequantise them anew."""
 
+import copy
 from typing import Any
 
 import torch
@@ -90,7 +91,11 @@ class Packed:
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """Return the weight that is computed with, out x in."""
-        return self.dequantised().to(dtype) if self.kept is None else self.kept.to(dtype)
+        return self.dequantised_in(dtype) if self.kept is None else self.kept.to(dtype)
+
+    def dequantised_in(self, dtype: torch.dtype) -> Tensor:
+        """Return the stored weight in a type, made in it from the start where that can be."""
+        return self.dequantised().to(dtype)
 
     def forward(
         self, x: Tensor, a: Tensor | None = None, b: Tensor | None = None, scaling: float = 1.0
@@ -146,7 +151,13 @@ class Linear4(Packed, Linear4bit):  # type: ignore[misc]
 
     def dequantised(self) -> Tensor:
         """Return the weight in the type that it was quantised from."""
-        weight: Tensor = dequantize_4bit(self.weight.data, self.weight.quant_state)
+        return self.dequantised_in(self.weight.quant_state.dtype)
+
+    def dequantised_in(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight from bitsandbytes' kernel for this type."""
+        state = copy.copy(self.weight.quant_state)
+        state.dtype = dtype
+        weight: Tensor = dequantize_4bit(self.weight.data, state)
         return weight
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -202,18 +213,15 @@ class GPTQLinear(Packed, nn.Linear):
 
     def dequantised(self) -> Tensor:
         """Return codes times scales, in float32."""
-        return self._made(torch.float32)
+        return self.dequantised_in(torch.float32)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return the rows' codes times their scales, in float32."""
         codes = unpack_rows(self.weight, self.bits, self.out_features, ids)
         return _scaled(codes, self.scales[ids], torch.float32)
 
-    def weight_in(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight that is computed with, made in its type from the start."""
-        return self._made(dtype) if self.kept is None else self.kept.to(dtype)
-
-    def _made(self, dtype: torch.dtype) -> Tensor:
+    def dequantised_in(self, dtype: torch.dtype) -> Tensor:
+        """Return codes times scales, in one pass over the output."""
         codes = unpack_codes(self.weight, self.bits, self.out_features)
         return _scaled(codes, self.scales, dtype)
 
