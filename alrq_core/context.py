@@ -108,6 +108,10 @@ class TrialContext:
             for stored in every
             if stored.method == "gptq"
         )
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of moments where only codes are made from them, which are in the cache by now."""
         if self.recipe.lora_init == "default":
             self.moments.forget()
 

@@ -80,6 +80,7 @@ class TrialRun:
             adaptive = _adapt_ranks(self.model, allocation, context.recipe)
             if adaptive is None:
                 context.start_adapters(self.model, seed)
+        context.let_go()
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
         if context.recipe.execution == "dequantized" and not packed:
