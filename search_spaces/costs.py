@@ -45,8 +45,7 @@ def stored_bytes(stored: Format, out_features: int, in_features: int) -> int:
     if stored.method in ("nf4", "fp4"):
         return ceil(weights / 2) + BYTES_FLOAT32 * groups
     if stored.method == "gptq":
-        rows = sum(plane_rows(out_features, width) for width in CODE_PLANES[stored.bits])
-        return rows * in_features + BYTES_16_BIT * groups
+        return code_rows(stored.bits, out_features) * in_features + BYTES_16_BIT * groups
     scales_and_zeros = 2 * BYTES_16_BIT * groups
     if stored.bits == 3:
         packed_rows = ceil(groups / CODES_PER_INT32)
@@ -57,6 +56,11 @@ def stored_bytes(stored: Format, out_features: int, in_features: int) -> int:
 def plane_rows(out_features: int, width: int) -> int:
     """Return the bytes that one input's codes take, `width` bits of each."""
     return ceil(out_features * width / 8)
+
+
+def code_rows(bits: int, out_features: int) -> int:
+    """Return the bytes that one input's codes of GPTQ take, all their parts together."""
+    return sum(plane_rows(out_features, width) for width in CODE_PLANES[bits])
 
 
 def packable(stored: Format, target: TargetModule) -> bool:

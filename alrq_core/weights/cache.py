@@ -63,7 +63,7 @@ class PackedCache:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, moments: "KeyedMoments | None" = None
+        self, folder: Path, device: torch.device, moments: KeyedMoments | None = None
     ) -> None:
         """Keep files in `folder`, which need not exist, and return tensors on `device`.
 

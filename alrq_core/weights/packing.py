@@ -24,7 +24,7 @@ from alrq_core.weights.layers import (
     PackedEmbedding,
 )
 from alrq_core.weights.quantise import hqq_config, quantise
-from search_spaces.costs import CODE_PLANES, CODES_PER_INT32, NESTED_BLOCK_SIZE, plane_rows
+from search_spaces.costs import CODES_PER_INT32, NESTED_BLOCK_SIZE, code_rows
 from search_spaces.formats import FOUR_BIT, ROWS, Format
 
 # Weight and format -> the tensors that a packed layer keeps.
@@ -186,7 +186,7 @@ def layer_tensors(stored: Format, out_features: int, in_features: int) -> dict[s
             "offset": torch.empty(()),
         }
     if stored.method == "gptq":
-        rows = sum(plane_rows(out_features, width) for width in CODE_PLANES[stored.bits])
+        rows = code_rows(stored.bits, out_features)
         codes = torch.empty(rows, in_features, dtype=torch.int8)
         scales = torch.empty(out_features, in_features // stored.group_size, dtype=SCALE_DTYPE)
         return {"codes": codes, "scales": scales}
@@ -239,7 +239,7 @@ def stored_tensors(layer: nn.Module) -> tuple[Tensor, list[Tensor], Format]:
     weight: Any = layer.get_parameter("weight")
     if isinstance(layer, GPTQLinear):
         width = weight.shape[1]
-        expected = sum(plane_rows(layer.out_features, p) for p in CODE_PLANES[layer.bits])
+        expected = code_rows(layer.bits, layer.out_features)
         # Small matrices fill their last bytes with nothing; what doesn't fit shows as it is.
         bits = layer.bits if len(weight) == expected else 8 * len(weight) // layer.out_features
         found = Format(bits, "gptq", width // layer.scales.shape[1])
