@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from alrq_core.adapters.lora import attach_adapters
 from alrq_core.models.first_token import keep_first_token
+from alrq_core.models.heads import cast_head_inputs
 from alrq_core.models.structure import tied_head
-from alrq_core.weights.layers import STORAGE_DTYPE
+from alrq_core.weights.layers import STORAGE_DTYPE, stream_dtype
 from alrq_core.weights.packing import Quantiser, pack, place
 from alrq_core.weights.quantise import quantise
 from search_spaces.allocation import Allocation, Choice
@@ -53,8 +54,9 @@ def build_model(
     left_out = (*allocation.choices, *((tied,) if tied is not None else ()))
     model = _copy_without(base, left_out).to(device)
     model.requires_grad_(False)
+    dtype = stream_dtype(compute_dtype, device)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
+        parameter.data = parameter.data.to(STORAGE_DTYPE).to(dtype)
     for name, choice in allocation.choices.items():
         source = base.get_submodule(name)
         _check_choice(name, source, choice)
@@ -64,7 +66,8 @@ def build_model(
     if allocation.final_rank is None:
         attach_adapters(model, allocation, alpha_over_rank)
     for name in head:
-        model.get_submodule(name).requires_grad_(True)
+        model.get_submodule(name).float().requires_grad_(True)
+    cast_head_inputs(model, head)
     keep_first_token(model)
     return model
 

@@ -21,13 +21,13 @@ from alrq_core.adapters.lora import ADAPTER, attach_adapters, frozen_layer, lora
 from alrq_core.files import partial_path
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.models.first_token import keep_first_token
-from alrq_core.models.heads import head_names
+from alrq_core.models.heads import cast_head_inputs, head_names
 from alrq_core.models.loading import load_tokenizer, model_class, resolve_model
 from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.models.vocabulary import vocabulary_rows
 from alrq_core.records import Receipt, TaskKind
 from alrq_core.trial import TrialRun
-from alrq_core.weights.layers import STORAGE_DTYPE
+from alrq_core.weights.layers import STORAGE_DTYPE, stream_dtype
 from alrq_core.weights.packing import layer_tensors, pack, place, stored_tensors
 from alrq_core.weights.quantise import code_values
 from search_spaces.allocation import Allocation, from_json
@@ -99,7 +99,8 @@ def load(folder: Path) -> LoadedModel:
     model: nn.Module = model_class(kind, config, str(folder)).from_config(config)
     as_linear(model)
     tensors = load_file(folder / WEIGHTS)
-    _restore(model, allocation, tensors, manifest["alpha_over_rank"], compute_dtype, device)
+    head, scaling = head_names(model, kind), manifest["alpha_over_rank"]
+    _restore(model, allocation, tensors, head, scaling, compute_dtype, device)
     keep_first_token(model)
     tokenizer = load_tokenizer(folder)
     rows = vocabulary_rows(tokenizer)
@@ -169,6 +170,7 @@ def _restore(
     model: nn.Module,
     allocation: Allocation,
     tensors: dict[str, Tensor],
+    head: tuple[str, ...],
     alpha_over_rank: float,
     compute_dtype: torch.dtype,
     device: torch.device,
@@ -187,8 +189,13 @@ def _restore(
         packed.update(id(parameter) for parameter in layer.parameters())
     attach_adapters(model, allocation, alpha_over_rank)
     model.requires_grad_(False)
+    trained = tuple(f"{name}." for name in head)
+    dtype = stream_dtype(compute_dtype, device)
     for name, target in _plain_tensors(model, packed).items():
-        target.data = _take(tensors, name, target)
+        taken = _take(tensors, name, target)
+        in_float32 = ".lora_" in name or name.startswith(trained)
+        target.data = taken if in_float32 else taken.to(dtype)
+    cast_head_inputs(model, head)
     model.to(device)
 
 

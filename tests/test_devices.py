@@ -1,4 +1,4 @@
-"""A trial from building to loading, on devices that this machine doesn't have."""
+"""A trial from building to loading, on devices that this machine has or only pretends to."""
 
 import gc
 from collections.abc import Iterator
@@ -30,13 +30,34 @@ ADAPTIVE = replace(RECIPE, max_steps=5)
 with_each_task = pytest.mark.parametrize("kind", ["classification", "language-modelling"])
 
 
-@pytest.fixture(params=["cuda", "mps"])
-def labels(request: pytest.FixtureRequest) -> Iterator[Labels]:
+class Card:
+    """A CUDA GPU of this machine, asked what `Labels` know of one that is pretended."""
+
+    kind = "cuda"
+
+    def __len__(self) -> int:
+        """Number of storages on it."""
+        held: int = torch.cuda.memory_stats()["allocation.all.current"]
+        return held
+
+    @property
+    def random_state(self) -> Tensor:
+        return torch.cuda.get_rng_state()
+
+
+on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(params=["cuda", "mps", pytest.param("card", marks=[pytest.mark.gpu, on_a_card])])
+def labels(request: pytest.FixtureRequest) -> Iterator[Labels | Card]:
+    if request.param == "card":
+        yield Card()
+        return
     with pretended(request.param) as labels:
         yield labels
 
 
-def on(labels: Labels, folder: Path, kind: TaskKind, recipe: Recipe = SHORT) -> TrialContext:
+def on(labels: Labels | Card, folder: Path, kind: TaskKind, recipe: Recipe = SHORT) -> TrialContext:
     return make_context(folder, kind, replace(recipe, device=labels.kind))
 
 
@@ -59,7 +80,7 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 @with_each_task
 def test_a_trial_runs_from_building_to_loading(
-    labels: Labels, kind: TaskKind, bert_folder: Path, llama_folder: Path, tmp_path: Path
+    labels: Labels | Card, kind: TaskKind, bert_folder: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
     folder = bert_folder if kind == "classification" else llama_folder
     context = on(labels, folder, kind)
@@ -82,7 +103,7 @@ def test_a_trial_runs_from_building_to_loading(
     assert torch.equal(found, logits(run.model.eval(), IDS.to(labels.kind)).cpu())
 
 
-def test_adalora_runs_to_its_end(labels: Labels, bert_folder: Path, tmp_path: Path) -> None:
+def test_adalora_runs_to_its_end(labels: Labels | Card, bert_folder: Path, tmp_path: Path) -> None:
     context = on(labels, bert_folder, "classification", ADAPTIVE)
     allocation = fixed_allocation("Joint-1", context.inventory)
     run = TrialRun(context, allocation, seed=0)
@@ -95,14 +116,14 @@ def test_adalora_runs_to_its_end(labels: Labels, bert_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("start", ["residual", "eva"])
-def test_adapters_start_from_data(labels: Labels, start: str, bert_folder: Path) -> None:
+def test_adapters_start_from_data(labels: Labels | Card, start: str, bert_folder: Path) -> None:
     context = on(labels, bert_folder, "classification", replace(SHORT, lora_init=start))
     allocation = every_format(context.inventory, labels.kind)
 
     assert TrialRun(context, allocation, seed=0).advance(1).step == 1
 
 
-def test_a_trial_runs_on_dequantised_copies(labels: Labels, llama_folder: Path) -> None:
+def test_a_trial_runs_on_dequantised_copies(labels: Labels | Card, llama_folder: Path) -> None:
     recipe = replace(SHORT, execution="dequantized")
     context = on(labels, llama_folder, "language-modelling", recipe)
     allocation = every_format(context.inventory, labels.kind)
@@ -111,7 +132,7 @@ def test_a_trial_runs_on_dequantised_copies(labels: Labels, llama_folder: Path) 
 
 
 def test_dropout_is_the_same_for_both_readings_of_the_gradients(
-    labels: Labels, bert_folder: Path
+    labels: Labels | Card, bert_folder: Path
 ) -> None:
     context = on(labels, bert_folder, "classification", replace(SHORT, dropout=0.5))
     drawn = labels.random_state
@@ -123,7 +144,7 @@ def test_dropout_is_the_same_for_both_readings_of_the_gradients(
     assert torch.equal(labels.random_state, drawn)
 
 
-def test_the_table_is_measured(labels: Labels, bert_folder: Path) -> None:
+def test_the_table_is_measured(labels: Labels | Card, bert_folder: Path) -> None:
     context = on(labels, bert_folder, "classification")
     space = make_space("joint", context.inventory, Formats(device=labels.kind))
 
@@ -131,7 +152,9 @@ def test_the_table_is_measured(labels: Labels, bert_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["B-Ada", "every format"])
-def test_a_trial_leaves_nothing_on_the_device(labels: Labels, name: str, bert_folder: Path) -> None:
+def test_a_trial_leaves_nothing_on_the_device(
+    labels: Labels | Card, name: str, bert_folder: Path
+) -> None:
     context = on(labels, bert_folder, "classification", ADAPTIVE)
     allocation = (
         every_format(context.inventory, labels.kind)

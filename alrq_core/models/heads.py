@@ -2,7 +2,8 @@
 
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from alrq_core.models.structure import find_embeddings, find_targets
 from alrq_core.records import TaskKind
@@ -69,3 +70,14 @@ def reset_head(model: nn.Module, head: tuple[str, ...]) -> None:
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+
+def cast_head_inputs(model: nn.Module, head: tuple[str, ...]) -> None:
+    """Let the head, which is trained in float32, take inputs of other types."""
+    for name in head:
+        model.get_submodule(name).register_forward_pre_hook(_in_own_type)
+
+
+def _in_own_type(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    own = next(head.parameters())
+    return tuple(x.to(own.dtype) if torch.is_floating_point(x) else x for x in args)

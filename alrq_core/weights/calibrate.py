@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alrq_core.weights.own_kernels import kernels_for
+
 # Scales that are tried first, in parts of the one that just holds a group's largest weight.
 GRID = tuple(0.35 + 0.05 * step for step in range(15))
 # Added to the moment's diagonal, in parts of its mean. Also on the text that codes are made from
@@ -151,18 +153,27 @@ def _fed_back(weight: Tensor, scales: Tensor, bits: int, inputs: _Inputs) -> Ten
     """Return GPTQ's codes: each column's error is made up for by the columns after it."""
     left, ordered, factor = weight[inputs.order], scales[inputs.order], inputs.factor
     codes = torch.empty_like(left)
+    kernels = kernels_for(weight)
+    feed_back = _fed_back_block if kernels is None else kernels.fed_back_block
     for start in range(0, len(left), BLOCK):
-        end = min(start + BLOCK, len(left))
-        errors = torch.empty_like(left[start:end])
-        for column in range(start, end):
-            codes[column] = _rounded(left[column] / ordered[column], bits)
-            error = (left[column] - codes[column] * ordered[column]) / factor[column, column]
-            left[column + 1 : end].addr_(factor[column, column + 1 : end], error, alpha=-1)
-            errors[column - start] = error
-        left[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)
+        block = slice(start, min(start + BLOCK, len(left)))
+        codes[block], errors = feed_back(left[block], ordered[block], factor[block, block], bits)
+        left[block.stop :].addmm_(factor[block, block.stop :].t(), errors, alpha=-1)
     found = torch.empty_like(codes)
     found[inputs.order] = codes
     return found
+
+
+def _fed_back_block(
+    left: Tensor, scales: Tensor, factor: Tensor, bits: int
+) -> tuple[Tensor, Tensor]:
+    """Return the codes of some columns one after the other, and what they leave to later ones."""
+    left, codes, errors = left.clone(), torch.empty_like(left), torch.empty_like(left)
+    for column in range(len(left)):
+        codes[column] = _rounded(left[column] / scales[column], bits)
+        errors[column] = (left[column] - codes[column] * scales[column]) / factor[column, column]
+        left[column + 1 :].addr_(factor[column, column + 1 :], errors[column], alpha=-1)
+    return codes, errors
 
 
 def _refitted(weight: Tensor, codes: Tensor, scales: Tensor, moment: Tensor) -> Tensor:
@@ -186,15 +197,24 @@ def _descended(weight: Tensor, codes: Tensor, scales: Tensor, bits: int, moment:
     """Return codes after each was set to its best value, given all others, once."""
     found = codes.clone()
     error = weight - found * scales
+    kernels = kernels_for(weight)
+    descend = _descended_block if kernels is None else kernels.descended_block
     for start in range(0, len(weight), BLOCK):
         block = slice(start, start + BLOCK)
-        rows, within = scales[block], moment[block, block]
-        pull, mine = moment[block] @ error, found[block]
-        for column in range(len(mine)):
-            step = pull[column] / (within[column, column] * rows[column])
-            new = _rounded(mine[column] + step, bits)
-            change = (new - mine[column]) * rows[column]
-            pull.addr_(within[column], change, alpha=-1)
-            mine[column] = new
-        error[block] = weight[block] - mine * rows
+        pull = moment[block] @ error
+        found[block] = descend(found[block], pull, scales[block], moment[block, block], bits)
+        error[block] = weight[block] - found[block] * scales[block]
+    return found
+
+
+def _descended_block(
+    codes: Tensor, pull: Tensor, scales: Tensor, moment: Tensor, bits: int
+) -> Tensor:
+    """Return the new codes of some columns, set one after the other; `pull` is used up."""
+    found = codes.clone()
+    for column in range(len(codes)):
+        step = pull[column] / (moment[column, column] * scales[column])
+        found[column] = _rounded(codes[column] + step, bits)
+        change = (found[column] - codes[column]) * scales[column]
+        pull.addr_(moment[column], change, alpha=-1)
     return found
