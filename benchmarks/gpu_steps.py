@@ -12,6 +12,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alrq_core.adapters.lora import quiet_peft
@@ -36,7 +37,8 @@ FORMATS = (
     *(Format(bits, "hqq", GROUP) for bits in (4, 3, 2)),
 )
 # Sequences and tokens of each.
-BATCHES = ((8, 512), (1, 512))
+BATCHES = ((8, 2048), (8, 512), (1, 512))
+SMALL_BATCHES = ((2, 64),)
 SEQUENCES = 64
 Rows = list[dict[str, Any]]
 
@@ -60,17 +62,32 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(self, call: Callable[[], object], repeats: int = 20) -> float:
-        """Return the median seconds of a call, after three that don't count."""
+    def seconds(self, call: Callable[[], object], repeats: int = 10, calls: int = 1) -> float:
+        """Return the median seconds of a call, after three rounds that don't count.
+
+        Args:
+            call: What is timed.
+            repeats: Rounds, of each of which the device ends all work.
+            calls: Of a round.
+        """
         taken = []
-        for number in range(repeats + 3):
+        for _ in range(3 + repeats):
             self.wait()
             started = time.perf_counter()
+            for _ in range(calls):
+                call()
+            self.wait()
+            taken.append((time.perf_counter() - started) / calls)
+        return float(np.median(taken[3:]))
+
+    def busy_seconds(self, call: Callable[[], object]) -> float:
+        """Return the seconds that a GPU computes for a call; 0 on a CPU."""
+        if self.device.type == "cpu":
+            return 0.0
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
             call()
             self.wait()
-            if number >= 3:
-                taken.append(time.perf_counter() - started)
-        return float(np.median(taken))
+        return sum(event.self_device_time_total for event in found.key_averages()) / 1e6
 
     def start_peak(self) -> None:
         """Measure the highest memory from here."""
@@ -107,7 +124,7 @@ def steps(bench: Bench) -> Rows:
     """Return the milliseconds of a training step in each format, beside PEFT's."""
     base = decoder(bench)
     rows: Rows = []
-    for batch, length in BATCHES:
+    for batch, length in SMALL_BATCHES if bench.small else BATCHES:
         ids = torch.randint(1, 100, (batch, length), device=bench.device)
         context = trial_context(base, batch, length)
         ways: dict[str, Callable[[], Callable[[], object]]] = {
@@ -122,11 +139,12 @@ def steps(bench: Bench) -> Rows:
             bench.start_peak()
             before = bench.held_bytes
             step = make()
-            taken = bench.seconds(step, 10)
-            row = {"batch": f"{batch} x {length}", "step": name, "ms": 1e3 * taken}
+            taken = bench.seconds(step)
+            row: dict[str, Any] = {"batch": f"{batch} x {length}", "step": name, "ms": 1e3 * taken}
             row |= {f"to {other['step']}": 1e3 * taken / other["ms"] for other in found[:2]}
             row["of the peak"] = products / taken / bench.peak
             row["peak memory, GB"] = (bench.peak_bytes - before) / 1e9
+            row["GPU busy, ms"] = 1e3 * bench.busy_seconds(step)
             found.append(row)
             del step
         rows += found

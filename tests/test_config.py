@@ -57,6 +57,7 @@ FLAGS = {
     "--to",
     "--address",
     "--wandb",
+    "--trials-per-gpu",
     "--dry-run",
     "--debug",
 }

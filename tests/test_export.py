@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import alrq_core
 from alrq_core.build import build_model
 from alrq_core.export import MANIFEST, PEFT_FOLDER, WEIGHTS, save
+from alrq_core.memory.machine import pick_device
 from alrq_core.receipt import take_receipt
 from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
@@ -35,8 +36,9 @@ def trained(folder: Path, kind: TaskKind, allocation: Allocation | None = None) 
 
 def logits(model: nn.Module) -> Tensor:
     with torch.inference_mode():
-        result: Tensor = model.eval()(input_ids=IDS).logits
-    return result
+        ids = IDS.to(next(model.parameters()).device)
+        result: Tensor = model.eval()(input_ids=ids).logits
+    return result.cpu()
 
 
 @pytest.fixture(params=["classification", "language-modelling"])
@@ -111,8 +113,8 @@ def test_peft_reads_the_adapter_on_the_quantised_base(run: TrialRun, tmp_path: P
     folder = save(run, tmp_path / "saved")
     context = run.context
     bare = run.allocation.with_ranks({})
-    cpu, codes = torch.device("cpu"), context.packed.of
-    base = build_model(context.base, bare, (), 2.0, run.compute_dtype, cpu, codes)
+    device, codes = pick_device(), context.packed.of
+    base = build_model(context.base, bare, (), 2.0, run.compute_dtype, device, codes)
     base.is_loaded_in_4bit = base.is_loaded_in_8bit = True  # type: ignore[assignment]
     model = PeftModel.from_pretrained(base, folder / PEFT_FOLDER)
 

@@ -258,9 +258,10 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def logits(model: nn.Module, ids: Tensor = IDS, mask: Tensor | None = None) -> Tensor:
     mask = torch.ones_like(ids) if mask is None else mask
+    place = next(model.parameters()).device
     with torch.inference_mode():
-        result: Tensor = model.eval()(input_ids=ids, attention_mask=mask).logits
-    return result
+        result: Tensor = model.eval()(input_ids=ids.to(place), attention_mask=mask.to(place)).logits
+    return result.cpu()
 
 
 def difference(one: Tensor, other: Tensor) -> float:

@@ -61,18 +61,19 @@ def test_a_cluster_keeps_the_predicted_memory_free(bert_folder: Path, reviews: P
     assert _resources(joined, gpu=True) == {"cpu": 1.0, "gpu": 1.0, "memory": base}
 
 
-def test_an_accelerator_takes_one_trial_and_the_cpu_takes_none_of_its_time(
+def test_trials_share_a_gpu_and_on_the_cpu_take_none_of_its_time(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "found_devices", lambda: ("cuda", "mps", "cpu"))
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: True)
     monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: 10**10)
+    monkeypatch.setattr(module, "trials_per_gpu", lambda *_: 4)
     on_cpu, on_cuda, on_mps = (
         prepared(bert_folder, reviews, Recipe(device=name)) for name in ("cpu", "cuda", "mps")
     )
 
     assert _resources(on_cpu, gpu=True) == {"cpu": 1.0, "gpu": 0.0}
-    assert _resources(on_cuda, gpu=True) == {"cpu": 1.0, "gpu": 1.0}
+    assert _resources(on_cuda, gpu=True) == {"cpu": 1.0, "gpu": 0.25}
     assert _resources(on_mps, gpu=False) == {"cpu": float(usable_cores()), "gpu": 0.0}
 
 

@@ -92,7 +92,7 @@ def test_adapters_start_where_the_recipe_says(bert_folder: Path, lora_init: str)
     grams = [a @ a.T for a in rows]
 
     assert all(bool(b.count_nonzero()) == (lora_init == "residual") for _, b in halves)
-    orthonormal = all(torch.allclose(g, torch.eye(4), atol=1e-4) for g in grams)
+    orthonormal = all(torch.allclose(g, torch.eye(4).to(g), atol=1e-4) for g in grams)
     assert orthonormal == (lora_init == "eva")
     assert run.advance(8).loss > 0
     assert run.receipt.unchanged_after_training is True

@@ -217,6 +217,13 @@ def _add_places(group: Any) -> None:
         action="store_true",
         help="keep every tensor below the 2**32 bytes that MPS can take, as is always done there",
     )
+    group.add_argument(
+        "--trials-per-gpu",
+        type=_whole("--trials-per-gpu"),
+        metavar="N",
+        help="trials that share a GPU (default: as many as it has memory and time for; 1 on a "
+        "cluster)",
+    )
     group.add_argument("--name", help="of the study (default: space, task and time)")
     group.add_argument("--output-dir", metavar="DIR", help="default: results")
     group.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")

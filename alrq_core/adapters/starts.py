@@ -155,10 +155,17 @@ def leading_eigenvectors(
     """
     size, width = len(like), max(2 * count, SUBSPACE_WIDTH)
     start = torch.randn(size, min(size, width), generator=torch.Generator().manual_seed(0))
-    basis = torch.linalg.qr(start.to(like)).Q
+    basis = _orthonormal(start.to(like))
     for _ in range(SUBSPACE_ITERATIONS):
-        basis = torch.linalg.qr(product(basis)).Q
+        basis = _orthonormal(product(basis))
     projected = basis.T @ product(basis)
     # Small, and MPS has no such function.
     values, rotation = (x.to(basis) for x in torch.linalg.eigh((projected + projected.T).cpu() / 2))
     return values.flip(0)[:count], (basis @ rotation).flip(1)[:, :count]
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    # Torch has it for MPS since 2.12.
+    place = "cpu" if columns.device.type == "mps" else columns.device
+    found: Tensor = torch.linalg.qr(columns.to(place)).Q
+    return found.to(columns.device)

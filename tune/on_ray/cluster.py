@@ -90,7 +90,7 @@ def _check_answers(address: str) -> None:
 
 
 def _start_here() -> None:
-    # A GPU takes one trial, whatever the number of cores, so most workers would wait for ever.
+    # How many trials share a GPU isn't known yet, and most workers might wait for ever.
     if not NVIDIA_DRIVER.exists():
         os.environ.update(PRELOADED)
     try:

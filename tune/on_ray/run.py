@@ -173,8 +173,8 @@ def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
     """Return what Ray keeps free for each trial: on a cluster also its memory, as predicted, so
     that no node gets more trials than it can hold.
 
-    A GPU takes one trial at a time. On this machine's CPU the planner has cut the batch for as many
-    trials as there are cores.
+    A GPU is shared by as many trials as were planned. On this machine's CPU the planner has cut the
+    batch for as many trials as there are cores.
 
     Args:
         prepared: The study.
@@ -184,7 +184,8 @@ def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
     gpu = gpu and device != "cpu"
     # Ray knows nothing of MPS.
     cores = usable_cores() if device == "mps" else 1
-    found: dict[str, float] = {"cpu": float(cores), "gpu": 1.0 if gpu else 0.0}
+    part = 1 / prepared.trials_per_gpu if gpu else 0.0
+    found: dict[str, float] = {"cpu": float(cores), "gpu": part}
     if prepared.config.address is not None:
         held = PROCESS_BASELINE_BYTES + base_bytes(prepared.inventory)
         found["memory"] = float(held if gpu else held + prepared.batch.memory.peak_bytes)

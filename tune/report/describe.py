@@ -37,7 +37,7 @@ def describe_plan(prepared: Prepared) -> str:
         f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
         f"searcher {config.searcher}, scheduler {config.scheduler}",
         f"device           {device} (found here: {', '.join(found_devices())}), computing "
-        f"in {compute_dtype}, {config.recipe.execution}",
+        f"in {compute_dtype}, {config.recipe.execution}{_shared(prepared)}",
         f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}",
         f"storage          {space.formats.describe()}",
         f"confirmation     {CONFIRM_SEEDS} fresh seeds for each finalist, once on the test split",
@@ -75,3 +75,9 @@ def _corner(allocation: Allocation, inventory: Inventory) -> str:
     bits = average_bits(allocation, inventory)
     size = format_bytes(memory_bytes(allocation, inventory))
     return f"{size}, {bits:.2f} average bits, average rank {average_rank(allocation, inventory):g}"
+
+
+def _shared(prepared: Prepared) -> str:
+    if "cuda" not in (prepared.config.recipe.device, prepared.space.formats.device):
+        return ""
+    return f", {prepared.trials_per_gpu} at a time on a GPU"

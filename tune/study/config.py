@@ -18,7 +18,14 @@ STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 # Model and data may lie elsewhere: what they hold is compared by digest.
 PLACES = frozenset({"model", "data"})
-CHANGEABLE = PLACES | {"budget", "time_limit_seconds", "address", "wandb", "output_dir"}
+CHANGEABLE = PLACES | {
+    "budget",
+    "time_limit_seconds",
+    "trials_per_gpu",
+    "address",
+    "wandb",
+    "output_dir",
+}
 # Fewer say nothing, and below full fidelity half of them are scored.
 MIN_EVAL_SEQUENCES = 8
 # Of a file's name, which most systems limit to 255 bytes: results have the study's in theirs.
@@ -53,6 +60,7 @@ class StudyConfig:
             perplexity.
         name: The study's folder below `output_dir/studies`.
         output_dir: Where results go.
+        trials_per_gpu: Trials that share a GPU; None for as many as it has room and time for.
         address: A Ray cluster to join; None starts one on this machine.
         wandb: Project on W&B; None for no logging there.
     """
@@ -81,6 +89,7 @@ class StudyConfig:
     margin: float = 2.0
     name: str = ""
     output_dir: str = "results"
+    trials_per_gpu: int | None = None
     address: str | None = None
     wandb: str | None = None
 
@@ -105,6 +114,11 @@ class StudyConfig:
             raise ValueError(
                 f"`--anchors` must be a whole number of at least 0, got {self.anchors}. "
                 "Give 0 to try only what the searcher proposes."
+            )
+        if self.trials_per_gpu is not None and self.trials_per_gpu < 1:
+            raise ValueError(
+                f"`--trials-per-gpu` must be a whole number of at least 1, got "
+                f"{self.trials_per_gpu}. Leave it out for as many as fit."
             )
         if self.eval_sequences is not None and self.eval_sequences < MIN_EVAL_SEQUENCES:
             raise ValueError(

@@ -26,6 +26,7 @@ from alrq_core.memory.machine import (
     pick_device,
 )
 from alrq_core.memory.prediction import base_bytes, build_bytes
+from alrq_core.memory.sharing import trials_per_gpu
 from alrq_core.models.loading import (
     PACKAGED_MODELS,
     inspect_model,
@@ -54,6 +55,7 @@ class Prepared:
         space: What is searched.
         rungs: Steps at which trials report.
         batch: How a batch is cut for memory, planned for the largest allocation.
+        trials_per_gpu: Trials that share a GPU.
         digests: Of the texts and of the model's files.
     """
 
@@ -63,6 +65,7 @@ class Prepared:
     space: Space
     rungs: tuple[int, ...]
     batch: BatchPlan
+    trials_per_gpu: int
     digests: Digests
 
 
@@ -116,6 +119,7 @@ def prepare(config: StudyConfig) -> Prepared:
         space=space,
         rungs=rung_steps(config.recipe.max_steps),
         batch=batch,
+        trials_per_gpu=_trials_per_gpu(config, inventory, encoded, batch),
         digests=digests,
     )
 
@@ -218,6 +222,18 @@ def _batch_plan(
         accumulation_steps=steps,
         reason=f"micro-batch {plan.micro_batch} x {steps}, as --accumulation-steps asks for",
     )
+
+
+def _trials_per_gpu(
+    config: StudyConfig, inventory: Inventory, task: EncodedTask, batch: BatchPlan
+) -> int:
+    """Return how many trials share a GPU. The cards of a cluster are not known here."""
+    if config.trials_per_gpu is not None:
+        return config.trials_per_gpu
+    if config.address is not None or config.recipe.device != "cuda":
+        return 1
+    tokens = config.recipe.batch_size * float(task.train.lengths.mean())
+    return trials_per_gpu(inventory, batch, tokens)
 
 
 def _check_build(space: Space, limit: int) -> None:

@@ -1,0 +1,40 @@
+"""Tells how many trials one GPU takes at a time."""
+
+import torch
+
+from alrq_core.memory.batch_plan import BatchPlan
+from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.prediction import base_bytes
+from search_spaces.inventory import Inventory
+
+# Of one process, beside its tensors: CUDA's context, torch's kernels, the workspace of cuBLAS.
+CONTEXT_BYTES = 600_000_000
+# Part of a card that is planned for: allocators keep blocks that they can't use.
+USED_PART = 0.9
+# What it takes a processor to start what one module does in a training step, forward and backward:
+# 1.04 billion parameters in 112 modules, one sequence of 512 tokens, 109 to 122 ms a step on an
+# H100's host, whatever the bits.
+START_SECONDS = 1e-3
+# Of matrix products in such steps, a streaming multiprocessor.
+OPERATIONS_PER_SECOND = 1e12
+
+
+def trials_per_gpu(inventory: Inventory, batch: BatchPlan, step_tokens: float) -> int:
+    """Return how many trials fit on this machine's GPU and find time on it.
+
+    A small model leaves a card idle while the processor starts its kernels. Other processes, one a
+    core, fill these gaps until the card has no more time or memory.
+
+    Args:
+        inventory: Of the model.
+        batch: As planned for the largest allocation.
+        step_tokens: Tokens of an optimiser step.
+    """
+    card = torch.cuda.get_device_properties(0)
+    held = CONTEXT_BYTES + base_bytes(inventory) + batch.memory.peak_bytes
+    fit = int(USED_PART * card.total_memory / held)
+    weights = sum(target.weights for target in inventory.targets)
+    # Forward, and backward to the inputs: frozen weights have no gradients.
+    work = 4 * weights * step_tokens / (OPERATIONS_PER_SECOND * card.multi_processor_count)
+    idle = int(START_SECONDS * len(inventory.targets) / work)
+    return max(1, min(usable_cores(), fit, idle))
