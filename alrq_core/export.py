@@ -99,7 +99,9 @@ def load(folder: Path) -> LoadedModel:
     model: nn.Module = model_class(kind, config, str(folder)).from_config(config)
     as_linear(model)
     tensors = load_file(folder / WEIGHTS)
-    head, scaling = head_names(model, kind), manifest["alpha_over_rank"]
+    # Older exports don't name it.
+    head = tuple(manifest.get("head", head_names(model, kind)))
+    scaling = manifest["alpha_over_rank"]
     _restore(model, allocation, tensors, head, scaling, compute_dtype, device)
     keep_first_token(model)
     tokenizer = load_tokenizer(folder)
@@ -133,6 +135,7 @@ def _write(run: TrialRun, folder: Path) -> None:
         "version": VERSION,
         "model": context.inventory.model,
         "kind": context.task.kind,
+        "head": head_names(context.base, context.task.kind),
         "label_names": context.task.label_names,
         "allocation": run.final_allocation.to_json(),
         "alpha_over_rank": context.recipe.alpha_over_rank,

@@ -12,7 +12,6 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from alrq_core.adapters.lora import quiet_peft
@@ -80,15 +79,6 @@ class Bench:
             taken.append((time.perf_counter() - started) / calls)
         return float(np.median(taken[3:]))
 
-    def busy_seconds(self, call: Callable[[], object]) -> float:
-        """Return the seconds that a GPU computes for a call; 0 on a CPU."""
-        if self.device.type == "cpu":
-            return 0.0
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
-            call()
-            self.wait()
-        return sum(event.self_device_time_total for event in found.key_averages()) / 1e6
-
     def start_peak(self) -> None:
         """Measure the highest memory from here."""
         gc.collect()
@@ -144,7 +134,6 @@ def steps(bench: Bench) -> Rows:
             row |= {f"to {other['step']}": 1e3 * taken / other["ms"] for other in found[:2]}
             row["of the peak"] = products / taken / bench.peak
             row["peak memory, GB"] = (bench.peak_bytes - before) / 1e9
-            row["GPU busy, ms"] = 1e3 * bench.busy_seconds(step)
             found.append(row)
             del step
         rows += found

@@ -95,8 +95,9 @@ def test_a_fresh_process_gives_the_same_logits(run: TrialRun, tmp_path: Path) ->
     code = (
         "import torch, alrq_core\n"
         f"model = alrq_core.load({str(folder)!r}).model\n"
-        f"with torch.inference_mode(): got = model(input_ids=torch.tensor({IDS.tolist()})).logits\n"
-        f"assert torch.equal(got, torch.load({str(tmp_path / 'logits.pt')!r}))\n"
+        f"ids = torch.tensor({IDS.tolist()}, device=next(model.parameters()).device)\n"
+        "with torch.inference_mode(): got = model(input_ids=ids).logits\n"
+        f"assert torch.equal(got.cpu(), torch.load({str(tmp_path / 'logits.pt')!r}))\n"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
@@ -120,7 +121,8 @@ def test_peft_reads_the_adapter_on_the_quantised_base(run: TrialRun, tmp_path: P
 
     # PEFT adds the adapter's product rounded by itself.
     close = 1e-3 if run.compute_dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(logits(model), logits(run.model), rtol=close, atol=close)
+    found, wanted = logits(model).float(), logits(run.model).float()
+    torch.testing.assert_close(found, wanted, rtol=close, atol=close)
 
 
 def test_an_existing_folder_is_left_alone(saved: Path, bert_folder: Path) -> None:
