@@ -47,11 +47,13 @@ class _Product(torch.autograd.Function):
         if a is None or b is None:
             output = nn.functional.linear(rows, layer.weight_in(x.dtype), bias)
         else:
-            output = nn.functional.linear(rows, layer.weight_in(x.dtype))
+            # A GPU adds it on the way.
+            spread = None if x.device.type == "cpu" else bias
+            output = nn.functional.linear(rows, layer.weight_in(x.dtype), spread)
             a, b = a.to(x.dtype), b.to(x.dtype)
             narrow, wide = rows @ a.t(), b * scaling
             ctx.save_for_backward(rows, narrow, a, b)
-            if bias is not None:
+            if bias is not None and spread is None:
                 # One more rank, of ones times bias: to spread the bias first is another pass.
                 narrow = torch.cat((narrow, narrow.new_ones(len(narrow), 1)), dim=1)
                 wide = torch.cat((wide, bias[:, None]), dim=1)
