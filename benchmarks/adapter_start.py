@@ -2,8 +2,9 @@
 
     python benchmarks/adapter_start.py --bits 2 --seeds 3
 
-Prints a Markdown table of the loss over validation and test sentences, and the difference to the
-default start over the same seeds with a 95 % interval (Student's t over seeds).
+Prints a Markdown table of the loss over validation and test sentences, the difference to the
+default start over the same seeds with a 95 % interval (Student's t over seeds), the accuracy over
+the test sentences, and the bytes of the deployed model.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from alrq_core.memory.machine import usable_cores
 from alrq_core.records import LORA_INITS, Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
+from search_spaces.costs import format_bytes
 
 
-def measure(job: tuple[str, int, int, int, int, int]) -> tuple[str, int, float, float]:
-    """Train once; return start, seed, loss and accuracy over validation and test sentences."""
+def measure(job: tuple[str, int, int, int, int, int]) -> tuple[str, int, float, float, int]:
+    """Train once; return start, seed, loss over validation and test, test accuracy, and bytes."""
     lora_init, seed, bits, embedding_bits, rank, steps = job
     torch.set_num_threads(1)
     recipe = Recipe(max_steps=steps, lora_init=lora_init)
@@ -34,10 +36,8 @@ def measure(job: tuple[str, int, int, int, int, int]) -> tuple[str, int, float, 
     report = run.advance(steps)
     test = run.test()
     sizes = np.array([report.sequences, len(test.scores)])
-    assert report.accuracy is not None
-    loss = np.average([report.loss, test.loss], weights=sizes)
-    accuracy = np.average([report.accuracy, test.value], weights=sizes)
-    return lora_init, seed, float(loss), float(accuracy)
+    loss = float(np.average([report.loss, test.loss], weights=sizes))
+    return lora_init, seed, loss, test.value, run.receipt.memory_bytes
 
 
 def main() -> None:
@@ -58,13 +58,16 @@ def main() -> None:
         for seed in range(given.seeds)
         for lora_init in given.starts
     ]
+    results: dict[tuple[str, int], tuple[float, float]] = {}
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
-        results = {(name, seed): (loss, acc) for name, seed, loss, acc in pool.map(measure, jobs)}
+        for name, seed, loss, accuracy, stored in pool.map(measure, jobs):
+            results[name, seed] = loss, accuracy
+            print(f"{name}, seed {seed}: {loss:.4f}, {100 * accuracy:.2f} %", flush=True)
     print(
         f"MiniLM, Rotten Tomatoes, {given.bits} bits (embedding {given.embedding_bits}), rank "
-        f"{given.rank}, {given.max_steps} steps\n"
+        f"{given.rank}, {given.max_steps} steps, {format_bytes(stored)}\n"
     )
-    print("| start | loss by seed | mean loss | accuracy | loss against default |")
+    print("| start | loss by seed | mean loss | test accuracy | loss against default |")
     print("|---|---|---|---|---|")
     for name in given.starts:
         losses, accuracies = np.array([results[name, seed] for seed in range(given.seeds)]).T
@@ -73,7 +76,7 @@ def main() -> None:
         difference = "-" if name == "default" else f"{gap.mean():+.4f} +- {half:.4f}"
         each = ", ".join(f"{loss:.4f}" for loss in losses)
         print(
-            f"| {name} | {each} | {losses.mean():.4f} | {100 * accuracies.mean():.1f} % "
+            f"| {name} | {each} | {losses.mean():.4f} | {100 * accuracies.mean():.2f} % "
             f"| {difference} |"
         )
 
