@@ -66,7 +66,8 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
             if not dry_run:
                 from tune.on_ray.cluster import ray_started
 
-                running.enter_context(ray_started(config.address))
+                places = (config.address, config.recipe.device, config.trials_per_gpu)
+                running.enter_context(ray_started(*places))
             prepared = _prepared(config, resume, console)
             if dry_run:
                 return 0

@@ -59,13 +59,15 @@ def main() -> None:
         for lora_init in given.starts
     ]
     results: dict[tuple[str, int], tuple[float, float]] = {}
+    sizes = set()
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
-        for name, seed, loss, accuracy, stored in pool.map(measure, jobs):
+        for name, seed, loss, accuracy, size in pool.map(measure, jobs):
             results[name, seed] = loss, accuracy
+            sizes.add(format_bytes(size))
             print(f"{name}, seed {seed}: {loss:.4f}, {100 * accuracy:.2f} %", flush=True)
     print(
         f"MiniLM, Rotten Tomatoes, {given.bits} bits (embedding {given.embedding_bits}), rank "
-        f"{given.rank}, {given.max_steps} steps, {format_bytes(stored)}\n"
+        f"{given.rank}, {given.max_steps} steps, {', '.join(sizes)}\n"
     )
     print("| start | loss by seed | mean loss | test accuracy | loss against default |")
     print("|---|---|---|---|---|")

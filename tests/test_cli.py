@@ -36,7 +36,7 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong with the input is found without Ray, which starts in the meantime."""
-    monkeypatch.setattr("tune.on_ray.cluster.ray_started", lambda _: nullcontext())
+    monkeypatch.setattr("tune.on_ray.cluster.ray_started", lambda *_: nullcontext())
 
 
 def code(*arguments: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 
+from alrq_core.memory.cores import MOST_TRIALS
 from tune.on_ray import cluster
 from tune.on_ray.cluster import ray_started, worker_environment
 
@@ -41,15 +42,35 @@ def test_ray_starts_here_and_without_a_dashboard(given: list[dict[str, Any]]) ->
     assert given[1]["runtime_env"]["env_vars"] == worker_environment()
 
 
-@pytest.mark.parametrize("gpu", [False, True])
-def test_workers_get_ready_where_all_of_them_will_be_used(
-    given: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: bool
+@pytest.mark.parametrize(
+    ("cards", "device", "asked", "workers"),
+    [
+        (0, None, None, 40),
+        (1, None, None, MOST_TRIALS),
+        (2, "cuda", None, 2 * MOST_TRIALS),
+        (2, "cuda", 1, 2),
+        (1, "cuda", 64, 40),
+        (2, "cpu", None, 40),
+    ],
+)
+def test_as_many_workers_get_ready_as_will_be_used(
+    given: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cards: int,
+    device: str | None,
+    asked: int | None,
+    workers: int,
 ) -> None:
-    monkeypatch.setattr(cluster, "NVIDIA_DRIVER", tmp_path if gpu else tmp_path / "absent")
-    with ray_started(None):
+    for number in range(cards):
+        (tmp_path / "gpus" / str(number)).mkdir(parents=True)
+    monkeypatch.setattr(cluster, "NVIDIA_CARDS", tmp_path / "gpus")
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 40)
+    with ray_started(None, device, asked):
         pass
 
-    assert set(cluster.PRELOADED.items()).issubset(os.environ.items()) is not gpu
+    assert set(cluster.PRELOADED.items()).issubset(os.environ.items())
+    assert given[0]["num_cpus"] == workers
 
 
 @pytest.mark.parametrize(

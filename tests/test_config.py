@@ -111,6 +111,7 @@ def test_an_unknown_field_is_refused() -> None:
         ),
         ({"anchors": -1}, "`--anchors` must be a whole number of at least 0, got -1"),
         ({"budget": 0}, "`--budget` must be a whole number of at least 1, got 0"),
+        ({"trials_per_gpu": 0}, "`--trials-per-gpu` must be a whole number of at least 1, got 0"),
         ({"eval_sequences": 7}, "`--eval-sequences` must be at least 8, got 7"),
         ({"epochs": 0.0}, "`--epochs` must be a positive number"),
         ({"time_limit_seconds": float("inf")}, "`--time-limit` must be a positive number"),

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import ray
 
-from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.cores import MOST_TRIALS, usable_cores
 from tune.mistakes import said
 
 OBJECT_STORE_BYTES = 300 * 10**6
@@ -34,14 +34,22 @@ RAY_SETTINGS = {
 # What each worker imports as soon as its process runs, in this order.
 PRELOADED = {"RAY_preload_python_modules": "tune.on_ray.warm,tune.on_ray.workers"}
 ANSWER_SECONDS = 5.0
-NVIDIA_DRIVER = Path("/proc/driver/nvidia")
+# A folder for each card.
+NVIDIA_CARDS = Path("/proc/driver/nvidia/gpus")
 
 
 @contextmanager
-def ray_started(address: str | None) -> Iterator[None]:
+def ray_started(
+    address: str | None, device: str | None = None, trials_per_gpu: int | None = None
+) -> Iterator[None]:
     """Start Ray on this machine or join a cluster, and leave it again.
 
     It takes seconds, in which another thread imports what the driver needs next.
+
+    Args:
+        address: Of the cluster; None for this machine.
+        device: Where trials will train; None for the fastest.
+        trials_per_gpu: As asked for; None where that isn't decided yet.
 
     Raises:
         ValueError: Ray can't start here, or there is no such cluster.
@@ -53,7 +61,7 @@ def ray_started(address: str | None) -> Iterator[None]:
     importing.start()
     try:
         if address is None:
-            _start_here()
+            _start_here(_workers(device, trials_per_gpu or MOST_TRIALS))
         else:
             _join(address)
         # Two threads that import transformers at once can each see the other's half of it.
@@ -89,14 +97,24 @@ def _check_answers(address: str) -> None:
         socket.create_connection((parts.hostname, parts.port), ANSWER_SECONDS).close()
 
 
-def _start_here() -> None:
-    # How many trials share a GPU isn't known yet, and most workers might wait for ever.
-    if not NVIDIA_DRIVER.exists():
-        os.environ.update(PRELOADED)
+def _workers(device: str | None, trials_per_gpu: int) -> int:
+    """Return how many processes wait for trials: one a core, and no more than can share the GPUs.
+
+    They must be ready. Tune gives a trial that waits for a new worker the first one that is free,
+    and ends the new one: where rungs take less time than a worker's start, only one ever runs.
+    """
+    cards = len(list(NVIDIA_CARDS.iterdir())) if NVIDIA_CARDS.is_dir() else 0
+    if not cards or device == "cpu":
+        return usable_cores()
+    return min(usable_cores(), trials_per_gpu * cards)
+
+
+def _start_here(workers: int) -> None:
+    os.environ.update(PRELOADED)
     try:
         ray.init(
             address="local",
-            num_cpus=usable_cores(),
+            num_cpus=workers,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
