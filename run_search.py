@@ -106,6 +106,7 @@ def _export(study: str, given: dict[str, Any]) -> int:
     from tune.study.config import PLACES
 
     places = {key: given.pop(key) for key in PLACES & set(given)}
+    form = given.pop("form", "alrq")
     if set(given) != {"trial", "to"}:
         raise ValueError(
             "`--export` must come with --trial and --to (and with --model or --data where they "
@@ -117,8 +118,9 @@ def _export(study: str, given: dict[str, Any]) -> int:
     check_new_folder("--to", Path(given["to"]))
     from tune.report.exporting import export_trial
 
-    trial = export_trial(Path(study), given["trial"], Path(given["to"]), places)
-    print(f"wrote {trial.id} to {given['to']}. Load it with: alrq_core.load({given['to']!r})")
+    trial = export_trial(Path(study), given["trial"], Path(given["to"]), places, form)
+    way = f"alrq_core.load({given['to']!r})" if form == "alrq" else "the lines in its README.md"
+    print(f"wrote {trial.id} to {given['to']}. Load it with: {way}")
     return 0
 
 

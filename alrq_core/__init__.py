@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alrq_core.export import LoadedModel
+    from alrq_core.export.exact import LoadedModel
 
 
 def load(folder: str | Path) -> "LoadedModel":
-    """Return the model that `alrq_core.export.save` wrote, ready for use.
+    """Return the model that `alrq_core.export.exact.save` wrote, ready for use.
 
     Raises:
-        ValueError: See `alrq_core.export.load`.
+        ValueError: See `alrq_core.export.exact.load`.
     """
     # Importing the package alone must not import torch.
-    from alrq_core.export import load as load_folder  # noqa: PLC0415
+    from alrq_core.export.exact import load as load_folder  # noqa: PLC0415
 
     return load_folder(Path(folder))

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext, load_context
-from alrq_core.export import PEFT_FOLDER, WEIGHTS, save
+from alrq_core.export.exact import WEIGHTS, save
+from alrq_core.export.parts import PEFT_FOLDER
 from alrq_core.records import Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation

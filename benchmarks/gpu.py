@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import alrq_core
-from alrq_core.export import save
+from alrq_core.export.exact import save
 from alrq_core.memory.machine import pick_device
 from alrq_core.trial import TrialRun
 from alrq_core.weights.calibrate import calibrated_codes

@@ -88,6 +88,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--resume", "."), "`--resume` must be the folder of a study"),
         (("--learning-rate", "-1"), "`--learning-rate` must lie between 0 and 1"),
         (("--trial", "t001"), "`--trial` goes with --export, got it alone"),
+        (("--as", "transformers"), "`--as` goes with --export, got it alone"),
         (("--export", "s"), "`--export` must come with --trial and --to (and with"),
         (("--export", "s", "--trial", "t", "--to", "d"), "must be the folder of a study"),
         (("--name", "a/b"), "`--name` must be the name of a folder"),

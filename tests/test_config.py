@@ -58,6 +58,7 @@ FLAGS = {
     "--address",
     "--wandb",
     "--trials-per-gpu",
+    "--as",
     "--dry-run",
     "--debug",
 }

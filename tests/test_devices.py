@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import alrq_core
 from alrq_core.context import TrialContext
-from alrq_core.export import save
+from alrq_core.export.exact import save
 from alrq_core.records import Recipe, TaskKind
 from alrq_core.sensitivity.measure import visibility_table
 from alrq_core.trial import TrialRun

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import alrq_core
 from alrq_core.build import build_model
-from alrq_core.export import MANIFEST, PEFT_FOLDER, WEIGHTS, save
+from alrq_core.export.exact import MANIFEST, WEIGHTS, save
+from alrq_core.export.parts import PEFT_FOLDER
 from alrq_core.memory.machine import pick_device
 from alrq_core.receipt import take_receipt
 from alrq_core.records import TaskKind

@@ -42,7 +42,7 @@ from transformers import (
 import alrq_core
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
-from alrq_core.export import save
+from alrq_core.export.exact import save
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.receipt import take_receipt

@@ -230,6 +230,12 @@ def _add_places(group: Any) -> None:
     group.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
     group.add_argument("--trial", metavar="ID", help="the trial that --export writes")
     group.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
+    group.add_argument(
+        "--as",
+        dest="form",
+        metavar="FORM",
+        help="what --export writes: alrq, or transformers, for it and vLLM (default: alrq)",
+    )
     group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
     group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
     group.add_argument(
@@ -250,9 +256,10 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path |
     dry_run = given.pop("dry_run", False)
     if "epochs" in given and "max_steps" in given:
         parser.error("`--epochs` and `--max-steps` exclude each other, got both. Leave one out.")
-    stray = {"trial", "to"} & set(given)
+    flags = {"trial": "--trial", "to": "--to", "form": "--as"}
+    stray = [flag for name, flag in flags.items() if name in given]
     if stray and "export" not in given:
-        parser.error(f"`--{min(stray)}` goes with --export, got it alone. Leave it out.")
+        parser.error(f"`{stray[0]}` goes with --export, got it alone. Leave it out.")
     if "text_column" in given:
         given.setdefault("task", "custom")
     return given, Path(resume) if resume is not None else None, dry_run

@@ -1,10 +1,11 @@
-"""Writes a confirmed trial of a study as a folder that `alrq_core.load` reads."""
+"""Writes a confirmed trial of a study as a folder that `alrq_core.load` or other engines read."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from alrq_core.context import make_context
-from alrq_core.export import save
+from alrq_core.export.engines import write_for_transformers
+from alrq_core.export.exact import save, write_exactly
 from alrq_core.trial import TrialRun
 from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
 from tune.study.config import resumed_config
@@ -13,9 +14,15 @@ from tune.study.prepare import prepare
 from tune.study.record import check_same_study
 from tune.study.state import StudyState, TrialState
 
+FORMS = {"alrq": write_exactly, "transformers": write_for_transformers}
+
 
 def export_trial(
-    study: Path, trial_id: str, target: Path, places: Mapping[str, str] | None = None
+    study: Path,
+    trial_id: str,
+    target: Path,
+    places: Mapping[str, str] | None = None,
+    form: str = "alrq",
 ) -> TrialState:
     """Write a confirmed trial into a new folder; return the trial.
 
@@ -25,11 +32,16 @@ def export_trial(
             (`t007-s2`).
         target: The folder to make.
         places: Where `model` and `data` lie now, if not where they did.
+        form: `alrq`, exact, or `transformers`.
 
     Raises:
-        ValueError: No study, no confirmed trial of that id, other data or another model than it
-            began with, or the target exists.
+        ValueError: No such form, or one that can't hold the allocation; no study, no confirmed
+            trial of that id, other data or another model than it began with, or the target exists.
     """
+    if form not in FORMS:
+        raise ValueError(
+            f"`--as` must be one of {', '.join(FORMS)}, got {form!r}. Use one of those."
+        )
     if target.exists():
         raise ValueError(
             f"`--to` must not exist yet, got {str(target)!r}. Remove it or choose another folder."
@@ -41,7 +53,7 @@ def export_trial(
     context = make_context(prepared.inventory, prepared.task, prepared.config.recipe)
     run = TrialRun(context, trial.allocation, trial.seed)
     run.load_checkpoint(checkpoint_path(study / CHECKPOINTS, trial.id))
-    save(run, target)
+    save(run, target, FORMS[form])
     return trial
 
 

@@ -4,10 +4,10 @@ The folder holds one file of packed weights, adapters and all else in 16 bits, o
 the model's configuration and tokenizer, and the adapter alone in PEFT's own format.
 """
 
-import copy
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from alrq_core.adapters.lora import ADAPTER, attach_adapters, frozen_layer, lora_config, lora_layers
+from alrq_core.adapters.lora import attach_adapters, frozen_layer
+from alrq_core.export.parts import PEFT_FOLDER, named_config, plain_tensors, write_adapter
 from alrq_core.files import partial_path
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.models.first_token import keep_first_token
@@ -34,7 +35,7 @@ from search_spaces.allocation import Allocation, from_json
 from search_spaces.formats import Format
 
 VERSION = 2
-MANIFEST, WEIGHTS, PEFT_FOLDER = "alrq.json", "weights.safetensors", "adapter"
+MANIFEST, WEIGHTS = "alrq.json", "weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,42 @@ class LoadedModel:
     receipt: Receipt
 
 
-def save(run: TrialRun, folder: Path) -> Path:
+def write_exactly(run: TrialRun, folder: Path) -> None:
+    """Write what `load` reads: packed tensors as they are, and how to put them together."""
+    context, model = run.context, run.model
+    save_file(_collect(model, run.final_allocation), folder / WEIGHTS, metadata={"format": "pt"})
+    named_config(run).save_pretrained(folder)
+    write_adapter(run, folder / PEFT_FOLDER, context.inventory.model)
+    manifest = {
+        "version": VERSION,
+        "model": context.inventory.model,
+        "kind": context.task.kind,
+        "head": head_names(context.base, context.task.kind),
+        "label_names": context.task.label_names,
+        "allocation": run.final_allocation.to_json(),
+        "alpha_over_rank": context.recipe.alpha_over_rank,
+        "cpu_dtype": context.recipe.cpu_dtype,
+        "receipt": run.receipt.to_json(),
+        "files": {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def save(
+    run: TrialRun, folder: Path, write: Callable[[TrialRun, Path], None] = write_exactly
+) -> Path:
     """Write a trained allocation into a new folder, whole or not at all; return the folder.
 
     Adapters and head are rounded to 16 bits, as `TrialRun.test` scores them.
 
+    Args:
+        run: Trained.
+        folder: To make.
+        write: Writes all but the tokenizer into a folder, in the form that is wanted.
+
     Raises:
-        ValueError: The folder exists, or AdaLoRA has not ended.
+        ValueError: The folder exists, AdaLoRA has not ended, or `write` can't write this
+            allocation.
     """
     if run.final_allocation.final_rank is not None:
         raise ValueError(
@@ -76,7 +106,9 @@ def save(run: TrialRun, folder: Path) -> Path:
     partial = partial_path(folder)
     partial.mkdir(parents=True)
     try:
-        _write(run, partial)
+        run.round_to_storage()
+        load_tokenizer(resolve_model(run.context.inventory.model)).save_pretrained(partial)
+        write(run, partial)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -120,32 +152,6 @@ def load(folder: Path) -> LoadedModel:
     )
 
 
-def _write(run: TrialRun, folder: Path) -> None:
-    context, model = run.context, run.model
-    run.round_to_storage()
-    save_file(_collect(model, run.final_allocation), folder / WEIGHTS, metadata={"format": "pt"})
-    config: Any = copy.deepcopy(model.config)
-    if context.task.label_names:
-        config.id2label = dict(enumerate(context.task.label_names))
-        config.label2id = {name: number for number, name in config.id2label.items()}
-    config.save_pretrained(folder)
-    load_tokenizer(resolve_model(context.inventory.model)).save_pretrained(folder)
-    _write_peft(run, folder / PEFT_FOLDER)
-    manifest = {
-        "version": VERSION,
-        "model": context.inventory.model,
-        "kind": context.task.kind,
-        "head": head_names(context.base, context.task.kind),
-        "label_names": context.task.label_names,
-        "allocation": run.final_allocation.to_json(),
-        "alpha_over_rank": context.recipe.alpha_over_rank,
-        "cpu_dtype": context.recipe.cpu_dtype,
-        "receipt": run.receipt.to_json(),
-        "files": {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
 def _collect(model: nn.Module, allocation: Allocation) -> dict[str, Tensor]:
     """Return all that the model stores: packed tensors as they are, the rest in 16 bits."""
     found: dict[str, Tensor] = {}
@@ -159,14 +165,9 @@ def _collect(model: nn.Module, allocation: Allocation) -> dict[str, Tensor]:
         if isinstance(bias, Tensor):
             found[f"{name}.bias"] = bias.detach().to(STORAGE_DTYPE).cpu()
         packed.update(id(parameter) for parameter in layer.parameters())
-    for name, tensor in _plain_tensors(model, packed).items():
+    for name, tensor in plain_tensors(model, packed).items():
         found[name] = tensor.detach().to(STORAGE_DTYPE).cpu().contiguous().clone()
     return found
-
-
-def _plain_tensors(model: nn.Module, packed: set[int]) -> dict[str, Tensor]:
-    """Return every parameter that belongs to no packed layer; tied ones once."""
-    return {name: p for name, p in model.named_parameters() if id(p) not in packed}
 
 
 def _restore(
@@ -194,7 +195,7 @@ def _restore(
     model.requires_grad_(False)
     trained = tuple(f"{name}." for name in head)
     dtype = stream_dtype(compute_dtype, device)
-    for name, target in _plain_tensors(model, packed).items():
+    for name, target in plain_tensors(model, packed).items():
         taken = _take(tensors, name, target)
         in_float32 = ".lora_" in name or name.startswith(trained)
         target.data = taken if in_float32 else taken.to(dtype)
@@ -232,28 +233,6 @@ def _take(
         )
     # The file's own memory can't be written.
     return found.to(like.dtype, copy=True)
-
-
-def _write_peft(run: TrialRun, folder: Path) -> None:
-    """Write adapters and head as PEFT does, for `PeftModel.from_pretrained`."""
-    model, allocation = run.model, run.final_allocation
-    if not allocation.rank_pattern:
-        return
-    folder.mkdir()
-    head = head_names(run.context.base, run.context.task.kind)
-    config = lora_config(allocation, run.context.recipe.alpha_over_rank)
-    config.modules_to_save = list(head) or None
-    config.save_pretrained(str(folder))
-    tensors = {}
-    for name, layer in lora_layers(model).items():
-        for half in ("lora_A", "lora_B"):
-            weight = getattr(layer, half)[ADAPTER].weight
-            tensors[f"base_model.model.{name}.{half}.weight"] = weight.detach().cpu().clone()
-    for name in head:
-        for key, parameter in model.get_submodule(name).named_parameters():
-            tensors[f"base_model.model.{name}.{key}"] = parameter.detach().cpu().clone()
-    tensors = {name: tensor.to(STORAGE_DTYPE) for name, tensor in tensors.items()}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

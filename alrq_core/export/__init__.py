@@ -1,0 +1,1 @@
+"""Trained allocations as folders: exactly as they are, or for other engines."""

@@ -1,0 +1,95 @@
+"""The model card of an export: what it is, what was measured, and the lines that load it."""
+
+import json
+from collections import Counter
+
+from alrq_core.trial import TrialRun
+from search_spaces.costs import average_bits, average_rank, format_bytes
+
+HEAD = """\
+---
+library_name: peft
+base_model: {base}
+tags: [compressed-tensors, lora, mixed-precision]
+---
+
+# {title}
+
+{base}, fine-tuned on {task} by alrq: frozen weights in {bits:.2f} bits on average, LoRA adapters
+of rank {rank:.2f} on average, {size} as alrq itself stores all of it. This folder holds {files} of
+weights{embeddings}{adapter}.
+
+| bits of a module | modules |
+|---|---|
+{table}
+
+"""
+TRANSFORMERS = """\
+## With transformers
+
+    pip install transformers compressed-tensors peft
+
+```python
+from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = {auto}.from_pretrained(FOLDER, dtype="float32")
+model.hf_quantizer.compressor.decompress_model(model)
+model = PeftModel.from_pretrained(model, FOLDER + "/adapter").eval()
+```
+
+PEFT needs the unpacked weights. `dtype="bfloat16"` halves them, and rounds scales.
+
+"""
+VLLM = """\
+## With vLLM
+
+    vllm serve FOLDER --enable-lora --lora-modules tuned=FOLDER/adapter
+
+vLLM fuses query, key and value, and gate and up: it reads allocations that give them the same bits
+(`--tie` in alrq). Kernels for 2 and 3 bits are in its newer releases only. This was not run by us.
+
+"""
+ENCODER = "vLLM does not serve quantised encoders for classification as far as we know.\n\n"
+END = """\
+## What was built
+
+```json
+{receipt}
+```
+"""
+
+
+def model_card(run: TrialRun, file_bytes: int) -> str:
+    """Return the card in Markdown.
+
+    Args:
+        run: Trained.
+        file_bytes: Of the checkpoint without the adapter.
+    """
+    context, allocation, receipt = run.context, run.final_allocation, run.receipt
+    inventory = context.inventory
+    counted = Counter(allocation.choices[target.name].bits for target in inventory.targets)
+    classifies = context.task.kind == "classification"
+    packed = any(allocation.choices[module.name].bits < 16 for module in inventory.embeddings)
+    head = HEAD.format(
+        base=inventory.model,
+        title=f"{inventory.model} for {context.task.name}",
+        task=context.task.name,
+        bits=average_bits(allocation, inventory),
+        rank=average_rank(allocation, inventory),
+        size=format_bytes(receipt.memory_bytes),
+        files=format_bytes(file_bytes),
+        embeddings=" (embeddings in 16 bits, since no engine reads packed ones)" if packed else "",
+        adapter=", and the adapter in `adapter/`" if allocation.rank_pattern else "",
+        table="\n".join(f"| {bits} | {count} |" for bits, count in sorted(counted.items())),
+    )
+    auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
+    lines = TRANSFORMERS.format(auto=auto)
+    if not allocation.rank_pattern:
+        lines = "\n".join(line for line in lines.splitlines() if "Peft" not in line) + "\n\n"
+    figures = receipt.to_json()
+    summary = {key: value for key, value in figures.items() if key != "modules"}
+    end = END.format(receipt=json.dumps(summary, indent=1))
+    return head + lines + (ENCODER if classifies else VLLM) + end

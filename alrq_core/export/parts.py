@@ -1,0 +1,61 @@
+"""What every form of export holds: configuration, the adapter in PEFT's form, what stays plain."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from peft import TaskType
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from alrq_core.adapters.lora import ADAPTER, lora_config, lora_layers
+from alrq_core.models.heads import head_names
+from alrq_core.trial import TrialRun
+from alrq_core.weights.layers import STORAGE_DTYPE
+
+PEFT_FOLDER = "adapter"
+
+
+def named_config(run: TrialRun) -> Any:
+    """Return the model's configuration, with the names of its classes."""
+    config: Any = copy.deepcopy(run.model.config)
+    if run.context.task.label_names:
+        config.id2label = dict(enumerate(run.context.task.label_names))
+        config.label2id = {name: number for number, name in config.id2label.items()}
+    return config
+
+
+def plain_tensors(model: nn.Module, packed: set[int]) -> dict[str, Tensor]:
+    """Return every parameter that belongs to no packed layer; tied ones once."""
+    return {name: p for name, p in model.named_parameters() if id(p) not in packed}
+
+
+def write_adapter(run: TrialRun, folder: Path, base: str) -> None:
+    """Write adapters and head as PEFT does, for `PeftModel.from_pretrained`.
+
+    Args:
+        run: Trained.
+        folder: To make, where the allocation has an adapter.
+        base: The model that they go onto, as PEFT's configuration names it.
+    """
+    model, allocation, kind = run.model, run.final_allocation, run.context.task.kind
+    if not allocation.rank_pattern:
+        return
+    folder.mkdir()
+    head = head_names(run.context.base, kind)
+    config = lora_config(allocation, run.context.recipe.alpha_over_rank)
+    config.task_type = TaskType.SEQ_CLS if kind == "classification" else TaskType.CAUSAL_LM
+    config.base_model_name_or_path = base
+    config.modules_to_save = list(head) or None
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, layer in lora_layers(model).items():
+        for half in ("lora_A", "lora_B"):
+            weight = getattr(layer, half)[ADAPTER].weight
+            tensors[f"base_model.model.{name}.{half}.weight"] = weight.detach().cpu().clone()
+    for name in head:
+        for key, parameter in model.get_submodule(name).named_parameters():
+            tensors[f"base_model.model.{name}.{key}"] = parameter.detach().cpu().clone()
+    tensors = {name: tensor.to(STORAGE_DTYPE) for name, tensor in tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

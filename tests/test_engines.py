@@ -1,0 +1,128 @@
+"""Exports that transformers and PEFT load without this project."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from alrq_core.export.engines import as_words, write_for_transformers
+from alrq_core.export.exact import save
+from alrq_core.records import TaskKind
+from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation, Choice
+from tests.tiny import RECIPE, make_context, mixed, save_tokenizer, uniform
+
+IDS = [[2, 5, 7, 9, 4, 3], [2, 8, 8, 6, 10, 3]]
+AUTO = {
+    "classification": "AutoModelForSequenceClassification",
+    "language-modelling": "AutoModelForCausalLM",
+}
+# As the model card says it.
+PEFT = """
+model.hf_quantizer.compressor.decompress_model(model)
+model = PeftModel.from_pretrained(model, FOLDER + "/adapter").eval()
+"""
+
+
+def trained(folder: Path, kind: TaskKind, allocation: Allocation | None = None) -> TrialRun:
+    context = make_context(folder, kind, replace(RECIPE, device="cpu", cpu_dtype="float32"))
+    run = TrialRun(context, allocation or mixed(context.inventory), seed=0)
+    run.advance(4)
+    return run
+
+
+def logits(run: TrialRun) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = run.model.eval()(input_ids=torch.tensor(IDS)).logits
+    return found
+
+
+def loaded_elsewhere(folder: Path, kind: TaskKind, adapter: bool = True) -> torch.Tensor:
+    """Return the logits in a process that knows nothing of this project."""
+    code = f"""
+import sys, torch
+from peft import PeftModel
+from transformers import {AUTO[kind]}, AutoTokenizer
+FOLDER = {str(folder)!r}
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = {AUTO[kind]}.from_pretrained(FOLDER, dtype="float32")
+{PEFT if adapter else ""}
+with torch.inference_mode():
+    torch.save(model.eval()(input_ids=torch.tensor({IDS})).logits, FOLDER + "/logits.pt")
+assert not [name for name in sys.modules if name.startswith(("alrq_core", "search_spaces"))]
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder.parent
+    )
+    assert process.returncode == 0, process.stderr
+    found: torch.Tensor = torch.load(folder / "logits.pt")
+    return found
+
+
+@pytest.mark.parametrize("kind", ["classification", "language-modelling"])
+def test_transformers_and_peft_compute_the_same(
+    kind: TaskKind, bert_folder: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    run = trained(bert_folder if kind == "classification" else llama_folder, kind)
+    folder = save(run, tmp_path / "tuned", write_for_transformers)
+    wanted = logits(run)
+
+    assert (loaded_elsewhere(folder, kind) - wanted).abs().max() < 1e-2 * wanted.abs().max()
+    assert {choice.bits for choice in run.allocation.choices.values()} == {16, 8, 4, 3, 2}
+    card = (folder / "README.md").read_text()
+    assert PEFT.strip().splitlines()[0] in card and PEFT.strip().splitlines()[1] in card
+    assert f"{AUTO[kind]}.from_pretrained(FOLDER" in card
+    assert f'"memory_bytes": {run.receipt.memory_bytes}' in card
+    assert ("vllm serve" in card) == (kind == "language-modelling")
+
+
+def test_an_allocation_without_adapters_needs_no_peft(llama_folder: Path, tmp_path: Path) -> None:
+    context = make_context(llama_folder, "language-modelling")
+    run = trained(llama_folder, "language-modelling", uniform(context.inventory, 3, 0))
+    folder = save(run, tmp_path / "tuned", write_for_transformers)
+    wanted = logits(run)
+    found = loaded_elsewhere(folder, "language-modelling", adapter=False)
+
+    assert (found - wanted).abs().max() < 1e-2 * wanted.abs().max()
+    assert not (folder / "adapter").exists()
+    assert "Peft" not in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_codes_are_packed_as_compressed_tensors_packs_them(bits: int) -> None:
+    least = -(2 ** (bits - 1))
+    codes = torch.randint(least, -least, (5, 96), dtype=torch.int8)
+
+    assert torch.equal(as_words(codes, bits), pack_to_int32(codes, bits))
+
+
+@pytest.mark.parametrize("method", ["nf4-double", "hqq"])
+def test_other_formats_are_refused_by_name(method: str, bert_folder: Path, tmp_path: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    choices = dict(uniform(context.inventory, 4, 4).choices)
+    name = context.inventory.targets[3].name
+    choices[name] = Choice(4, 4, method)
+    run = trained(bert_folder, "classification", Allocation(choices))
+    with pytest.raises(ValueError, match="must have every module in gptq or plain") as caught:
+        save(run, tmp_path / "tuned", write_for_transformers)
+
+    assert f"got {method} for {name} and 1 of {len(choices)}" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_another_class_are_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "gpt2"
+    config = GPT2Config(vocab_size=32, n_embd=64, n_layer=1, n_head=2, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    context = make_context(folder, "language-modelling")
+    run = trained(folder, "language-modelling", uniform(context.inventory, 4, 4))
+    with pytest.raises(ValueError, match=r"must find nn\.Linear in the model, got Conv1D for"):
+        save(run, tmp_path / "tuned", write_for_transformers)
+
+    assert not (tmp_path / "tuned").exists()
