@@ -1,5 +1,6 @@
 """Exports that transformers and PEFT load without this project."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,7 +91,17 @@ def test_an_allocation_without_adapters_needs_no_peft(llama_folder: Path, tmp_pa
 
     assert (found - wanted).abs().max() < 1e-2 * wanted.abs().max()
     assert not (folder / "adapter").exists()
-    assert "Peft" not in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "Peft" not in card and "PEFT" not in card
+
+
+def test_16_bits_need_no_library_for_codes(llama_folder: Path, tmp_path: Path) -> None:
+    context = make_context(llama_folder, "language-modelling")
+    run = trained(llama_folder, "language-modelling", uniform(context.inventory, 16, 4))
+    folder = save(run, tmp_path / "tuned", write_for_transformers)
+
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert "decompress" not in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -165,6 +165,15 @@ def test_a_confirmed_trial_is_exported(
     assert loaded.receipt.to_json() == receipt
     assert run_search.main((*export, "B-Q4", "--to", str(target))) == 2
     assert "`--to` must not exist yet" in capsys.readouterr().err
+    other = ("--to", str(tmp_path / "other"), "--as")
+    assert run_search.main((*export, "B-Q4", *other, "transformers")) == 2
+    assert "must have every module in gptq or plain, got nf4-double" in capsys.readouterr().err
+    assert run_search.main((*export, "B-Q4", *other, "gguf")) == 2
+    assert "`--as` must be one of alrq, transformers, got 'gguf'" in capsys.readouterr().err
+    plain = ("--to", str(tmp_path / "b-fp"), "--as", "transformers")
+    assert run_search.main((*export, "B-FP", *plain)) == 0
+    assert "Load it with: the lines in its README.md" in capsys.readouterr().out
+    assert (tmp_path / "b-fp/adapter/adapter_model.safetensors").is_file()
     assert run_search.main((*export, "t999", "--to", str(tmp_path / "other"))) == 2
     said = capsys.readouterr().err
     assert "`--trial` must be a confirmed trial with its checkpoint, got 't999'" in said

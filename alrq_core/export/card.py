@@ -39,7 +39,8 @@ model.hf_quantizer.compressor.decompress_model(model)
 model = PeftModel.from_pretrained(model, FOLDER + "/adapter").eval()
 ```
 
-PEFT needs the unpacked weights. `dtype="bfloat16"` halves them, and rounds scales.
+PEFT needs the unpacked weights.
+With `dtype="bfloat16"` they take half the memory, and scales are rounded.
 
 """
 VLLM = """\
@@ -86,9 +87,14 @@ def model_card(run: TrialRun, file_bytes: int) -> str:
         table="\n".join(f"| {bits} | {count} |" for bits, count in sorted(counted.items())),
     )
     auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
-    lines = TRANSFORMERS.format(auto=auto)
-    if not allocation.rank_pattern:
-        lines = "\n".join(line for line in lines.splitlines() if "Peft" not in line) + "\n\n"
+    unneeded = [] if allocation.rank_pattern else ["Peft", "PEFT"]
+    if all(allocation.choices[target.name].method == "plain" for target in inventory.targets):
+        unneeded.append("decompress")
+    lines = "".join(
+        line
+        for line in TRANSFORMERS.format(auto=auto).splitlines(keepends=True)
+        if not any(word in line for word in unneeded)
+    )
     figures = receipt.to_json()
     summary = {key: value for key, value in figures.items() if key != "modules"}
     end = END.format(receipt=json.dumps(summary, indent=1))

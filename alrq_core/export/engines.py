@@ -2,9 +2,9 @@
 
 The form is `pack-quantized` of compressed-tensors: integers around a fixed middle, a scale a group
 of inputs, and bits and group of each module in the configuration: the codes of `gptq` themselves.
-Of the forms for such codes it alone has 2, 3, 4 and 8 bits side by side (3 bits in 3.0, where GPTQ
-and AutoRound need a multiple of 32 outputs), reads them in plain torch on a CPU, and leaves layers
-that PEFT puts its adapters around.
+Its reader is plain torch, also on a CPU, and leaves linear layers, around which PEFT puts adapters:
+around those of AutoRound's form PEFT 0.21 does not. Three bits take 3.0 at any size, where AutoRound
+and GPTQ need a multiple of 32 outputs.
 """
 
 from pathlib import Path
@@ -45,7 +45,8 @@ def write_for_transformers(run: TrialRun, folder: Path) -> None:
     tensors = _tensors(run, allocation)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.dtype = STORAGE_DTYPE
-    config.quantization_config = _quantization(run, allocation)
+    if _packed_names(run, allocation):
+        config.quantization_config = _quantization(run, allocation)
     config.save_pretrained(folder)
     write_adapter(run, folder / PEFT_FOLDER, folder.name)
     card = model_card(run, sum(tensor.nbytes for tensor in tensors.values()))
