@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from alrq_core.export.engines import as_words, write_for_transformers
@@ -23,11 +24,9 @@ AUTO = {
     "classification": "AutoModelForSequenceClassification",
     "language-modelling": "AutoModelForCausalLM",
 }
-# As the model card says it.
-PEFT = """
-model.hf_quantizer.compressor.decompress_model(model)
-model = PeftModel.from_pretrained(model, FOLDER + "/adapter").eval()
-"""
+# As model cards say it.
+DECOMPRESS = "model.hf_quantizer.compressor.decompress_model(model)"
+ADAPTER = 'model = PeftModel.from_pretrained(model, FOLDER + "/adapter").eval()'
 
 
 def trained(folder: Path, kind: TaskKind, allocation: Allocation | None = None) -> TrialRun:
@@ -37,62 +36,91 @@ def trained(folder: Path, kind: TaskKind, allocation: Allocation | None = None) 
     return run
 
 
-def logits(run: TrialRun) -> torch.Tensor:
+def logits(run: TrialRun) -> Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = run.model.eval()(input_ids=torch.tensor(IDS)).logits
+        found: Tensor = run.model.eval()(input_ids=torch.tensor(IDS)).logits
     return found
 
 
-def loaded_elsewhere(folder: Path, kind: TaskKind, adapter: bool = True) -> torch.Tensor:
-    """Return the logits in a process that knows nothing of this project."""
-    code = f"""
-import sys, torch
-from peft import PeftModel
-from transformers import {AUTO[kind]}, AutoTokenizer
-FOLDER = {str(folder)!r}
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = {AUTO[kind]}.from_pretrained(FOLDER, dtype="float32")
-{PEFT if adapter else ""}
+@dataclass
+class Export:
+    """One that another process has loaded, and what that computed."""
+
+    run: TrialRun
+    folder: Path
+    adapter: bool = True
+
+    @property
+    def card(self) -> str:
+        return (self.folder / "README.md").read_text()
+
+    @property
+    def load(self) -> str:
+        auto = AUTO[self.run.context.task.kind]
+        return f"""
+FOLDER = {str(self.folder)!r}
+AutoTokenizer.from_pretrained(FOLDER)
+model = transformers.{auto}.from_pretrained(FOLDER, dtype="float32")
+{f"{DECOMPRESS}; {ADAPTER}" if self.adapter else ""}
 with torch.inference_mode():
     torch.save(model.eval()(input_ids=torch.tensor({IDS})).logits, FOLDER + "/logits.pt")
-assert not [name for name in sys.modules if name.startswith(("alrq_core", "search_spaces"))]
 """
+
+    def check(self) -> None:
+        wanted, found = logits(self.run), torch.load(self.folder / "logits.pt")
+        assert (found - wanted).abs().max() < 1e-2 * wanted.abs().max()
+
+
+@pytest.fixture(scope="module")
+def exports(
+    bert_folder: Path, llama_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Export]:
+    """Three exports, which a process loads that knows nothing of this project."""
+    inventory = make_context(llama_folder, "language-modelling").inventory
+    runs = {
+        "classification": trained(bert_folder, "classification"),
+        "language-modelling": trained(llama_folder, "language-modelling"),
+        "bare": trained(llama_folder, "language-modelling", uniform(inventory, 3, 0)),
+    }
+    place = tmp_path_factory.mktemp("exports")
+    made = {
+        name: Export(run, save(run, place / name, write_for_transformers), name != "bare")
+        for name, run in runs.items()
+    }
+    code = [
+        "import sys, torch, transformers",
+        "from peft import PeftModel",
+        "from transformers import AutoTokenizer",
+        *(export.load for export in made.values()),
+        "own = ('alrq_core', 'search_spaces')",
+        "assert not [name for name in sys.modules if name.startswith(own)]",
+    ]
     process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder.parent
+        [sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, cwd=place
     )
     assert process.returncode == 0, process.stderr
-    found: torch.Tensor = torch.load(folder / "logits.pt")
-    return found
+    return made
 
 
 @pytest.mark.parametrize("kind", ["classification", "language-modelling"])
-def test_transformers_and_peft_compute_the_same(
-    kind: TaskKind, bert_folder: Path, llama_folder: Path, tmp_path: Path
-) -> None:
-    run = trained(bert_folder if kind == "classification" else llama_folder, kind)
-    folder = save(run, tmp_path / "tuned", write_for_transformers)
-    wanted = logits(run)
+def test_transformers_and_peft_compute_the_same(exports: dict[str, Export], kind: str) -> None:
+    export = exports[kind]
+    export.check()
 
-    assert (loaded_elsewhere(folder, kind) - wanted).abs().max() < 1e-2 * wanted.abs().max()
-    assert {choice.bits for choice in run.allocation.choices.values()} == {16, 8, 4, 3, 2}
-    card = (folder / "README.md").read_text()
-    assert PEFT.strip().splitlines()[0] in card and PEFT.strip().splitlines()[1] in card
-    assert f"{AUTO[kind]}.from_pretrained(FOLDER" in card
-    assert f'"memory_bytes": {run.receipt.memory_bytes}' in card
-    assert ("vllm serve" in card) == (kind == "language-modelling")
+    choices = export.run.allocation.choices.values()
+    assert {choice.bits for choice in choices} == {16, 8, 4, 3, 2}
+    assert f"\n{DECOMPRESS}\n{ADAPTER}\n" in export.card
+    assert f"{AUTO[kind]}.from_pretrained(FOLDER" in export.card
+    assert f'"memory_bytes": {export.run.receipt.memory_bytes}' in export.card
+    assert ("vllm serve" in export.card) == (kind == "language-modelling")
 
 
-def test_an_allocation_without_adapters_needs_no_peft(llama_folder: Path, tmp_path: Path) -> None:
-    context = make_context(llama_folder, "language-modelling")
-    run = trained(llama_folder, "language-modelling", uniform(context.inventory, 3, 0))
-    folder = save(run, tmp_path / "tuned", write_for_transformers)
-    wanted = logits(run)
-    found = loaded_elsewhere(folder, "language-modelling", adapter=False)
+def test_an_allocation_without_adapters_needs_no_peft(exports: dict[str, Export]) -> None:
+    export = exports["bare"]
+    export.check()
 
-    assert (found - wanted).abs().max() < 1e-2 * wanted.abs().max()
-    assert not (folder / "adapter").exists()
-    card = (folder / "README.md").read_text()
-    assert "Peft" not in card and "PEFT" not in card
+    assert not (export.folder / "adapter").exists()
+    assert "Peft" not in export.card and "PEFT" not in export.card
 
 
 def test_16_bits_need_no_library_for_codes(llama_folder: Path, tmp_path: Path) -> None:

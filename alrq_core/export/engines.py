@@ -3,8 +3,8 @@
 The form is `pack-quantized` of compressed-tensors: integers around a fixed middle, a scale a group
 of inputs, and bits and group of each module in the configuration: the codes of `gptq` themselves.
 Its reader is plain torch, also on a CPU, and leaves linear layers, around which PEFT puts adapters:
-around those of AutoRound's form PEFT 0.21 does not. Three bits take 3.0 at any size, where AutoRound
-and GPTQ need a multiple of 32 outputs.
+around those of AutoRound's form PEFT 0.21 does not. Three bits take 3.0 at any size, where
+AutoRound and GPTQ need a multiple of 32 outputs.
 """
 
 from pathlib import Path
