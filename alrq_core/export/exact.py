@@ -28,7 +28,8 @@ from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.models.vocabulary import vocabulary_rows
 from alrq_core.records import Receipt, TaskKind
 from alrq_core.trial import TrialRun
-from alrq_core.weights.layers import STORAGE_DTYPE, stream_dtype
+from alrq_core.weights.devices import stream_dtype
+from alrq_core.weights.layers import STORAGE_DTYPE
 from alrq_core.weights.packing import layer_tensors, pack, place, stored_tensors
 from alrq_core.weights.quantise import code_values
 from search_spaces.allocation import Allocation, from_json

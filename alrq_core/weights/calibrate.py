@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alrq_core.weights.own_kernels import kernels_for
+from alrq_core.weights.devices import kernels_for
 
 # Scales that are tried first, in parts of the one that just holds a group's largest weight.
 GRID = tuple(0.35 + 0.05 * step for step in range(15))

@@ -9,21 +9,13 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from hqq.core import quantize
 from torch import Tensor, nn
 
-from alrq_core.weights.own_kernels import kernels_for
+from alrq_core.weights.devices import kernels_for, stream_dtype
 from alrq_core.weights.planes import unpack_codes, unpack_rows
 
 STORAGE_DTYPE = torch.bfloat16
 # Of HQQ's scales and zero points. A zero point of 8 bits lies anywhere between 0 and 255: bfloat16
 # misses it by up to half a step, float16 by a sixteenth.
 HQQ_DTYPE = torch.float16
-
-
-def stream_dtype(compute_dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type of what runs from block to block.
-
-    A GPU is bound by the bytes that it moves; CPUs take as long to convert as they save.
-    """
-    return torch.float32 if device.type == "cpu" else compute_dtype
 
 
 class _Product(torch.autograd.Function):
