@@ -79,7 +79,7 @@ def test_a_new_study_is_held_until_its_results_are_written(
             raise AssertionError
         return 7
 
-    monkeypatch.setattr("tune.on_ray.cluster.ray_started", lambda _: nullcontext())
+    monkeypatch.setattr("tune.on_ray.cluster.ray_started", lambda *_: nullcontext())
     monkeypatch.setattr("tune.on_ray.run.run_study", held)
     monkeypatch.setattr("tune.report.finish.finish", held)
     monkeypatch.setattr(run_search, "_prepared", lambda config, *_: SimpleNamespace(config=config))
