@@ -30,7 +30,7 @@ from alrq_core.export.exact import save
 from alrq_core.memory.machine import pick_device
 from alrq_core.trial import TrialRun
 from alrq_core.weights.calibrate import calibrated_codes
-from alrq_core.weights.layers import _scaled
+from alrq_core.weights.layers import scaled
 from alrq_core.weights.packing import assemble
 from alrq_core.weights.planes import unpack_codes
 from alrq_core.weights.quantise import quantise
@@ -101,7 +101,7 @@ def layers(stored: Format, shape: tuple[int, int], bench: Bench) -> tuple[Any, A
 
 def plain_form(layer: Any, dtype: torch.dtype) -> Tensor:
     """Return a weight of `gptq` without the kernel."""
-    return _scaled(unpack_codes(layer.weight, layer.bits, layer.out_features), layer.scales, dtype)
+    return scaled(unpack_codes(layer.weight, layer.bits, layer.out_features), layer.scales, dtype)
 
 
 def calibration(bench: Bench) -> Rows:
@@ -131,7 +131,7 @@ def calibration(bench: Bench) -> Rows:
 
 def lost(weight: Tensor, made: tuple[Tensor, Tensor], moment: Tensor) -> float:
     """Return the relative error of a module's output."""
-    error = weight - _scaled(*made, torch.float32)
+    error = weight - scaled(*made, torch.float32)
     return float(((error @ moment) * error).sum() / ((weight @ moment) * weight).sum())
 
 

@@ -109,6 +109,8 @@ def test_transformers_and_peft_compute_the_same(exports: dict[str, Export], kind
 
     choices = export.run.allocation.choices.values()
     assert {choice.bits for choice in choices} == {16, 8, 4, 3, 2}
+    config = json.loads((export.folder / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(export.folder)
     assert f"\n{DECOMPRESS}\n{ADAPTER}\n" in export.card
     assert f"{AUTO[kind]}.from_pretrained(FOLDER" in export.card
     assert f'"memory_bytes": {export.run.receipt.memory_bytes}' in export.card

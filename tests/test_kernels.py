@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alrq_core.weights import calibrate
-from alrq_core.weights.layers import _scaled
+from alrq_core.weights.layers import scaled
 from alrq_core.weights.planes import pack_codes, unpack_codes
 
 GPU = torch.cuda.is_available()
@@ -37,7 +37,7 @@ def test_a_weight_is_dequantised_number_for_number(bits: int, shape: tuple[int, 
     scales = torch.randn(rows, columns // group, generator=generator).half().to(DEVICE)
     packed = pack_codes(codes, bits).to(DEVICE)
     for dtype in TYPES:
-        plain = _scaled(unpack_codes(packed, bits, rows), scales, dtype)
+        plain = scaled(unpack_codes(packed, bits, rows), scales, dtype)
 
         assert torch.equal(fused_weight(packed, scales, bits, rows, dtype), plain)
 

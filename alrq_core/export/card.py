@@ -62,18 +62,19 @@ END = """\
 """
 
 
-def model_card(run: TrialRun, file_bytes: int) -> str:
+def model_card(run: TrialRun, packed: list[str], file_bytes: int) -> str:
     """Return the card in Markdown.
 
     Args:
         run: Trained.
+        packed: Modules whose codes were written.
         file_bytes: Of the checkpoint without the adapter.
     """
     context, allocation, receipt = run.context, run.final_allocation, run.receipt
     inventory = context.inventory
     counted = Counter(allocation.choices[target.name].bits for target in inventory.targets)
     classifies = context.task.kind == "classification"
-    packed = any(allocation.choices[module.name].bits < 16 for module in inventory.embeddings)
+    widened = any(c.bits < 16 and name not in packed for name, c in allocation.choices.items())
     head = HEAD.format(
         base=inventory.model,
         title=f"{inventory.model} for {context.task.name}",
@@ -82,13 +83,13 @@ def model_card(run: TrialRun, file_bytes: int) -> str:
         rank=average_rank(allocation, inventory),
         size=format_bytes(receipt.memory_bytes),
         files=format_bytes(file_bytes),
-        embeddings=" (embeddings in 16 bits, since no engine reads packed ones)" if packed else "",
+        embeddings=" (embeddings in 16 bits, since no engine reads packed ones)" if widened else "",
         adapter=", and the adapter in `adapter/`" if allocation.rank_pattern else "",
         table="\n".join(f"| {bits} | {count} |" for bits, count in sorted(counted.items())),
     )
     auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
     unneeded = [] if allocation.rank_pattern else ["Peft", "PEFT"]
-    if all(allocation.choices[target.name].method == "plain" for target in inventory.targets):
+    if not packed:
         unneeded.append("decompress")
     lines = "".join(
         line

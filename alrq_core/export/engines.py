@@ -29,27 +29,32 @@ READABLE = ("gptq", "plain")
 WEIGHTS = "model.safetensors"
 
 
-def write_for_transformers(run: TrialRun, folder: Path) -> None:
+def write_for_transformers(run: TrialRun, folder: Path, name: str) -> None:
     """Write base weights, configuration, the adapter in PEFT's form beside them, and a model card.
 
     Embeddings that were looked up in fewer bits are written in 16: no engine reads packed ones.
+
+    Args:
+        run: Trained.
+        folder: To write into.
+        name: That it will have, for the adapter to name its base by.
 
     Raises:
         ValueError: A module has a format that isn't written so, or lies in a layer of another
             class than `nn.Linear` (GPT-2).
     """
-    allocation = run.final_allocation
+    allocation, config = run.final_allocation, named_config(run)
     _check_formats(allocation)
-    config = named_config(run)
-    _check_layers(run, config, allocation)
-    tensors = _tensors(run, allocation)
+    packed = _packed_names(run, allocation)
+    _check_layers(run, config, packed)
+    tensors = _tensors(run, allocation, packed)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.dtype = STORAGE_DTYPE
-    if _packed_names(run, allocation):
-        config.quantization_config = _quantization(run, allocation)
+    if packed:
+        config.quantization_config = _quantization(run, allocation, packed)
     config.save_pretrained(folder)
-    write_adapter(run, folder / PEFT_FOLDER, folder.name)
-    card = model_card(run, sum(tensor.nbytes for tensor in tensors.values()))
+    write_adapter(run, folder / PEFT_FOLDER, name)
+    card = model_card(run, packed, sum(tensor.nbytes for tensor in tensors.values()))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -68,11 +73,11 @@ def _check_formats(allocation: Allocation) -> None:
         )
 
 
-def _check_layers(run: TrialRun, config: Any, allocation: Allocation) -> None:
+def _check_layers(run: TrialRun, config: Any, packed: list[str]) -> None:
     name = run.context.inventory.model
     with torch.device("meta"):
         plain = model_class(run.context.task.kind, config, name).from_config(config)
-    for module in _packed_names(run, allocation):
+    for module in packed:
         found = plain.get_submodule(module)
         if type(found) is not nn.Linear:
             raise ValueError(
@@ -91,15 +96,14 @@ def _packed_names(run: TrialRun, allocation: Allocation) -> list[str]:
     ]
 
 
-def _tensors(run: TrialRun, allocation: Allocation) -> dict[str, Tensor]:
+def _tensors(run: TrialRun, allocation: Allocation, packed: list[str]) -> dict[str, Tensor]:
     """Return the checkpoint's tensors by the names that the plain model has."""
     found: dict[str, Tensor] = {}
     known: set[int] = set()
-    packed_names = set(_packed_names(run, allocation))
     for name in allocation.choices:
         layer: Any = frozen_layer(run.model, name)
         known.update(id(parameter) for parameter in layer.parameters())
-        if name in packed_names:
+        if name in packed:
             codes = unpack_codes(layer.weight.data, layer.bits, layer.out_features)
             found[f"{name}.weight_packed"] = as_words(codes.cpu(), layer.bits)
             found[f"{name}.weight_scale"] = layer.scales.cpu().contiguous()
@@ -130,9 +134,8 @@ def as_words(codes: Tensor, bits: int) -> Tensor:
     return torch.from_numpy(words)
 
 
-def _quantization(run: TrialRun, allocation: Allocation) -> dict[str, Any]:
+def _quantization(run: TrialRun, allocation: Allocation, packed: list[str]) -> dict[str, Any]:
     """Return the part of the configuration that tells bits and group of each module."""
-    packed = _packed_names(run, allocation)
     groups: dict[Format, list[str]] = {}
     for name in packed:
         groups.setdefault(allocation.choices[name].format, []).append(name)

@@ -58,7 +58,7 @@ class LoadedModel:
     receipt: Receipt
 
 
-def write_exactly(run: TrialRun, folder: Path) -> None:
+def write_exactly(run: TrialRun, folder: Path, _: str) -> None:
     """Write what `load` reads: packed tensors as they are, and how to put them together."""
     context, model = run.context, run.model
     save_file(_collect(model, run.final_allocation), folder / WEIGHTS, metadata={"format": "pt"})
@@ -80,7 +80,7 @@ def write_exactly(run: TrialRun, folder: Path) -> None:
 
 
 def save(
-    run: TrialRun, folder: Path, write: Callable[[TrialRun, Path], None] = write_exactly
+    run: TrialRun, folder: Path, write: Callable[[TrialRun, Path, str], None] = write_exactly
 ) -> Path:
     """Write a trained allocation into a new folder, whole or not at all; return the folder.
 
@@ -89,7 +89,8 @@ def save(
     Args:
         run: Trained.
         folder: To make.
-        write: Writes all but the tokenizer into a folder, in the form that is wanted.
+        write: Writes all but the tokenizer into a folder, in the form that is wanted; it also gets
+            the name that the folder will have.
 
     Raises:
         ValueError: The folder exists, AdaLoRA has not ended, or `write` can't write this
@@ -109,7 +110,7 @@ def save(
     try:
         run.round_to_storage()
         load_tokenizer(resolve_model(run.context.inventory.model)).save_pretrained(partial)
-        write(run, partial)
+        write(run, partial, str(folder))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -73,12 +73,12 @@ def _in_one_type(
     if mask is not None and mask.is_floating_point():
         mask = mask.to(dtype)
     # Autocast would turn the copies back.
-    with torch.autocast(device, enabled=False), kernels(query):
+    with torch.autocast(device, enabled=False), _kernels(query):
         found = attention(*parts, mask)
     return found.to(value.dtype)
 
 
-def kernels(like: Tensor) -> AbstractContextManager[object]:
+def _kernels(like: Tensor) -> AbstractContextManager[object]:
     """Return in what attention over such a tensor runs."""
     return sdpa_kernel(GPU_KERNELS) if like.is_cuda else nullcontext()
 

@@ -229,7 +229,7 @@ class GPTQLinear(Packed, nn.Linear):
     def rows(self, ids: Tensor) -> Tensor:
         """Return the rows' codes times their scales, in float32."""
         codes = unpack_rows(self.weight, self.bits, self.out_features, ids)
-        return _scaled(codes, self.scales[ids], torch.float32)
+        return scaled(codes, self.scales[ids], torch.float32)
 
     def dequantised_in(self, dtype: torch.dtype) -> Tensor:
         """Return codes times scales, in one pass over the output."""
@@ -239,10 +239,10 @@ class GPTQLinear(Packed, nn.Linear):
             weight: Tensor = kernels.fused_weight(self.weight, self.scales, *size, dtype)
             return weight
         codes = unpack_codes(self.weight, self.bits, self.out_features)
-        return _scaled(codes, self.scales, dtype)
+        return scaled(codes, self.scales, dtype)
 
 
-def _scaled(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+def scaled(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Return out x in codes times out x groups scales."""
     weight = codes.to(dtype)
     weight.view(*scales.shape, -1).mul_(scales.to(dtype)[:, :, None])
