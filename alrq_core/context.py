@@ -1,6 +1,6 @@
 """What all trials of a study share: the base model, the tokens, the recipe, the calibration."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,12 +97,13 @@ class TrialContext:
         """What all trials on this machine pack."""
         return PackedCache(cache_folder(), pick_device(self.recipe.device), self.moments)
 
-    def make_codes(self, formats: Mapping[str, Iterable[Format]]) -> None:
+    def make_codes(self, formats: Mapping[str, Iterable[Format]]) -> Iterator[tuple[int, int]]:
         """Make the codes of modules in formats that take long, together with other processes.
 
-        Returns once all of them lie in the cache. Each process makes what no other is at.
+        Each process makes what no other is at, and ends once all of them lie in the cache. Yields
+        how many do, of how many, each time before one is made.
         """
-        self.packed.fill(
+        yield from self.packed.fill(
             (name, self.base.get_submodule(name).get_parameter("weight"), stored)
             for name, every in formats.items()
             for stored in every

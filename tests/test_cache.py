@@ -171,7 +171,9 @@ def fill(folder: Path, weight: Tensor) -> int:
     wanted = [
         (name, weight, Format(bits, "gptq", 64)) for name in ("a", "b") for bits in (2, 3, 4, 8)
     ]
-    cache.fill(wanted)
+    told = list(cache.fill(wanted))
+    assert all(count == len(wanted) for _, count in told)
+    assert sorted(told) == told
     assert all(cache._path(cache._key(w, stored, name)).is_file() for name, w, stored in wanted)
     return cache.made
 
@@ -183,6 +185,16 @@ def test_processes_share_the_making(weight: Tensor, tmp_path: Path) -> None:
     assert sum(made) == 8
     assert len(list(tmp_path.iterdir())) == 8
     assert fill(tmp_path, weight) == 0
+
+
+def test_it_is_told_how_many_codes_there_are(weight: Tensor, tmp_path: Path) -> None:
+    wanted = [("a", weight, Format(bits, "gptq", 64)) for bits in (2, 3, 4, 8)]
+    first = PackedCache(tmp_path, CPU, Moments())
+    first.of("a")(weight, wanted[1][2])
+
+    assert list(first.fill(wanted)) == [(0, 4), (2, 4), (3, 4)]
+    assert first.made == 4
+    assert list(first.fill(wanted)) == []
 
 
 def test_what_another_process_makes_is_waited_for(weight: Tensor, tmp_path: Path) -> None:

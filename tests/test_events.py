@@ -11,6 +11,7 @@ from alrq_core.records import TestScore
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory, make_report
 from tune.study.events import (
+    Calibrated,
     Completed,
     Event,
     EventLog,
@@ -46,6 +47,7 @@ EVENTS: list[Event] = [
     Failed(trial="t002", reason='it said "no"\nand ended'),
     recorded.Tested(trial="t3", score=RIGHT_AND_WRONG),
     recorded.Tested(trial="t4", score=WINDOWS),
+    Calibrated(made=3, wanted=144),
     Completed(trial="t003"),
 ]
 

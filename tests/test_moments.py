@@ -42,6 +42,24 @@ def test_a_part_at_a_time_gives_what_all_at_once_do(context: TrialContext) -> No
     assert len(whole) == len(context.inventory.targets) == 12
 
 
+def test_what_comes_after_the_last_module_runs_once(context: TrialContext) -> None:
+    moments, _ = parts(context, 5 * 4 * 64**2)
+    batches = context._calibration()
+    first, last = (context.inventory.targets[place].name for place in (0, -1))
+    ran: list[str] = []
+    for name in (first, last):
+        module = context.base.get_submodule(name)
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    try:
+        moments[first]
+    finally:
+        for name in (first, last):
+            context.base.get_submodule(name)._forward_pre_hooks.clear()
+
+    assert len(batches) > 1
+    assert (ran.count(first), ran.count(last)) == (len(batches), 1)
+
+
 def test_a_tied_head_gives_its_embedding_a_moment(
     llama_folder: Path, context: TrialContext
 ) -> None:

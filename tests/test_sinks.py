@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from search_spaces.spaces import make_space
-from tests.simulated import advance, bytes_help, drive, make_inventory, make_study, score
+from tests.simulated import (
+    advance,
+    bytes_help,
+    drive,
+    make_inventory,
+    make_report,
+    make_study,
+    score,
+)
 from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb, readable_parameters
 from tune.study.events import LOG_NAME, Completed, Event, EventLog, Paused, Stopped
@@ -175,6 +184,31 @@ def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
     assert "search ends in about" in text
     assert "confirmation: " in text
     assert max(len(line) for line in text.splitlines()) < 200
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_making_of_codes_is_shown_with_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tune.report.progress.time.monotonic", lambda: now[0])
+    output = io.StringIO()
+    console = Console(file=output, width=120, force_terminal=terminal)
+    progress = Progress(console, make_space("joint", make_inventory()), 8, "accuracy")
+    study = make_study(tmp_path, budget=8, listeners=(progress,))
+    with closing(study.log), progress:
+        trial = study.next_trial()
+        assert trial is not None
+        for made in (40, 70, 100):
+            study.take(trial.id, Outcome(codes=(made, 200)))
+            now[0] += 6.0
+        study.take(trial.id, Outcome(report=make_report(2, 0.5)))
+    text = output.getvalue()
+
+    assert "calibrating: 40 of 200 codes" in text
+    assert "calibrating: 70 of 200 codes, ready in about 26 s" in text
+    assert "calibrating: 100 of 200 codes, ready in about 20 s" in text
+    assert text.rfind("calibrating") < text.rfind("step")
 
 
 def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.simulated import (
 from tune.search.searchers import SEARCHERS
 from tune.study.events import (
     LOG_NAME,
+    Calibrated,
     Completed,
     Event,
     EventLog,
@@ -244,6 +245,34 @@ def test_a_repeated_report_is_logged_once(tmp_path: Path) -> None:
             assert study.take(trial.id, Outcome(report=make_report(2, 0.5))) == "continue"
 
     assert len(trial.reports) == 1
+
+
+def test_how_far_codes_are_is_logged_by_tenths(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    with closing(study.log):
+        first, second = study.next_trial(), study.next_trial()
+        assert first is not None
+        assert second is not None
+        for made in range(25):
+            for trial in (first, second):
+                assert study.take(trial.id, Outcome(codes=(made, 25))) == "continue"
+    told = [event for event in events(tmp_path) if isinstance(event, Calibrated)]
+
+    assert [event.made for event in told] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]
+    assert {event.wanted for event in told} == {25}
+    assert StudyState(INVENTORY.names).replay(events(tmp_path)) == study.state
+
+
+def test_a_paused_trial_that_goes_on_may_wait_for_codes(tmp_path: Path) -> None:
+    study = make_study(tmp_path, budget=12, searcher="random")
+    with closing(study.log):
+        while (trial := study.next_trial()) is not None and not trial.promoted_step:
+            while advance(study, trial, bytes_help):
+                pass
+        assert trial is not None
+        assert study.take(trial.id, Outcome(codes=(1, 2))) == "continue"
+
+    assert trial.status == "running"
 
 
 def test_a_receipt_is_kept_for_each_trial(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from search_spaces.spaces import make_space
 from tests.tiny import RECIPE, make_context, uniform
 from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.study.study import Outcome
 
 
 @contextmanager
@@ -23,16 +24,14 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(
-    bert_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shared = make_context(bert_folder, "classification")
+def worker_with_a_trial(model: Path, checkpoints: Path) -> AllocationTrainable:
+    shared = make_context(model, "classification")
     context = WorkerContext(
         inventory=shared.inventory,
         task=shared.task,
         recipe=RECIPE,
         rungs=(2, RECIPE.max_steps),
-        checkpoints=tmp_path,
+        checkpoints=checkpoints,
         space=make_space("joint", shared.inventory),
         threads=1,
     )
@@ -41,8 +40,38 @@ def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(
     worker.setup(
         TrialSpec(trial="t7", role="search", allocation=allocation, seed=0).to_config(), context
     )
+    return worker
+
+
+def first_without_codes(worker: AllocationTrainable) -> tuple[Outcome, list[tuple[int, int]]]:
+    """Return the first outcome of another kind, and what was told of codes before."""
+    told: list[tuple[int, int]] = []
+    while (outcome := worker.step()[OUTCOME]).codes is not None:
+        told.append(outcome.codes)
+    return outcome, told
+
+
+def test_a_worker_tells_how_far_its_codes_are(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alrq_core.context.cache_folder", lambda: tmp_path / "packed")
+    monkeypatch.setattr("tune.on_ray.workers.TELL_SECONDS", 0.0)
+    first, told = first_without_codes(worker_with_a_trial(bert_folder, tmp_path))
+    again, nothing = first_without_codes(worker_with_a_trial(bert_folder, tmp_path))
+
+    modules = 13
+    assert told == [(made, 4 * modules) for made in range(4 * modules)]
+    assert nothing == []
+    assert [first.report.step, again.report.step] == [2, 2]
+    assert first.report.loss == again.report.loss
+
+
+def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(
+    bert_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    worker = worker_with_a_trial(bert_folder, tmp_path)
     with full_disk():
-        first = worker.step()[OUTCOME]
+        first, _ = first_without_codes(worker)
     last = worker.step()[OUTCOME]
 
     assert (first.error, first.report.step) == (None, 2)

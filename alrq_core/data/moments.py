@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -118,6 +119,10 @@ class _Sum:
     tokens: int
 
 
+class _AllSeenError(Exception):
+    """Ends a forward pass in which nothing more is wanted."""
+
+
 class _InputSums:
     """Sums x x^T over the inputs of modules, from hooks on them.
 
@@ -128,14 +133,24 @@ class _InputSums:
 
     def __init__(self) -> None:
         self.of: dict[str, _Sum] = {}
+        # Modules that ran in this batch. The first batch goes to its end, and tells the last one.
+        self._ran: list[str] = []
+        self._end: tuple[str, int] | None = None
 
     def start(self, batch: Batch) -> None:
         """Expect the inputs of a batch."""
+        if self._ran and self._end is None:
+            self._end = self._ran[-1], self._ran.count(self._ran[-1])
+        self._ran = []
         self.mask = batch.attention_mask.flatten().bool()
         self._last: tuple[Tensor | None, _Sum | None, _Sum | None] = (None, None, None)
 
     def add(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add the input of a module; called before its forward pass."""
+        """Add the input of a module; called before its forward pass.
+
+        Raises:
+            _AllSeenError: It was the last one of the batch.
+        """
         x, before = args[0], self.of.get(name)
         seen, earlier, after = self._last
         # Query, key and value get one tensor, one after the other, batch after batch.
@@ -143,6 +158,9 @@ class _InputSums:
             after = self._extended(before, x)
             self._last = (x, before, after)
         self.of[name] = after
+        self._ran.append(name)
+        if self._end == (name, self._ran.count(name)):
+            raise _AllSeenError
 
     def _extended(self, before: _Sum | None, x: Tensor) -> _Sum:
         rows = x.reshape(-1, x.shape[-1]).float()
@@ -160,7 +178,7 @@ def second_moments(
     """Return the uncentred second moment of the input of each named module, X^T X / tokens.
 
     Padding is left out. A module whose input has no row for each token of the batch, such as a
-    pooled vector, counts all its rows.
+    pooled vector, counts all its rows. What comes after the last of the modules is not computed.
 
     Args:
         base: The pretrained model; it is left as it was.
@@ -183,7 +201,7 @@ def second_moments(
         for batch in batches:
             moved = batch.to(device)
             sums.start(moved)
-            with torch.inference_mode():
+            with torch.inference_mode(), suppress(_AllSeenError):
                 model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
     finally:
         model.train(training)

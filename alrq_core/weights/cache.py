@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
@@ -99,18 +99,22 @@ class PackedCache:
             self._known[key] = known
         return {name: tensor.to(self._device) for name, tensor in known[0].items()}
 
-    def fill(self, wanted: Iterable[tuple[str, Tensor, Format]]) -> None:
+    def fill(self, wanted: Iterable[tuple[str, Tensor, Format]]) -> Iterator[tuple[int, int]]:
         """Make all that is not there yet, each once among the processes that do this now.
+
+        Yields how many are there, of how many, before each that is missing: nothing where none is.
 
         Args:
             wanted: Module, weight and format.
         """
         left = [(self._key(w, stored, name), name, w, stored) for name, w, stored in wanted]
+        count = len(left)
         while left:
-            busy = []
-            for key, name, weight, stored in left:
+            busy: list[tuple[str, str, Tensor, Format]] = []
+            for place, (key, name, weight, stored) in enumerate(left):
                 if self._path(key).is_file():
                     continue
+                yield count - len(left) + place - len(busy), count
                 with spared(self._folder, "packed weights"), claimed(self._path(key)) as mine:
                     if not mine:
                         busy.append((key, name, weight, stored))

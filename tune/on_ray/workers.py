@@ -1,7 +1,9 @@
 """Runs trials in Ray's workers, one rung a step, with everything shared kept between trials."""
 
 import gc
+import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from tune.study.study import Outcome
 OUTCOME = "outcome"
 TRIAL = "trial"
 REASON_LENGTH = 300
+# Between reports of how many codes are made.
+TELL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,8 @@ class AllocationTrainable(ray_tune.Trainable):
         torch.set_num_threads(context.threads)
         self._context = context
         self._shared: TrialContext | None = None
+        self._codes: Iterator[tuple[int, int]] | None = None
+        self._tell_at = 0.0
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -106,8 +112,13 @@ class AllocationTrainable(ray_tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung. An exception becomes the trial's reason to fail."""
+        """Train to the next rung. An exception becomes the trial's reason to fail.
+
+        What takes long before the first trial returns now and then, to tell how far it is.
+        """
         try:
+            if (codes := self._codes_so_far()) is not None:
+                return {OUTCOME: Outcome(codes=codes)}
             return {OUTCOME: self._measured() if self._spec.role == "table" else self._next_rung()}
         except (ReceiptError, TrainingDivergedError) as error:
             return {OUTCOME: self._failed(str(error))}
@@ -151,16 +162,28 @@ class AllocationTrainable(ray_tune.Trainable):
         self._run = None
         return Outcome(error=" ".join(reason.split())[:REASON_LENGTH], receipt=receipt)
 
-    def _loaded(self) -> TrialContext:
+    def _codes_so_far(self) -> tuple[int, int] | None:
+        """Make codes for a while; return how many are there, of how many, or None once all are."""
         if self._shared is None:
-            context = self._context
+            context, space = self._context, self._context.space
             self._shared = make_context(context.inventory, context.task, context.recipe)
-            space = context.space
-            self._shared.make_codes({n: space.formats_of(n) for n in context.inventory.names})
-            # What libraries and base model hold stays: to search it for garbage before each trial
-            # takes a quarter of a second.
-            gc.collect()
-            gc.freeze()
+            formats = {name: space.formats_of(name) for name in context.inventory.names}
+            self._codes = self._shared.make_codes(formats)
+        if self._codes is None:
+            return None
+        for found in self._codes:
+            if time.monotonic() >= self._tell_at:
+                self._tell_at = time.monotonic() + TELL_SECONDS
+                return found
+        self._codes = None
+        # What libraries and base model hold stays: to search it for garbage before each trial
+        # takes a quarter of a second.
+        gc.collect()
+        gc.freeze()
+        return None
+
+    def _loaded(self) -> TrialContext:
+        assert self._shared is not None
         return self._shared
 
     def _allocation(self) -> Any:

@@ -11,6 +11,7 @@ from search_spaces.costs import average_rank, format_bytes
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.study.events import (
+    Calibrated,
     Completed,
     Ended,
     Event,
@@ -49,6 +50,8 @@ class Progress:
         self._inventory = space.inventory
         self._started = time.monotonic()
         self._settled_before: int | None = None
+        self._first_codes: tuple[float, int] | None = None
+        self._codes = ""
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -77,6 +80,9 @@ class Progress:
         """Return an event in words; None for one that nobody needs to see."""
         if isinstance(event, Proposed):
             return None
+        self._codes = self._codes_line(event) if isinstance(event, Calibrated) else ""
+        if isinstance(event, Calibrated):
+            return self._codes
         if isinstance(event, Reported):
             trial = state.trials[event.trial]
             value = getattr(event.report, self._metric)
@@ -90,6 +96,15 @@ class Progress:
             word = "stopped" if isinstance(event, Stopped) else "completed"
             return f"{event.trial:>9}  {word}  [{self._counts(state)}]"
         return None
+
+    def _codes_line(self, event: Calibrated) -> str:
+        """Return how many codes are made, and how long the others take at this run's pace."""
+        now = time.monotonic()
+        since, before = self._first_codes = self._first_codes or (now, event.made)
+        new = event.made - before
+        left = (now - since) / new * (event.wanted - event.made) if new else 0.0
+        end = f", ready in about {left:.0f} s" if new else ""
+        return f"calibrating: {event.made} of {event.wanted} codes{end}"
 
     def _counts(self, state: StudyState) -> str:
         search = state.of_role(self._role)
@@ -139,7 +154,8 @@ class Progress:
             f"{trial.id} (step {trial.last.step if trial.last else 0})"
             for trial in state.with_status("running")
         )
-        return Group(Text(self._counts(state)), Text(f"running: {running}"), table, Text(more))
+        head = [Text(line) for line in (self._counts(state), f"running: {running}", self._codes)]
+        return Group(*head, table, Text(more))
 
 
 def _row(trial: TrialState, metric: str, inventory: Inventory) -> tuple[str, ...]:

@@ -50,6 +50,19 @@ class Proposed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Workers make the codes of the base weights, before the trials that need them.
+
+    Attributes:
+        made: Codes that are there, those of earlier studies included.
+        wanted: Of all modules, in all formats of the space.
+    """
+
+    made: int
+    wanted: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reported:
     """A trial reached a rung."""
 
@@ -127,7 +140,7 @@ class Completed:
 
 
 Ended = Stopped | Failed | Completed
-Event = Started | Proposed | Reported | Tested | Realised | Paused | Promoted | Ended
+Event = Started | Proposed | Calibrated | Reported | Tested | Realised | Paused | Promoted | Ended
 _KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 
 

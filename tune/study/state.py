@@ -9,6 +9,7 @@ from search_spaces.allocation import Allocation, decode
 from tune.search.front import front
 from tune.search.tried import Tried
 from tune.study.events import (
+    Calibrated,
     Completed,
     Event,
     Failed,
@@ -108,6 +109,8 @@ class StudyState:
 
     def apply(self, event: Event) -> None:
         """Take one event in."""
+        if isinstance(event, Calibrated):
+            return
         if isinstance(event, Started):
             self.budgets.append(event.budget)
             # Whatever it was may be mended by now. Of the search, others stand for what failed.

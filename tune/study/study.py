@@ -12,6 +12,7 @@ from alrq_core.files import write_json
 from alrq_core.records import Receipt, TestScore, TrialReport
 from alrq_core.sensitivity.table import VisibilityTable
 from tune.study.events import (
+    Calibrated,
     Completed,
     Event,
     EventLog,
@@ -28,8 +29,10 @@ from tune.study.plan import TABLE, Plan
 from tune.study.schedulers import Scheduler
 from tune.study.state import StudyState, TrialState
 
-# Whether a worker goes on with the trial that it has.
 TABLE_FILE = "visibility.json"
+# Times that a study tells how far the codes are, from 0 on.
+CODE_PARTS = 10
+# Whether a worker goes on with the trial that it has.
 Decision = Literal["continue", "stop"]
 Listener = Callable[[Event, StudyState], None]
 
@@ -43,6 +46,7 @@ class Outcome:
         receipt: What was really built; None if building failed.
         test: The score of a confirmed trial, with its last report.
         table: What a trial of the role `table` measured, instead of a report.
+        codes: How many codes are there, of how many, from a worker that is making them.
         error: Why the trial can't go on.
     """
 
@@ -50,6 +54,7 @@ class Outcome:
     receipt: Receipt | None = None
     test: TestScore | None = None
     table: VisibilityTable | None = None
+    codes: tuple[int, int] | None = None
     error: str | None = None
 
 
@@ -76,6 +81,7 @@ class Study:
     listeners: Sequence[Listener] = ()
     _orphans: list[str] = field(default_factory=list)
     _streak: Streak = field(default_factory=Streak)
+    _code_parts: int = -1
 
     def __post_init__(self) -> None:
         # Proposed by an earlier run and never ended: they go first, from their checkpoints.
@@ -121,6 +127,9 @@ class Study:
         trial = self.state.trials[trial_id]
         if trial.status != "running":
             return "stop"
+        if outcome.codes is not None:
+            self._tell_codes(*outcome.codes)
+            return "continue"
         if outcome.receipt is not None:
             write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
         if outcome.table is not None:
@@ -139,6 +148,12 @@ class Study:
             self.fail(trial_id, outcome.error)
             return "stop"
         return self._decide(trial, outcome)
+
+    def _tell_codes(self, made: int, wanted: int) -> None:
+        parts = CODE_PARTS * made // wanted
+        if parts > self._code_parts:
+            self._code_parts = parts
+            self._record(Calibrated(made=made, wanted=wanted))
 
     def _take_table(self, trial_id: str, table: VisibilityTable) -> None:
         # A resumed study reads it from there.
