@@ -106,6 +106,10 @@ def test_the_environment_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
         code, said = told(capsys, raised(error, "tune.on_ray.run"))
 
         assert code == 2 and words in said and said.count("\n") == 1
+    nameless = raised(ImportError("Tune needs more packages"), "tune.on_ray.run", "ray.tune")
+    code, said = told(capsys, nameless)
+
+    assert code == 2 and "`ray.tune` must be installed" in said
 
 
 def test_a_study_that_had_begun_names_the_way_on(capsys: pytest.CaptureFixture[str]) -> None:

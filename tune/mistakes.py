@@ -116,9 +116,9 @@ def _environment(error: BaseException, attempt: Attempt) -> str | None:
             f"`{flag}` must be something that can be read, got {said(error)}. "
             "Check its files; --debug shows where it failed."
         )
-    if isinstance(error, ImportError) and _top(error.name or "") not in OURS:
+    if isinstance(error, ImportError) and _top(package := _missing(error)) not in OURS:
         return (
-            f"`{error.name}` must be installed in a version that fits the others, got "
+            f"`{package}` must be installed in a version that fits the others, got "
             f"{said(error)}. Install requirements.txt in a fresh environment."
         )
     if isinstance(error, OSError) or type(error).__module__ == "ray.exceptions":
@@ -127,6 +127,12 @@ def _environment(error: BaseException, attempt: Attempt) -> str | None:
             "Look for what ended them; --debug shows where it failed."
         )
     return None
+
+
+def _missing(error: ImportError) -> str:
+    """Return the module that an import lacks, or that raised it without saying which."""
+    *_, last = ("", *_modules(error))
+    return error.name or last
 
 
 def _flag_read(error: BaseException) -> str | None:
