@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import packable
-from search_spaces.formats import GROUP_SIZE, GROUPED, Format, Formats, default_format
+from search_spaces.formats import GROUPED, Format, Formats, default_format
 from search_spaces.inventory import Inventory, TargetModule
 
 DEFAULT_RANK = 8
@@ -96,8 +96,7 @@ def _format(name: str, formats: Formats, module: TargetModule, bits: int) -> For
     method = formats.methods.get(bits, ("",))[0]
     if bits == 4 and name == "B-Q4":
         method = "nf4-double"
-    sizes = formats.group_sizes_of(module.in_features)
-    size = min(sizes, key=lambda size: abs(size - GROUP_SIZE))
+    size = formats.usual_group_size(module.in_features)
     return Format(bits, method, size if method in GROUPED else 0)
 
 

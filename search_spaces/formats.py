@@ -125,6 +125,11 @@ class Formats:
             return (min(GPTQ_GROUP_SIZES),)
         return self.group_sizes
 
+    def usual_group_size(self, in_features: int) -> int:
+        """Return the group size of a module where it isn't searched: the one nearest to 64."""
+        sizes = self.group_sizes_of(in_features)
+        return min(sizes, key=lambda size: abs(size - GROUP_SIZE))
+
     def of(self, bits: int, group_size: int) -> Format:
         """Return the format that a searched module gets for these bits."""
         method = self.methods[bits][0]

@@ -121,13 +121,13 @@ class Space:
         """Return the allocation nearest to these bits and this rank everywhere."""
         return Allocation(
             {
-                name: self.choice(
-                    name,
-                    min(self.bits[name], key=lambda value: abs(value - bits)),
-                    min(self.ranks[name], key=lambda value: abs(value - rank)),
-                    min(self.group_sizes[name], key=lambda value: abs(value - GROUP_SIZE)),
+                module.name: self.choice(
+                    module.name,
+                    min(self.bits[module.name], key=lambda value: abs(value - bits)),
+                    min(self.ranks[module.name], key=lambda value: abs(value - rank)),
+                    self.formats.usual_group_size(module.in_features),
                 )
-                for name in self.inventory.names
+                for module in self.inventory.modules
             }
         )
 
