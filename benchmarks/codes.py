@@ -146,8 +146,14 @@ def interval(values: list[float]) -> str:
     """Return the mean and its 95 % interval for people."""
     if len(values) < 2:
         return f"{np.mean(values):.4f}"
-    half = student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{np.mean(values):.4f} +- {half:.4f} ({', '.join(f'{v:.4f}' for v in values)})"
+    shown = ", ".join(f"{value:.4f}" for value in values)
+    return f"{np.mean(values):.4f} +- {half_interval(values):.4f} ({shown})"
+
+
+def half_interval(values: list[float]) -> float:
+    """Return half of the 95 % interval of the mean, by Student's t."""
+    deviation = np.std(values, ddof=1) / len(values) ** 0.5
+    return float(student.ppf(0.975, len(values) - 1) * deviation)
 
 
 def parse() -> argparse.Namespace:

@@ -13,11 +13,13 @@ Every loss is kept: the command may be stopped and given again.
 """
 
 import argparse
+import csv
 import json
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
@@ -30,7 +32,7 @@ from alrq_core.memory.cores import usable_cores
 from alrq_core.records import Recipe
 from alrq_core.sensitivity.measure import visibility_table
 from alrq_core.trial import TrialRun
-from benchmarks.codes import interval
+from benchmarks.codes import half_interval, interval
 from benchmarks.real_search import FRESH_SEED, Trained
 from benchmarks.replay import Costs, replay
 from benchmarks.search_quality import make_arm
@@ -78,7 +80,7 @@ def main() -> None:
                 known[key(job)] = score
                 file.write(json.dumps([*key(job), *score]) + "\n")
                 file.flush()
-    report(wanted, known)
+    report(wanted, known, given.results / "table.csv")
 
 
 def jobs(given: argparse.Namespace, codes: str) -> list[Job]:
@@ -166,13 +168,18 @@ def read(log: Path) -> dict[tuple[str, int, int], tuple[float, float]]:
     }
 
 
-def report(wanted: list[Job], known: dict[tuple[str, int, int], tuple[float, float]]) -> None:
-    """Print a row for each kind of allocation, and what the better codes gain under each."""
+def report(
+    wanted: list[Job], known: dict[tuple[str, int, int], tuple[float, float]], path: Path
+) -> None:
+    """Print a row for each kind of allocation, and what the better codes gain under each.
+
+    The file gets losses with their intervals, for the README's picture.
+    """
     inventory = load(wanted[0].steps).inventory
     rows: dict[tuple[int, str, str], list[Job]] = defaultdict(list)
     for job in wanted:
         rows[job.size, job.codes, job.kind].append(job)
-    losses = {row: np.array([known[key(job)][0] for job in found]) for row, found in rows.items()}
+    losses = {row: [known[key(job)][0] for job in found] for row, found in rows.items()}
     print("| size | codes | allocation | bits | rank | MB | loss | accuracy, % | against uniform |")
     print("|---|---|---|---|---|---|---|---|---|")
     for (size, codes, kind), found in rows.items():
@@ -180,17 +187,27 @@ def report(wanted: list[Job], known: dict[tuple[str, int, int], tuple[float, flo
             np.mean([measure(job.allocation, inventory) for job in found])
             for measure in (average_bits, average_rank, target_bytes)
         )
-        loss = losses[size, codes, kind]
+        loss, uniform_loss = losses[size, codes, kind], losses[size, codes, KINDS[0]]
         accuracy = 100 * np.mean([known[key(job)][1] for job in found])
-        against = interval(list(loss - losses[size, codes, KINDS[0]])) if kind != KINDS[0] else ""
-        cells = (f"{bits:.2f}", f"{rank:.1f}", f"{taken / 1e6:.2f}", interval(list(loss)))
+        against = interval(gaps(loss, uniform_loss)) if kind != KINDS[0] else ""
+        cells = (f"{bits:.2f}", f"{rank:.1f}", f"{taken / 1e6:.2f}", interval(loss))
         shown = " | ".join((f"{size / 1e6:.2f} MB", codes, kind, *cells))
         print(f"| {shown} | {accuracy:.1f} | {against} |")
     print("\n| size | allocation | loss with gptq minus that with HQQ |\n|---|---|---|")
-    for size in SIZES:
-        for kind in KINDS:
-            gained = losses[size, "gptq", kind] - losses[size, "hqq", kind]
-            print(f"| {size / 1e6:.2f} MB | {kind} | {interval(list(gained))} |")
+    for size, kind in product(SIZES, KINDS):
+        gained = gaps(losses[size, "gptq", kind], losses[size, "hqq", kind])
+        print(f"| {size / 1e6:.2f} MB | {kind} | {interval(gained)} |")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("target_mb", "codes", "allocation", "loss", "half_interval"))
+        for (size, codes, kind), loss in losses.items():
+            figures = (f"{np.mean(loss):.4f}", f"{half_interval(loss):.4f}")
+            writer.writerow((f"{size / 1e6:.2f}", codes, kind, *figures))
+
+
+def gaps(losses: list[float], others: list[float]) -> list[float]:
+    """Return the differences seed by seed."""
+    return [loss - other for loss, other in zip(losses, others, strict=True)]
 
 
 if __name__ == "__main__":

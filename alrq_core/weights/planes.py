@@ -28,19 +28,12 @@ def unpack_codes(packed: Tensor, bits: int, out_features: int) -> Tensor:
     if bits == 8:
         return packed
     rows = plane_rows(out_features, planes[0])
-    codes = packed.new_empty(rows * (8 // planes[0]), packed.shape[1])
-    for start, shift in _runs(rows, planes[0]):
-        part = codes[start : start + rows]
-        torch.bitwise_left_shift(packed[:rows], shift, out=part)
-        part.bitwise_right_shift_(8 - planes[0])
+    codes = _unpacked(packed[:rows], planes[0])[:out_features]
     if len(planes) == 1:
-        return codes[:out_features]
-    lowest, mask = packed[rows:], 2 ** planes[1] - 1
-    codes.bitwise_left_shift_(planes[1])
-    for start, shift in _runs(len(lowest), planes[1]):
-        part = codes[start : start + len(lowest)]
-        part.bitwise_or_((lowest[: len(part)] >> (8 - planes[1] - shift)).bitwise_and_(mask))
-    return codes[:out_features]
+        return codes
+    # A single bit that extends by its sign is 0 or -1.
+    lowest = _unpacked(packed[rows:], planes[1])[:out_features]
+    return codes.bitwise_left_shift_(1).sub_(lowest)
 
 
 def unpack_rows(packed: Tensor, bits: int, out_features: int, ids: Tensor) -> Tensor:
@@ -56,9 +49,14 @@ def unpack_rows(packed: Tensor, bits: int, out_features: int, ids: Tensor) -> Te
     return upper.bitwise_left_shift_(planes[1]).bitwise_or_(lowest)
 
 
-def _runs(rows: int, width: int) -> list[tuple[int, int]]:
-    """Return where each run of rows starts, and how far its codes lie below the byte's top."""
-    return [(place * rows, 8 - width * (place + 1)) for place in range(8 // width)]
+def _unpacked(packed: Tensor, width: int) -> Tensor:
+    """Return codes of some bits as if they were all: signed, int8 rows x in.
+
+    All runs at once: of small matrices an operation takes longer to start than to compute.
+    """
+    below = [8 - width * (place + 1) for place in range(8 // width)]
+    codes = packed << torch.tensor(below, dtype=torch.int8, device=packed.device)[:, None, None]
+    return codes.bitwise_right_shift_(8 - width).view(-1, packed.shape[1])
 
 
 def _packed(codes: Tensor, width: int) -> Tensor:
