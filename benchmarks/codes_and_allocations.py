@@ -173,7 +173,7 @@ def report(
 ) -> None:
     """Print a row for each kind of allocation, and what the better codes gain under each.
 
-    The file gets losses with their intervals, for the README's picture.
+    The file gets losses with their intervals.
     """
     inventory = load(wanted[0].steps).inventory
     rows: dict[tuple[int, str, str], list[Job]] = defaultdict(list)
