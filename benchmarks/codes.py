@@ -80,9 +80,9 @@ def context_of(given: argparse.Namespace, way: str) -> TrialContext:
     return blind
 
 
-def allocation_of(context: TrialContext, stored: Format) -> Allocation:
+def allocation_of(context: TrialContext, stored: Format, rank: int = RANK) -> Allocation:
     """Return these codes everywhere, under adapters of one rank."""
-    choice = Choice(stored.bits, RANK, stored.method, stored.group_size)
+    choice = Choice(stored.bits, rank, stored.method, stored.group_size)
     choices = {target.name: choice for target in context.inventory.targets}
     choices |= {module.name: Choice(16, 0, "plain") for module in context.inventory.embeddings}
     return Allocation({name: choices[name] for name in context.inventory.names})
@@ -150,6 +150,11 @@ def interval(values: list[float]) -> str:
     return f"{np.mean(values):.4f} +- {half_interval(values):.4f} ({shown})"
 
 
+def gaps(losses: list[float], others: list[float]) -> list[float]:
+    """Return the differences seed by seed."""
+    return [loss - other for loss, other in zip(losses, others, strict=True)]
+
+
 def half_interval(values: list[float]) -> float:
     """Return half of the 95 % interval of the mean, by Student's t."""
     deviation = np.std(values, ddof=1) / len(values) ** 0.5
@@ -190,8 +195,8 @@ def main() -> None:
     exact = found.get((PLAIN, 16), [])
     for (way, bits), results in found.items():
         losses, values = (list(column) for column in zip(*results, strict=True))
-        gaps = [loss - other for loss, (other, _) in zip(losses, exact, strict=False)]
-        gap = interval(gaps) if gaps and way != PLAIN else ""
+        compared = exact and way != PLAIN
+        gap = interval(gaps(losses, [loss for loss, _ in exact])) if compared else ""
         print(f"| {way} | {bits} | {interval(losses)} | {gap} | {interval(values)} |")
 
 

@@ -25,21 +25,20 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import torch
 
-from alrq_core.context import TrialContext, load_context
+from alrq_core.context import TrialContext
 from alrq_core.memory.cores import usable_cores
-from alrq_core.records import Recipe
 from alrq_core.sensitivity.measure import visibility_table
 from alrq_core.trial import TrialRun
-from benchmarks.codes import half_interval, interval
+from benchmarks import record_curves
+from benchmarks.codes import allocation_of, gaps, half_interval, interval
 from benchmarks.real_search import FRESH_SEED, Trained
 from benchmarks.replay import Costs, replay
 from benchmarks.search_quality import make_arm
-from search_spaces.allocation import Allocation, Choice
+from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes
 from search_spaces.costs import average_bits, average_rank, memory_bytes, target_bytes
-from search_spaces.formats import Formats
+from search_spaces.formats import GROUP_SIZE, Format, Formats
 from search_spaces.spaces import Space, make_space
 from tune.search.budget import BudgetSolver, space_choices
 
@@ -112,7 +111,7 @@ def jobs(given: argparse.Namespace, codes: str) -> list[Job]:
         *_, last = (a for a in found if target_bytes(a, inventory) <= size)
         for seed in range(given.seeds):
             drawn = random_of_bytes(space, size + other, Random(f"{codes}-{size}-{seed}"))
-            every = (uniform(space, size), drawn, best, last)
+            every = (uniform(context, codes, size), drawn, best, last)
             wanted += [
                 Job(codes, size, kind, allocation, FRESH_SEED + seed, given.max_steps)
                 for kind, allocation in zip(KINDS, every, strict=True)
@@ -135,24 +134,17 @@ def space_of(codes: str, context: TrialContext) -> Space:
     return replace(space, bits={**space.bits, **fixed})
 
 
-def uniform(space: Space, size: int) -> Allocation:
+def uniform(context: TrialContext, codes: str, size: int) -> Allocation:
     """Return 2 bits everywhere, at the rank that fills the size."""
-
-    def at(rank: int) -> Allocation:
-        choices = {target.name: space.choice(target.name, 2, rank, 64) for target in targets}
-        return Allocation({name: choices.get(name, Choice(16, 0, "plain")) for name in names})
-
-    targets, names = space.inventory.targets, space.inventory.names
-    sizes = [target_bytes(at(rank), space.inventory) for rank in (0, 1)]
+    at = partial(allocation_of, context, Format(2, codes, GROUP_SIZE))
+    sizes = [target_bytes(at(rank), context.inventory) for rank in (0, 1)]
     return at((size - sizes[0]) // (sizes[1] - sizes[0]))
 
 
 @cache
 def load(steps: int) -> TrialContext:
     """Return what all trials of a process share."""
-    torch.set_num_threads(1)
-    recipe = Recipe(max_steps=steps, execution="dequantized", cpu_dtype="bfloat16", device="cpu")
-    return load_context("minilm", "rotten_tomatoes", recipe)
+    return record_curves.load(steps)
 
 
 def key(job: Job) -> tuple[str, int, int]:
@@ -203,11 +195,6 @@ def report(
         for (size, codes, kind), loss in losses.items():
             figures = (f"{np.mean(loss):.4f}", f"{half_interval(loss):.4f}")
             writer.writerow((f"{size / 1e6:.2f}", codes, kind, *figures))
-
-
-def gaps(losses: list[float], others: list[float]) -> list[float]:
-    """Return the differences seed by seed."""
-    return [loss - other for loss, other in zip(losses, others, strict=True)]
 
 
 if __name__ == "__main__":

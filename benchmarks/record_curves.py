@@ -91,10 +91,10 @@ def main() -> None:
     merge(flags.folder)
 
 
-def load() -> TrialContext:
+def load(max_steps: int = MAX_STEPS) -> TrialContext:
     """Return what all trials share."""
     torch.set_num_threads(1)
-    recipe = Recipe(max_steps=MAX_STEPS, execution="dequantized", cpu_dtype=DTYPE, device="cpu")
+    recipe = Recipe(max_steps=max_steps, execution="dequantized", cpu_dtype=DTYPE, device="cpu")
     return load_context("minilm", "rotten_tomatoes", recipe)
 
 
