@@ -100,6 +100,18 @@ def test_a_rebuilt_searcher_goes_on_as_if_never_interrupted(tmp_path: Path, sear
     assert rebuilt.propose("next") == proposer.propose("next")
 
 
+@pytest.mark.parametrize("searcher", ["tpe", "nsga2", "random"])
+def test_neighbouring_seeds_share_no_proposal(tmp_path: Path, searcher: str) -> None:
+    proposed = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        setting = Setting(space=JOINT, rungs=RUNGS, budget=30, seed=seed)
+        proposer = Proposer(setting, searcher, tmp_path / str(seed), flat_table(JOINT))
+        proposed.append({as_trial(number, proposer).allocation for number in range(8)})
+
+    assert not proposed[0] & proposed[1]
+
+
 def test_optuna_is_told_the_truth_about_each_trial(tmp_path: Path) -> None:
     study = make_study(tmp_path, budget=20)
     drive(study, lambda t, s: float("nan") if t.id == "t006" else bytes_help(t, s))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from alrq_core.sensitivity.table import VisibilityTable, flat_table
@@ -28,6 +29,10 @@ class Setting:
     seed: int
     max_memory_bytes: int | None = None
 
+    def seed_of(self, number: int) -> int:
+        """Return the seed of one proposal, which no proposal of another study's seed shares."""
+        return int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
+
 
 def _alrq(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
     return ThompsonSampler(
@@ -40,21 +45,23 @@ def _alrq(setting: Setting, table: VisibilityTable | None, number: int) -> BaseS
 
 
 def _tpe(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
-    return TPESampler(seed=setting.seed + number)
+    # Without `multivariate` it draws each parameter by itself, where there are two objectives. All
+    # trials have all parameters, so that `group` would make one group of them.
+    return TPESampler(seed=setting.seed_of(number), multivariate=True, constant_liar=True)
 
 
 def _nsga2(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
     # The default population of 50 would spend a usual budget on random draws.
     population = max(4, setting.budget // 5)
-    return NSGAIISampler(seed=setting.seed + number, population_size=population)
+    return NSGAIISampler(seed=setting.seed_of(number), population_size=population)
 
 
 def _gp(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
-    return GPSampler(seed=setting.seed + number)
+    return GPSampler(seed=setting.seed_of(number))
 
 
 def _random(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
-    return RandomSampler(seed=setting.seed + number)
+    return RandomSampler(seed=setting.seed_of(number))
 
 
 # Each is given the number of the proposal that it is made for.
