@@ -255,6 +255,7 @@ class TestScore:
         f1: Macro F1; None for language modelling.
         scores: Per test sequence: 1 or 0 for a right or wrong answer, or the mean negative
             log-likelihood of a window. In the order of the split, so that runs can be paired.
+        losses: Mean loss of each test sequence, in the same order.
         predictions: Predicted class of each test sequence; empty for language modelling.
         context_tokens, stride_tokens: See `TrialReport`.
     """
@@ -266,6 +267,7 @@ class TestScore:
     loss: float
     f1: float | None
     scores: tuple[float, ...]
+    losses: tuple[float, ...]
     predictions: tuple[int, ...] = ()
     context_tokens: int | None = None
     stride_tokens: int | None = None

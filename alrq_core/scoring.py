@@ -22,6 +22,8 @@ from alrq_core.records import Recipe, TestScore, TrialReport
 
 # That the event log keeps.
 LOSS_DIGITS, SECOND_DIGITS = 6, 2
+# That a study's files keep of each test sequence.
+SEQUENCE_LOSS_DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Evaluation:
 
     def test_score(self) -> TestScore:
         """Return the score that a confirmed trial keeps."""
+        losses = tuple(round(float(loss), SEQUENCE_LOSS_DIGITS) for loss in self.losses)
         if self.accuracy is not None:
             right = (self.predictions == self.labels).astype(int)
             scores = tuple(float(value) for value in right)
@@ -109,6 +112,7 @@ class Evaluation:
                 loss=self.loss,
                 f1=self.f1,
                 scores=scores,
+                losses=losses,
                 predictions=tuple(int(label) for label in self.predictions),
             )
         assert self.perplexity is not None
@@ -117,7 +121,8 @@ class Evaluation:
             value=self.perplexity,
             loss=self.loss,
             f1=None,
-            scores=tuple(round(float(loss), 5) for loss in self.losses),
+            scores=losses,
+            losses=losses,
             context_tokens=self.context_tokens,
             stride_tokens=self.stride_tokens,
         )

@@ -35,7 +35,12 @@ def trial(name: str, role: str, origin: str, seed: int, allocation: Allocation) 
 def accuracy(scores: np.ndarray) -> TestScore:
     values = tuple(float(value) for value in scores)
     return TestScore(
-        metric="accuracy", value=float(np.mean(values)), loss=0.5, f1=0.5, scores=values
+        metric="accuracy",
+        value=float(np.mean(values)),
+        loss=0.5,
+        f1=0.5,
+        scores=values,
+        losses=(0.5,) * len(values),
     )
 
 
@@ -53,6 +58,7 @@ def perplexity(losses: np.ndarray) -> TestScore:
         loss=mean,
         f1=None,
         scores=tuple(losses),
+        losses=tuple(losses),
         context_tokens=128,
         stride_tokens=128,
     )
@@ -154,7 +160,8 @@ def test_f1_is_the_mean_of_the_runs_and_lies_inside_its_interval() -> None:
     assert row.f1_interval is not None
     low, high = row.f1_interval
     assert low < row.f1 < high
-    assert 2 * standard_error < high - low < 6 * standard_error
+    # The runs differ more than sequences do, and there are three of them.
+    assert 6 * standard_error < high - low < 8 * standard_error
     assert row.context_tokens is None
     assert row.stride_tokens is None
 
@@ -191,11 +198,8 @@ def test_nothing_is_compared_without_a_confirmed_b_fp() -> None:
     assert row.difference_interval is None
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Two equal models, three runs each, answers drawn anew 60 times."""
-    monkeypatch.setattr("tune.report.intervals.RESAMPLES", 500)
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(60):
@@ -205,4 +209,4 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(
         assert interval is not None
         covered += interval[0] <= 0 <= interval[1]
 
-    assert covered >= 54
+    assert covered >= 56

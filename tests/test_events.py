@@ -28,7 +28,13 @@ PROPOSED = Proposed(
     trial="t001", role="search", origin="tpe", seed=0, allocation="4:8,2:0", memory_bytes=12345
 )
 RIGHT_AND_WRONG = TestScore(
-    metric="accuracy", value=0.5, loss=0.7, f1=0.4, scores=(0.0, 1.0), predictions=(1, 39)
+    metric="accuracy",
+    value=0.5,
+    loss=0.7,
+    f1=0.4,
+    scores=(0.0, 1.0),
+    losses=(1.25, 0.15),
+    predictions=(1, 39),
 )
 WINDOWS = TestScore(
     metric="perplexity",
@@ -36,6 +42,7 @@ WINDOWS = TestScore(
     loss=2.25,
     f1=None,
     scores=(2.0, 2.51234),
+    losses=(2.0, 2.51234),
     context_tokens=128,
     stride_tokens=128,
 )
@@ -58,7 +65,7 @@ def test_every_event_comes_back(event: Event) -> None:
     line = encode_event(event)
     if isinstance(event, recorded.Tested):
         event = recorded.Tested(
-            trial=event.trial, score=replace(event.score, scores=(), predictions=())
+            trial=event.trial, score=replace(event.score, scores=(), losses=(), predictions=())
         )
 
     assert "\n" not in line
@@ -150,7 +157,7 @@ def test_a_log_of_another_version_is_refused_with_the_reason(tmp_path: Path) -> 
         '{"event":"started","time":1.0,"budget":2,"version":1}\n'
         '{"event":"tested","trial":"t1","metric":"accuracy","value":0.5,"loss":0.7,"scores":"6"}\n'
     )
-    with pytest.raises(ValueError, match=r"version 2, which keeps test answers.*got version 1\."):
+    with pytest.raises(ValueError, match=r"version 3, which keeps losses.*got version 1\."):
         list(EventLog(path).read())
 
 

@@ -34,7 +34,12 @@ def state(tmp_path: Path) -> StudyState:
 def answers(text: str) -> TestScore:
     scores = tuple(float(digit) for digit in text)
     return TestScore(
-        metric="accuracy", value=sum(scores) / len(scores), loss=0.5, f1=0.5, scores=scores
+        metric="accuracy",
+        value=sum(scores) / len(scores),
+        loss=0.5,
+        f1=0.5,
+        scores=scores,
+        losses=(0.5,) * len(scores),
     )
 
 

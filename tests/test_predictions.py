@@ -15,7 +15,13 @@ from tune.study.predictions import predictions_path, with_predictions, write_pre
 from tune.study.state import StudyState
 
 ANSWERS = TestScore(
-    metric="accuracy", value=2 / 3, loss=0.7, f1=0.4, scores=(0.0, 1.0, 1.0), predictions=(0, 39, 1)
+    metric="accuracy",
+    value=2 / 3,
+    loss=0.7,
+    f1=0.4,
+    scores=(0.0, 1.0, 1.0),
+    losses=(1.5, 0.25, 0.35),
+    predictions=(0, 39, 1),
 )
 WINDOWS = TestScore(
     metric="perplexity",
@@ -23,6 +29,7 @@ WINDOWS = TestScore(
     loss=2.25,
     f1=None,
     scores=(2.00001, 2.5),
+    losses=(2.00001, 2.5),
     context_tokens=128,
     stride_tokens=128,
 )
@@ -34,9 +41,9 @@ WINDOWS = TestScore(
         (
             ANSWERS,
             [
-                {"sequence": 0, "prediction": 0, "right": False},
-                {"sequence": 1, "prediction": 39, "right": True},
-                {"sequence": 2, "prediction": 1, "right": True},
+                {"sequence": 0, "loss": 1.5, "prediction": 0, "right": False},
+                {"sequence": 1, "loss": 0.25, "prediction": 39, "right": True},
+                {"sequence": 2, "loss": 0.35, "prediction": 1, "right": True},
             ],
         ),
         (WINDOWS, [{"sequence": 0, "loss": 2.00001}, {"sequence": 1, "loss": 2.5}]),

@@ -184,6 +184,31 @@ def test_the_smallest_within_the_margin_is_recommended(row: Confirmed) -> None:
     assert recommend([], 2.0, None) is None
 
 
+def test_what_is_smaller_than_the_first_that_fails_is_not_tested(row: Confirmed) -> None:
+    found = [
+        replace(recommendable(row, name, size, low), role="search")
+        for name, size, low in (("t001", 10, -0.5), ("t002", 20, -2.5), ("t003", 30, -1.0))
+    ]
+    fixed = [replace(one, role="baseline") for one in found]
+    reference = recommendable(row, "B-FP", 50, 0.0)
+    ended = "From the largest down, t002 fails first; smaller ones are not tested."
+
+    assert recommend(found, 2.0, None) is found[2]
+    assert verdict([*found, reference]).text.endswith(ended)
+    assert recommend(found[:2], 2.0, None) is None
+    assert verdict([*found[:2], reference]).text.startswith("No recommendation: ")
+    assert recommend(found[:2], 2.0, 15) is found[0]
+    assert recommend(fixed, 2.0, None) is fixed[0]
+
+
+def test_a_control_is_no_candidate(row: Confirmed) -> None:
+    control = replace(recommendable(row, "random-t001", 9, -0.5), role="control")
+    failing = replace(recommendable(row, "uniform-t001", 12, -3.5), role="control")
+    found = replace(recommendable(row, "t001", 10, -0.5), role="search")
+
+    assert recommend([control, found, failing], 2.0, None) is found
+
+
 def test_nothing_above_the_limit_is_recommended(row: Confirmed) -> None:
     small, middle, large = (
         recommendable(row, name, size, low)

@@ -1,10 +1,10 @@
 """What a study says of its own means: by hand, and on whole simulated studies."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from alrq_core.records import TestScore
 from alrq_core.sensitivity.table import flat_table
 from tests.simulated import LABELS, bytes_help, drive, make_inventory, make_report, make_study
 from tune.report.confirmation import confirmed
@@ -71,11 +71,11 @@ def test_every_control_is_compared_on_the_same_seeds(study: Study) -> None:
     assert {one.control for one in found} == {t.id for t in study.state.of_role("control")}
     assert all(one.seeds == 3 for one in found)
     # `score` gives all trials the same test loss.
-    assert all(one.losses_lower == 0 and not one.beaten for one in found)
+    assert all(one.difference_interval == (0.0, 0.0) and not one.beaten for one in found)
     lines = evidence_lines([], found)
     assert len(lines) == len(found) + 1
-    assert "does not beat the random allocation of its size" in "\n".join(lines)
-    assert lines[-1] == "The search did not beat allocations that nobody searched for."
+    assert "is not shown to beat the random allocation of its size" in "\n".join(lines)
+    assert lines[-1] == "The search is not shown to beat allocations that nobody searched for."
     assert not evidence_json([], found)["comparisons"][0]["beaten"]
 
 
@@ -83,14 +83,15 @@ def test_a_search_that_beats_its_controls_says_so(study: Study) -> None:
     for trial in study.state.confirmed_runs():
         assert trial.test is not None
         lower = trial.source.startswith("t")
-        trial.test = TestScore(**{**vars(trial.test), "loss": 0.3 if lower else 0.5})
+        losses = (0.3 if lower else 0.5,) * len(LABELS)
+        trial.test = replace(trial.test, loss=losses[0], losses=losses)
     found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS), smallest(study))
     lines = evidence_lines([], found)
 
     assert found
     assert all(one.beaten for one in found)
     assert "beats the random allocation of its size: test loss 0.3000 at" in "\n".join(lines)
-    assert "did not" not in "\n".join(lines)
+    assert "not shown" not in "\n".join(lines)
 
 
 def test_controls_have_the_bytes_of_the_smallest_finalist(study: Study) -> None:

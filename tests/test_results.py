@@ -322,6 +322,7 @@ def test_under_a_limit_the_best_that_fits_is_named(state: StudyState) -> None:
         replace(
             confirmed(state, INVENTORY, LABELS)[0],
             trial=trial,
+            role="search",
             memory_bytes=size,
             difference=difference,
             difference_interval=(difference - 1, difference + 1),
@@ -331,6 +332,7 @@ def test_under_a_limit_the_best_that_fits_is_named(state: StudyState) -> None:
 
     assert recommendation_line([small, large], None, 2.0, 12_000_000) == (
         "No recommendation: of what fits in 12.00 MB, no interval against B-FP stays above -2. "
+        "From the largest down, t001 fails first; smaller ones are not tested. "
         "The best that fits: t001, 10.00 MB, -4.0 [-5.0, -3.0] to B-FP."
     )
     nothing = recommendation_line([large], None, 2.0, 12_000_000)

@@ -1,6 +1,6 @@
 """Compares confirmed allocations on the test split, and names the one to use."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 from alrq_core.records import TestScore
 from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.inventory import Inventory
-from tune.report.intervals import interval, resampled_f1, resampled_means
+from tune.report.intervals import f1_table, mean_interval
+from tune.study.events import Role
 from tune.study.state import StudyState, TrialState
 
 REFERENCE = "B-FP"
@@ -22,6 +23,7 @@ class Confirmed:
 
     Attributes:
         trial: Id of the trial that it confirms.
+        role: Of that trial.
         allocation: `Allocation.to_json`.
         final_ranks: With AdaLoRA, the ranks that each seed ended with, by module; else empty.
         memory_bytes, target_bytes, average_rank: Means over the seeds, which AdaLoRA makes differ.
@@ -40,6 +42,7 @@ class Confirmed:
     """
 
     trial: str
+    role: Role
     allocation: dict[str, Any]
     final_ranks: tuple[dict[str, int], ...]
     average_bits: float
@@ -95,7 +98,6 @@ def _row(
     tests = [run.test for run in runs if run.test is not None]
     scores = np.array([test.scores for test in tests])
     perplexity = tests[0].metric == "perplexity"
-    statistic: Callable[[np.ndarray], np.ndarray] = np.exp if perplexity else np.asarray
     trained = [run.trainable_parameters for run in runs]
     difference, difference_interval = None, None
     paired = _paired(runs, reference)
@@ -104,9 +106,11 @@ def _row(
         gap = ours - theirs
         change = _per_cent_better if perplexity else _points
         difference = float(change(gap.mean()))
-        difference_interval = interval(change(resampled_means(gap)))
+        low, high = sorted(float(change(bound)) for bound in mean_interval(gap))
+        difference_interval = low, high
     return Confirmed(
         trial=source.id,
+        role=source.role,
         allocation=source.allocation.to_json(),
         average_bits=average_bits(source.allocation, inventory),
         final_ranks=tuple(run.realised.rank_pattern for run in runs if run.realised is not None),
@@ -118,8 +122,8 @@ def _row(
         peak_memory_bytes=max(run.reports[-1].peak_memory_bytes for run in runs),
         validation_loss=float(np.mean([run.reports[-1].loss for run in runs])),
         metric=tests[0].metric,
-        value=float(statistic(scores.mean())),
-        interval=interval(statistic(resampled_means(scores))),
+        value=float(np.exp(scores.mean()) if perplexity else scores.mean()),
+        interval=_exponential(scores) if perplexity else _share(scores),
         f1=float(np.mean([t.f1 for t in tests if t.f1 is not None])) if not perplexity else None,
         f1_interval=_f1_interval(tests, labels),
         context_tokens=tests[0].context_tokens,
@@ -147,11 +151,22 @@ def _paired(
     return np.array([ours[s] for s in seeds]), np.array([theirs[s] for s in seeds])
 
 
+def _exponential(losses: np.ndarray) -> tuple[float, float]:
+    low, high = np.exp(mean_interval(losses))
+    return float(low), float(high)
+
+
+def _share(table: np.ndarray) -> tuple[float, float]:
+    """Return the interval of a mean that lies between 0 and 1."""
+    low, high = np.clip(mean_interval(table), 0.0, 1.0)
+    return float(low), float(high)
+
+
 def _f1_interval(tests: list[TestScore], labels: np.ndarray) -> tuple[float, float] | None:
     """Return the interval of the macro F1; None where a run's predictions were not kept."""
     if not all(test.predictions for test in tests):
         return None
-    return interval(resampled_f1(np.array([test.predictions for test in tests]), labels))
+    return _share(f1_table(np.array([test.predictions for test in tests]), labels))
 
 
 def _points(gap: Any) -> Any:

@@ -9,6 +9,7 @@ from scipy.stats import kendalltau
 
 from alrq_core.sensitivity.table import VisibilityTable
 from tune.report.confirmation import Confirmed
+from tune.report.intervals import mean_interval
 from tune.study.state import StudyState, TrialState
 
 # Fewer order nothing.
@@ -42,7 +43,7 @@ class Comparison:
         trial, control: Their ids.
         memory_bytes, control_bytes: Of them.
         loss, control_loss: Mean test loss of the seeds that both have.
-        losses_lower: Seeds with which the found one has the lower test loss.
+        difference_interval: 95 % interval of the found one's loss minus the control's.
         seeds: That both have.
     """
 
@@ -52,13 +53,13 @@ class Comparison:
     control_bytes: int
     loss: float
     control_loss: float
-    losses_lower: int
+    difference_interval: tuple[float, float]
     seeds: int
 
     @property
     def beaten(self) -> bool:
-        """Whether the found one has the lower test loss with every seed."""
-        return self.losses_lower == self.seeds
+        """Whether the found one is shown to have the lower test loss."""
+        return self.difference_interval[1] < 0
 
 
 def agreements(state: StudyState, table: VisibilityTable | None) -> list[Agreement]:
@@ -118,7 +119,7 @@ def comparisons(
         seeds = sorted(ours.keys() & theirs.keys())
         if not seeds:
             continue
-        losses = np.array([[_test_loss(run[seed]) for seed in seeds] for run in (ours, theirs)])
+        losses = np.array([[_losses(run[seed]) for seed in seeds] for run in (ours, theirs)])
         compared.append(
             Comparison(
                 trial=found.id,
@@ -127,16 +128,16 @@ def comparisons(
                 control_bytes=sizes[control.id],
                 loss=float(losses[0].mean()),
                 control_loss=float(losses[1].mean()),
-                losses_lower=int((losses[0] < losses[1]).sum()),
+                difference_interval=mean_interval(losses[0] - losses[1]),
                 seeds=len(seeds),
             )
         )
     return compared
 
 
-def _test_loss(trial: TrialState) -> float:
+def _losses(trial: TrialState) -> tuple[float, ...]:
     assert trial.test is not None
-    return trial.test.loss
+    return trial.test.losses
 
 
 def evidence_json(
@@ -159,17 +160,22 @@ def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -
             f"{', '.join(parts)}."
         )
     for one in compared:
-        verdict = "beats" if one.beaten else "does not beat"
+        verdict = "beats" if one.beaten else "is not shown to beat"
         kind = one.control.removesuffix(f"-{one.trial}")
+        difference, interval = one.loss - one.control_loss, _in_brackets(one.difference_interval, 4)
         lines.append(
             f"{one.trial} {verdict} the {kind} allocation of its size: test loss "
             f"{one.loss:.4f} at {one.memory_bytes / 1e6:.2f} MB, {one.control_loss:.4f} at "
-            f"{one.control_bytes / 1e6:.2f} MB; lower with {one.losses_lower} of {one.seeds} seeds."
+            f"{one.control_bytes / 1e6:.2f} MB; difference {difference:+.4f}{interval}, "
+            f"{one.seeds} seeds."
         )
     if any(not one.beaten for one in compared):
-        lines.append("The search did not beat allocations that nobody searched for.")
+        lines.append("The search is not shown to beat allocations that nobody searched for.")
     return lines
 
 
-def _in_brackets(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+def _in_brackets(interval: tuple[float, float] | None, digits: int = 2) -> str:
+    if interval is None:
+        return ""
+    low, high = (f"{bound:+.{digits}f}" for bound in interval)
+    return f" [{low}, {high}]"

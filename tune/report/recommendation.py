@@ -152,22 +152,40 @@ def recommend(
 ) -> Confirmed | None:
     """Return the smallest allocation that fits and whose interval against B-FP stays above -margin.
 
-    None if there is none, or no B-FP to compare with.
+    None if there is none, or no B-FP to compare with. What a search found is tested from the
+    largest down, until one fails: as the order is not chosen by the test split, many finalists are
+    no likelier to yield a wrong recommendation than one (fixed-sequence testing: Maurer, Hothorn &
+    Lehmacher 1995, "Multiple comparisons in drug clinical trials and preclinical assays: a-priori
+    ordered hypotheses"). Without a search, each configuration is a question of its own.
 
     Args:
-        rows: What was confirmed, baselines and controls among it, whatever their bytes.
+        rows: What was confirmed, whatever its bytes. Controls are there to compare with.
         margin: In points of accuracy, or per cent of perplexity.
         max_memory_bytes: Limit on the deployed model; None for none.
     """
-    good = [
+    passed, _ = _tested(rows, margin, max_memory_bytes)
+    return passed[-1] if passed else None
+
+
+def _tested(
+    rows: Sequence[Confirmed], margin: float, max_memory_bytes: int | None
+) -> tuple[list[Confirmed], Confirmed | None]:
+    """Return what passed, from the largest down, and what ended the sequence by failing."""
+    sequence = [
         row
-        for row in rows
-        if row.trial != REFERENCE
-        and row.difference_interval is not None
-        and row.difference_interval[0] > -margin
-        and _fits(row, max_memory_bytes)
+        for row in sorted(rows, key=lambda row: -row.memory_bytes)
+        if row.trial != REFERENCE and row.role != "control" and _fits(row, max_memory_bytes)
     ]
-    return min(good, key=lambda row: row.memory_bytes) if good else None
+    searched = any(row.role == "search" for row in sequence)
+    passed = []
+    for row in sequence:
+        if row.difference_interval is None:
+            continue
+        if row.difference_interval[0] > -margin:
+            passed.append(row)
+        elif searched:
+            return passed, row
+    return passed, None
 
 
 def best_that_fits(rows: Sequence[Confirmed], max_memory_bytes: int) -> Confirmed | None:
@@ -187,20 +205,24 @@ def recommendation_line(
     max_memory_bytes: int | None,
 ) -> str:
     """Return which allocation to use, or why none is named and which is the best that fits."""
+    _, failed = _tested(rows, margin, max_memory_bytes)
+    ended = ""
+    if failed is not None:
+        ended = f" From the largest down, {failed.trial} fails first; smaller ones are not tested."
     if recommendation is not None:
         return (
             f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
             f"against {REFERENCE} stays above -{margin:g}: "
             f"{format_bytes(recommendation.memory_bytes)}, target modules "
-            f"{format_bytes(recommendation.target_bytes)}."
+            f"{format_bytes(recommendation.target_bytes)}.{ended}"
         )
     if not _compared(rows):
         return f"No recommendation: nothing was confirmed beside {REFERENCE}."
     if max_memory_bytes is None:
-        return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}."
+        return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}.{ended}"
     line = (
         f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, no interval against "
-        f"{REFERENCE} stays above -{margin:g}."
+        f"{REFERENCE} stays above -{margin:g}.{ended}"
     )
     best = best_that_fits(rows, max_memory_bytes)
     if best is None:

@@ -11,8 +11,8 @@ from typing import IO, Any, Literal, get_args
 from alrq_core.records import TestScore, TrialReport
 from tune.study.predictions import with_predictions, write_predictions
 
-# 2: answers on the test split lie beside the log, and controls have the name of their finalist.
-VERSION = 2
+# 3: losses of test sequences lie beside the log.
+VERSION = 3
 LOG_NAME = "events.jsonl"
 ERROR_LENGTH = 120
 Role = Literal["table", "baseline", "search", "control", "confirm"]
@@ -152,7 +152,7 @@ def encode_event(event: Event) -> str:
         del content["report"]
     if isinstance(event, Tested):
         content = {"trial": event.trial, **event.score.to_json()}
-        del content["scores"], content["predictions"]
+        del content["scores"], content["losses"], content["predictions"]
     present = {key: value for key, value in content.items() if value is not None}
     kind = {"event": type(event).__name__.lower()}
     return json.dumps(kind | present, separators=(",", ":"))
@@ -176,7 +176,8 @@ def decode_event(line: str) -> Event:
         return Reported(**head, report=TrialReport(**content))
     if kind is Tested:
         trial = content.pop("trial")
-        return Tested(trial=trial, score=TestScore(**{"f1": None, **content}, scores=()))
+        score = TestScore(**{"f1": None, **content}, scores=(), losses=())
+        return Tested(trial=trial, score=score)
     event: Event = kind(**content)
     return event
 
@@ -246,9 +247,9 @@ class EventLog:
     def _check_version(self, version: int) -> None:
         if version != VERSION:
             raise ValueError(
-                f"`{self.path}` must be of version {VERSION}, which keeps test answers in files "
-                f"beside it and names controls for their finalist, got version {version}. Go on "
-                "with the release that began the study, or start a new one."
+                f"`{self.path}` must be of version {VERSION}, which keeps losses of test sequences "
+                f"in files beside it, got version {version}. Go on with the release that began the "
+                "study, or start a new one."
             )
 
     def _open(self) -> IO[bytes]:
