@@ -1,9 +1,10 @@
-"""Draws README's picture from the recorded run of the main job.
+"""Draws README's picture from the recorded run of the main job, and from codes times allocations.
 
     python benchmarks/main_job.py --picture docs/main_job.png
 
 `main_job.csv` beside this file has the rows that `python run_search.py --space joint --budget 50`
-printed at commit 221d398. Nothing is computed here.
+printed at commit 221d398, `codes_and_allocations.csv` what that benchmark wrote at commit c5f321b.
+Nothing is computed here.
 """
 
 import argparse
@@ -19,16 +20,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 ROWS = Path(__file__).with_suffix(".csv")
+CODES = Path(__file__).with_name("codes_and_allocations.csv")
 MARGIN_POINTS = 2
 BARS = "bars: 95 %, paired over sentences and seeds"
-DARK, GREY, BLUE, RED = "#222222", "#8a8a8a", "#2f5fa8", "#b5413e"
+DARK, DIM, GREY, BLUE, RED = "#222222", "#555555", "#8a8a8a", "#2f5fa8", "#b5413e"
 COLOURS = {"recommended": BLUE, "found": BLUE, "uniform": GREY, "random": GREY, "fixed": RED}
+CODE_COLOURS = {"hqq": RED, "gptq": BLUE}
+OFFSETS = {"hqq": -0.24, "gptq": 0.08}
+CODE_NAMES = {"hqq": "HQQ's codes", "gptq": "calibrated codes"}
 # Trial -> the label, its offset from the point in points, and its alignment.
 LABELS: Mapping[str, tuple[str, tuple[int, int], str]] = {
     "random": ("random\n10.9 MB", (-9, 0), "right"),
-    "t001": ("recommended\n10.9 MB, 3.6 bits", (0, 72), "center"),
-    "t041": ("found", (8, -34), "left"),
-    "uniform": ("uniform\n11.2 MB", (9, -4), "left"),
+    "t001": ("recommended\n10.9 MB, 3.6 bits", (0, 78), "center"),
+    "t041": ("found", (-14, 3), "right"),
+    "uniform": ("uniform\n11.2 MB", (12, -72), "left"),
     "t004": ("found", (8, 8), "left"),
     "t038": ("found", (8, -10), "left"),
     "B-Q4": ("4-bit LoRA\n(B-Q4), rank 8", (0, 62), "center"),
@@ -40,23 +45,27 @@ def main() -> None:
     """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--picture", type=Path, required=True)
-    draw(read_rows(), parser.parse_args().picture)
+    draw(read(ROWS), read(CODES), parser.parse_args().picture)
 
 
-def read_rows() -> list[dict[str, str]]:
-    """Return the confirmed allocations."""
-    with ROWS.open(newline="", encoding="utf-8") as file:
+def read(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table."""
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """Draw the confirmed allocations by bytes and accuracy."""
+def draw(confirmed: list[dict[str, str]], codes: list[dict[str, str]], path: Path) -> None:
+    """Draw the main job's confirmed allocations, and beside them codes times allocations."""
     style = {"font.size": 15, "axes.edgecolor": GREY, "text.color": DARK, "axes.titlesize": 16}
     with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-        _main_job(axes, rows)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(color=GREY)
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(14, 6.2), width_ratios=(3, 2.4), layout="constrained"
+        )
+        _main_job(left, confirmed)
+        _codes(right, codes)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(color=GREY)
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
@@ -96,13 +105,44 @@ def _point(axes: Axes, row: dict[str, str], difference: float) -> None:
         textcoords="offset points",
         ha=align,
         va="center",
-        color="#555555" if colour == GREY else colour,
+        color=DIM if colour == GREY else colour,
         weight="bold" if best else "normal",
     )
 
 
+def _codes(axes: Axes, rows: list[dict[str, str]]) -> None:
+    axes.set_title("Codes, and who chose bits and ranks", loc="left", weight="bold", pad=44)
+    kinds = list(dict.fromkeys(row["allocation"] for row in rows))
+    sizes = list(dict.fromkeys(row["target_mb"] for row in rows))
+    for row in rows:
+        second = row["target_mb"] == sizes[-1]
+        colour = CODE_COLOURS[row["codes"]]
+        axes.errorbar(
+            kinds.index(row["allocation"]) + OFFSETS[row["codes"]] + (0.16 if second else 0.0),
+            float(row["loss"]),
+            float(row["half_interval"]),
+            fmt="o",
+            color=colour,
+            markerfacecolor="white" if second else colour,
+            markersize=9,
+            linewidth=1.8,
+            label=CODE_NAMES[row["codes"]] if row is _first(rows, row["codes"]) else None,
+        )
+    axes.set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
+    axes.set_xlim(-0.6, len(kinds) - 0.4)
+    axes.set_ylabel("test loss")
+    axes.legend(loc="upper right", frameon=False)
+    axes.set_ylim(top=0.58)
+    note = f"filled: {sizes[0]} MB of target modules, open: {sizes[-1]} MB\nbars: 95 %, three seeds"
+    axes.text(0.0, 1.01, note, transform=axes.transAxes, va="bottom", fontsize=12.5, color=DIM)
+
+
+def _first(rows: list[dict[str, str]], codes: str) -> dict[str, str]:
+    return next(row for row in rows if row["codes"] == codes)
+
+
 def _note(axes: Axes, text: str) -> None:
-    place = {"ha": "right", "va": "bottom", "fontsize": 12.5, "color": "#555555"}
+    place = {"ha": "right", "va": "bottom", "fontsize": 12.5, "color": DIM}
     axes.text(0.99, 0.02, text, transform=axes.transAxes, **place)
 
 

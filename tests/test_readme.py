@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.main_job import read_rows
+from benchmarks.main_job import CODES, ROWS, read
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -95,7 +95,7 @@ def test_commands_name_programs_that_exist() -> None:
 
 def test_the_picture_shows_the_rows_of_the_table() -> None:
     lines = text("docs/measurements.md").splitlines()
-    for row in read_rows():
+    for row in read(ROWS):
         cells = (
             f"| {float(row['average_bits']):.2f} | {row['average_rank']} | {row['memory_mb']} MB "
             f"| {row['target_mb']} MB | {row['accuracy']} % [{row['low']}, {row['high']}] |"
@@ -103,6 +103,10 @@ def test_the_picture_shows_the_rows_of_the_table() -> None:
         difference = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}] |"
         wanted = difference if row["difference"] else " - |"
         assert any(row["trial"] in x and cells in x and x.endswith(wanted) for x in lines), row
+    for row in read(CODES):
+        start = f"| {row['target_mb']} MB | {row['codes']} | {row['allocation']} |".lower()
+        loss = f"| {row['loss']} ± {row['half_interval']} |"
+        assert any(x.lower().startswith(start) and loss in x for x in lines), row
 
 
 @pytest.mark.parametrize("snippet", snippets(), ids=lambda code: code.splitlines()[0])
