@@ -9,11 +9,16 @@ import torch
 from alrq_core.files import replaced
 from alrq_core.randomness import Randomness
 from alrq_core.records import Receipt, TrialReport
-from alrq_core.training import Training
+from alrq_core.training import Kept, Training
 
 
 def write_checkpoint(
-    path: Path, training: Training, randomness: Randomness, receipt: Receipt, report: TrialReport
+    path: Path,
+    training: Training,
+    randomness: Randomness,
+    receipt: Receipt,
+    report: TrialReport,
+    best: Kept | None = None,
 ) -> None:
     """Write all that `read_checkpoint` needs, at once or not at all.
 
@@ -23,6 +28,7 @@ def write_checkpoint(
         randomness: The trial's own random numbers.
         receipt: Of the trial so far.
         report: Its last one.
+        best: Of a trial that started from a reference, its best state.
 
     Raises:
         OSError: The file can't be written.
@@ -31,6 +37,7 @@ def write_checkpoint(
         "report": report.to_json(),
         "receipt": receipt.to_json(),
         "randomness": randomness.states,
+        "best": None if best is None else [best.report.to_json(), best.trained],
         **training.state(),
     }
     # Torch's own writer calls a full disk a RuntimeError without an errno.
@@ -42,7 +49,7 @@ def write_checkpoint(
 
 def read_checkpoint(
     path: Path, training: Training, randomness: Randomness, device: torch.device
-) -> tuple[Receipt, TrialReport]:
+) -> tuple[Receipt, TrialReport, Kept | None]:
     """Bring a new trial of the same allocation and seed to where the written one was.
 
     Args:
@@ -52,10 +59,12 @@ def read_checkpoint(
         device: Of the model.
 
     Returns:
-        The receipt and the last report.
+        The receipt, the last report and the best state.
     """
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
     receipt = Receipt.from_json(state["receipt"])
     training.load_state(state, receipt.ranks)
     randomness.states = [generator.cpu() for generator in state["randomness"]]
-    return receipt, TrialReport(**state["report"])
+    best = state["best"]
+    kept = None if best is None else Kept(TrialReport(**best[0]), best[1])
+    return receipt, TrialReport(**state["report"]), kept

@@ -4,15 +4,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from alrq_core.adapters.reference import Reference
 from alrq_core.adapters.starts import (
-    ResidualCache,
+    Corrections,
     initialise_eva,
     initialise_nested,
-    initialise_residual,
+    initialise_towards,
 )
 from alrq_core.data.encode import Batch, EncodedTask, Tokens, collate, encode_task
 from alrq_core.data.moments import InputMoments
@@ -23,6 +26,8 @@ from alrq_core.models.loading import inspect_model, load_model, resolve_model
 from alrq_core.models.structure import tied_head
 from alrq_core.records import Recipe
 from alrq_core.weights.cache import PackedCache, cache_folder
+from alrq_core.weights.packing import pack
+from search_spaces.allocation import Allocation
 from search_spaces.formats import Format
 from search_spaces.inventory import Inventory
 
@@ -117,21 +122,63 @@ class TrialContext:
             self.moments.forget()
 
     @cached_property
-    def corrections(self) -> ResidualCache:
+    def scored(self) -> Tokens:
+        """The part of the train split on which starts are scored, as many as half of validation."""
+        return self.task.train.take(self._shuffled[: self._scored])
+
+    @cached_property
+    def tuned(self) -> Tokens:
+        """The part of the train split on which trials are trained that start from a reference."""
+        count = self.recipe.tuning.max_steps * self.recipe.batch_size
+        return self.task.train.take(self._shuffled[self._scored : self._scored + count])
+
+    @property
+    def _shuffled(self) -> np.ndarray:
+        return np.random.default_rng(0).permutation(len(self.task.train))
+
+    @property
+    def _scored(self) -> int:
+        return max(1, min(len(self.task.validation), len(self.task.train)) // 2)
+
+    @cached_property
+    def corrections(self) -> Corrections:
         """Corrections of quantisation errors that earlier trials computed."""
-        return {}
+        return Corrections()
 
     def start_adapters(self, model: nn.Module, seed: int) -> None:
         """Start a built model's adapters as the recipe asks."""
         recipe = self.recipe
-        if recipe.lora_init == "default":
-            initialise_nested(model, seed)
-        elif recipe.lora_init == "residual":
-            initialise_residual(
-                model, self.base, self.moments, recipe.alpha_over_rank, self.corrections
-            )
-        elif recipe.lora_init == "eva":
+        if recipe.lora_init == "eva":
             initialise_eva(model, self.moments)
+            return
+        initialise_nested(model, seed)
+        if recipe.lora_init == "residual":
+            initialise_towards(
+                model, self._weight, self.moments, recipe.alpha_over_rank, self.corrections
+            )
+
+    def start_from(
+        self,
+        model: nn.Module,
+        allocation: Allocation,
+        reference: Reference,
+        seed: int,
+    ) -> None:
+        """Start a built model's adapters and head from a reference, see `Reference.start`."""
+        alpha_over_rank = self.recipe.alpha_over_rank
+
+        def tuned(name: str) -> Tensor:
+            stored = reference.allocation.choices[name].format
+            packed: Any = pack(
+                self.base.get_submodule(name), stored, torch.float32, self.packed.of(name)
+            )
+            return reference.weight(name, packed.dequantised(), alpha_over_rank)
+
+        initialise_nested(model, seed)
+        reference.start(model, allocation, tuned, self.moments, alpha_over_rank)
+
+    def _weight(self, name: str) -> Tensor:
+        return self.base.get_submodule(name).get_parameter("weight")
 
 
 def load_context(

@@ -1,7 +1,7 @@
 """The typed records that a trial takes and gives back."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 VERSION = 2
@@ -9,6 +9,7 @@ TaskKind = Literal["classification", "language-modelling"]
 EXECUTIONS = ("packed", "dequantized")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 LORA_INITS = ("default", "residual", "eva")
+TUNE_FRACTION = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class Recipe:
         lora_init: Where adapters start: `default` (B = 0), `residual` or `eva`.
         cpu_dtype: `float32` or `bfloat16`: type of the matrix products on a CPU; None for the
             one that is faster there.
+        tune_steps: Optimiser steps of a trial that starts from a reference; None for a quarter of
+            `max_steps`.
+        tune_learning_rate: Peak of its schedule.
     """
 
     learning_rate: float = 1e-3
@@ -52,6 +56,16 @@ class Recipe:
     execution: str | None = None
     lora_init: str = "default"
     cpu_dtype: str | None = None
+    tune_steps: int | None = None
+    tune_learning_rate: float = 5e-4
+
+    @property
+    def tuning(self) -> "Recipe":
+        """How a trial is trained that starts from a reference."""
+        steps = self.tune_steps
+        if steps is None:
+            steps = max(1, round(TUNE_FRACTION * self.max_steps))
+        return replace(self, max_steps=steps, learning_rate=self.tune_learning_rate)
 
     @property
     def micro_batches(self) -> int:
@@ -72,13 +86,16 @@ class Recipe:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(
-                f"`--learning-rate` must lie between 0 and 1, got {self.learning_rate}. Try 1e-3."
-            )
+        for flag, rate in (
+            ("--learning-rate", self.learning_rate),
+            ("--tune-learning-rate", self.tune_learning_rate),
+        ):
+            if not 0 < rate < 1:
+                raise ValueError(f"`{flag}` must lie between 0 and 1, got {rate}. Try 1e-3.")
         for flag, value in (
             ("--max-steps", self.max_steps),
             ("--batch-size", self.batch_size),
+            ("--tune-steps", 1 if self.tune_steps is None else self.tune_steps),
             (
                 "--accumulation-steps",
                 1 if self.accumulation_steps is None else self.accumulation_steps,
@@ -120,6 +137,11 @@ class TrialReport:
         sequences: Validation sequences that were scored.
         accuracy, f1: Classification only; macro F1.
         perplexity: Language modelling only.
+        divergence: Of a trial that started from a reference: mean Kullback-Leibler divergence from
+            its answers, on training text that no trial is trained on.
+        divergence_standard_error: Of it, over these sequences.
+        kept_step: Of such a trial at its end: the step whose state it keeps, which is that of the
+            lowest validation loss. What is reported then is of that step.
         context_tokens, stride_tokens: Language modelling only: tokens of a window, and from the
             start of one window of the split to that of the next.
         train_seconds, eval_seconds: Wall time since the rung before.
@@ -134,6 +156,9 @@ class TrialReport:
     accuracy: float | None = None
     f1: float | None = None
     perplexity: float | None = None
+    divergence: float | None = None
+    divergence_standard_error: float | None = None
+    kept_step: int | None = None
     context_tokens: int | None = None
     stride_tokens: int | None = None
     train_seconds: float

@@ -1,22 +1,25 @@
 """Scores a model on a split: loss, accuracy and F1, or perplexity."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, sqrt
 
 import numpy as np
 import torch
 from sklearn.metrics import f1_score
-from torch import nn
+from torch import Tensor, nn
 
+from alrq_core.data.answers import Answers, divergences, likeliest
 from alrq_core.data.encode import (
     EVAL_BATCH_FACTOR,
+    Batch,
     EncodedTask,
     Tokens,
     collate,
     eval_batches,
     part_tokens,
 )
-from alrq_core.data.losses import sequence_losses
+from alrq_core.data.losses import logits_of, losses_of
 from alrq_core.memory.machine import autocast
 from alrq_core.records import Recipe, TestScore, TrialReport
 
@@ -34,12 +37,14 @@ class Evaluation:
         losses: Mean loss of each sequence.
         predictions: Predicted class of each sequence; empty for language modelling.
         labels: True classes; empty for language modelling.
+        divergences: Of each sequence from a reference's answers; None where they were not given.
         context_tokens, stride_tokens: See `TrialReport`.
     """
 
     losses: np.ndarray
     predictions: np.ndarray
     labels: np.ndarray
+    divergences: np.ndarray | None = None
     context_tokens: int | None = None
     stride_tokens: int | None = None
 
@@ -82,8 +87,15 @@ class Evaluation:
         train_seconds: float,
         eval_seconds: float,
         peak_memory_bytes: int,
+        start: "Evaluation | None" = None,
     ) -> TrialReport:
-        """Return what a trial reports at a rung; see `TrialReport` for what is not known here."""
+        """Return what a trial reports at a rung; see `TrialReport` for what is not known here.
+
+        Args:
+            step, train_loss, train_seconds, eval_seconds, peak_memory_bytes: As reported.
+            start: Over the sequences on which the divergence from a reference is measured.
+        """
+        apart = None if start is None else start.divergences
         return TrialReport(
             step=step,
             train_loss=round(train_loss, LOSS_DIGITS),
@@ -93,6 +105,10 @@ class Evaluation:
             accuracy=_rounded(self.accuracy),
             f1=_rounded(self.f1),
             perplexity=_rounded(self.perplexity),
+            divergence=None if apart is None else float(f"{apart.mean():.6g}"),
+            divergence_standard_error=(
+                None if apart is None else float(f"{apart.std(ddof=1) / sqrt(len(apart)):.3g}")
+            ),
             context_tokens=self.context_tokens,
             stride_tokens=self.stride_tokens,
             train_seconds=round(train_seconds, SECOND_DIGITS),
@@ -128,27 +144,61 @@ class Evaluation:
         )
 
 
-def evaluate(
-    model: nn.Module,
-    task: EncodedTask,
-    tokens: Tokens,
-    recipe: Recipe,
-    compute_dtype: torch.dtype,
-    device: torch.device,
-) -> Evaluation:
-    """Return losses and answers over a whole split; leaves the model in eval mode."""
-    model.eval()
-    losses = np.empty(len(tokens), dtype=np.float64)
-    predictions = np.zeros(len(tokens.labels), dtype=np.int64)
-    most = recipe.micro_batch * EVAL_BATCH_FACTOR
-    for rows in eval_batches(tokens, most, part_tokens(device)):
-        batch = collate(tokens, rows, task.pad_id).to(device)
-        with torch.inference_mode(), autocast(compute_dtype, device):
-            batch_losses, logits = sequence_losses(model, batch)
-        losses[rows] = batch_losses.cpu().numpy()
-        if len(predictions):
-            predictions[rows] = logits.argmax(dim=-1).cpu().numpy()
-    return Evaluation(losses, predictions, tokens.labels, task.context_tokens, task.stride_tokens)
+@dataclass(frozen=True)
+class Scorer:
+    """Runs a model over whole splits, and leaves it in eval mode.
+
+    Attributes:
+        model: On the device.
+        task: Whose splits they are.
+        recipe: Says how many sequences fit.
+        compute_dtype: Type of the matrix products.
+        device: Where it runs.
+    """
+
+    model: nn.Module
+    task: EncodedTask
+    recipe: Recipe
+    compute_dtype: torch.dtype
+    device: torch.device
+
+    def evaluate(self, tokens: Tokens, answers: Answers | None = None) -> Evaluation:
+        """Return losses and answers over a split, and its divergence from a reference's answers."""
+        losses = np.empty(len(tokens), dtype=np.float64)
+        predictions = np.zeros(len(tokens.labels), dtype=np.int64)
+        apart = None if answers is None else np.empty(len(tokens), dtype=np.float64)
+        for batch, logits in self._forward(tokens):
+            losses[batch.rows] = losses_of(logits, batch).cpu().numpy()
+            if len(predictions):
+                predictions[batch.rows] = logits.argmax(dim=-1).cpu().numpy()
+            if answers is not None and apart is not None:
+                theirs = answers.of(batch.rows, self.device)
+                apart[batch.rows] = divergences(logits, batch, theirs).cpu().numpy()
+        task = self.task
+        return Evaluation(
+            losses, predictions, tokens.labels, apart, task.context_tokens, task.stride_tokens
+        )
+
+    def answers_to(self, tokens: Tokens) -> Answers:
+        """Return what the model answers to a split."""
+        kept: dict[int, Answers] = {}
+        for batch, logits in self._forward(tokens):
+            found = likeliest(logits[:, :-1] if logits.dim() == 3 else logits)
+            for place, row in enumerate(batch.rows):
+                kept[int(row)] = Answers(found.ids[place].cpu(), found.logs[place].cpu())
+        each = [kept[row] for row in range(len(tokens))]
+        ids = torch.stack([one.ids for one in each])
+        return Answers(ids, torch.stack([one.logs for one in each]))
+
+    def _forward(self, tokens: Tokens) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield each batch of a split with its logits."""
+        self.model.eval()
+        most = self.recipe.micro_batch * EVAL_BATCH_FACTOR
+        for rows in eval_batches(tokens, most, part_tokens(self.device)):
+            batch = collate(tokens, rows, self.task.pad_id).to(self.device)
+            with torch.inference_mode(), autocast(self.compute_dtype, self.device):
+                logits = logits_of(self.model, batch)
+            yield batch, logits
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """Takes the optimiser steps of one trial: batches, loss, gradients, learning rate."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from alrq_core.adapters.adalora import AdaptiveRanks
 from alrq_core.adapters.final_ranks import attach_plain, rebuild
+from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext
+from alrq_core.data.answers import Answers, divergences
 from alrq_core.data.encode import collate, part_tokens, train_batches, train_parts
-from alrq_core.data.losses import sequence_losses
+from alrq_core.data.losses import logits_of, losses_of
 from alrq_core.memory.machine import autocast
-from alrq_core.records import Recipe
+from alrq_core.records import Recipe, TrialReport
 
 # Times the recipe's. AdaLoRA begins with random directions that only their values can scale: MiniLM
 # on Rotten Tomatoes, 200 steps, B-Ada: loss 0.684 at 1e-3 (63 % right) and 0.419 at 5e-3 (81 %),
@@ -26,6 +29,31 @@ CHECK_STEPS = 10
 
 class TrainingDivergedError(RuntimeError):
     """The training loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The best state of a trial so far.
+
+    Attributes:
+        report: Of that state.
+        trained: Values of what the optimiser changes.
+    """
+
+    report: TrialReport
+    trained: list[Tensor]
+
+    def report_at_end(self, last: TrialReport) -> TrialReport:
+        """Return what the trial reports in the end: of this state, at the cost of all steps."""
+        return replace(
+            self.report,
+            step=last.step,
+            kept_step=self.report.step,
+            train_loss=last.train_loss,
+            train_seconds=last.train_seconds,
+            eval_seconds=last.eval_seconds,
+            peak_memory_bytes=last.peak_memory_bytes,
+        )
 
 
 class Training:
@@ -45,6 +73,7 @@ class Training:
         seed: int,
         compute_dtype: torch.dtype,
         device: torch.device,
+        reference: Reference | None = None,
     ) -> None:
         """Begin before the first step.
 
@@ -55,8 +84,14 @@ class Training:
             seed: Of the order of the data.
             compute_dtype: Type of the matrix products.
             device: Where batches go.
+            reference: Towards whose answers it is trained, instead of the labels.
         """
-        self._task, self._recipe = context.task, context.recipe
+        self._pad_id = context.task.pad_id
+        self._tokens, self._recipe = context.task.train, context.recipe
+        self._answers: Answers | None = None
+        if reference is not None:
+            self._tokens, self._recipe = context.tuned, context.recipe.tuning
+            self._answers = reference.answers["tuned"]
         self._model = model
         self.adaptive = adaptive
         self._seed = seed
@@ -88,7 +123,7 @@ class Training:
         Within the trial's `randomness`, where it is not `TrialRun.advance` that calls it.
         """
         rows = next(self._batches)
-        lengths, most_tokens = self._task.train.lengths, part_tokens(self._device)
+        lengths, most_tokens = self._tokens.lengths, part_tokens(self._device)
         parts = train_parts(rows, lengths, self._recipe.micro_batch, most_tokens)
         losses = []
         for part in parts:
@@ -108,11 +143,13 @@ class Training:
         return torch.stack(losses).sum()
 
     def mean_loss(self, rows: np.ndarray) -> Tensor:
-        """Return the model's mean loss over rows of the training split, in its mode."""
-        batch = collate(self._task.train, rows, self._task.pad_id).to(self._device)
+        """Return the model's mean loss over rows of what it is trained on, in its mode."""
+        batch = collate(self._tokens, rows, self._pad_id).to(self._device)
         with autocast(self._compute_dtype, self._device):
-            losses, _ = sequence_losses(self._model, batch)
-        return losses.mean()
+            logits = logits_of(self._model, batch)
+            if self._answers is None:
+                return losses_of(logits, batch).mean()
+            return divergences(logits, batch, self._answers.of(rows, self._device)).mean()
 
     def end_adaptive(self, adaptive: AdaptiveRanks) -> dict[str, int]:
         """Let AdaLoRA's adapters shrink to their final ranks after the last step; return the ranks.
@@ -159,7 +196,7 @@ class Training:
         self._batches = self._batches_from(self.step)
 
     def _batches_from(self, step: int) -> Iterator[np.ndarray]:
-        return islice(train_batches(self._task.train, self._recipe, self._seed), step, None)
+        return islice(train_batches(self._tokens, self._recipe, self._seed), step, None)
 
     def _forget_adaptive(self) -> None:
         self.adaptive = None

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from alrq_core.adapters.adalora import AdaptiveRanks
+from alrq_core.adapters.reference import Reference, adapters_of
 from alrq_core.build import build_model
 from alrq_core.checkpoint import read_checkpoint, write_checkpoint
 from alrq_core.context import TrialContext
-from alrq_core.data.encode import Tokens
 from alrq_core.memory.machine import (
     peak_memory_bytes,
     pick_compute_dtype,
@@ -28,8 +28,8 @@ from alrq_core.receipt import (
     with_final_ranks,
 )
 from alrq_core.records import Recipe, TestScore, TrialReport
-from alrq_core.scoring import Evaluation, evaluate
-from alrq_core.training import Training
+from alrq_core.scoring import Scorer
+from alrq_core.training import Kept, Training
 from alrq_core.weights.layers import STORAGE_DTYPE, keep_dequantised
 from search_spaces.allocation import Allocation
 
@@ -45,6 +45,8 @@ class TrialRun:
     Attributes:
         context: What all trials of the study share.
         allocation: Bits and ranks.
+        seed: Of all that is drawn.
+        recipe: How it is trained.
         model: As built, with packed weights and adapters.
         receipt: What was really built.
         training: Its optimiser steps.
@@ -53,7 +55,12 @@ class TrialRun:
     """
 
     def __init__(
-        self, context: TrialContext, allocation: Allocation, seed: int, packed: bool = False
+        self,
+        context: TrialContext,
+        allocation: Allocation,
+        seed: int,
+        confirming: bool = False,
+        reference: Reference | None = None,
     ) -> None:
         """Build the model and check its receipt.
 
@@ -61,12 +68,23 @@ class TrialRun:
             context: What all trials share.
             allocation: Bits and ranks.
             seed: Of the new head, the adapters, the order of the data and dropout.
-            packed: Compute with packed weights, whatever the recipe's execution.
+            confirming: Compute with packed weights, whatever the recipe's execution, and score all
+                of the validation split at every rung.
+            reference: What it starts from and is trained towards; None to learn the task from
+                nothing.
 
         Raises:
             ReceiptError: What was built contradicts the allocation.
+            ValueError: AdaLoRA's adapters were to start from a reference.
         """
-        self.context, self.allocation = context, allocation
+        self.context, self.allocation, self.seed = context, allocation, seed
+        if reference is not None and allocation.final_rank is not None:
+            raise ValueError(
+                "`reference` must be None with AdaLoRA, whose adapters have no closed form, got "
+                f"that of seed {reference.seed}. Leave it out."
+            )
+        self._reference = reference
+        self.recipe = context.recipe if reference is None else context.recipe.tuning
         self._device = pick_device(context.recipe.device)
         self.compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
         reset_peak_memory(self._device)
@@ -78,17 +96,25 @@ class TrialRun:
         with self.randomness:
             reset_head(self.model, head)
             adaptive = _adapt_ranks(self.model, allocation, context.recipe)
-            if adaptive is None:
+            if reference is not None:
+                context.start_from(self.model, allocation, reference, seed)
+            elif adaptive is None:
                 context.start_adapters(self.model, seed)
-        context.let_go()
+        if reference is None:
+            context.let_go()
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
-        if context.recipe.execution == "dequantized" and not packed:
+        if context.recipe.execution == "dequantized" and not confirming:
             keep_dequantised(self.model)
-        self._screening = context.task.validation.every(SCREENING_STRIDE)
+        validation = context.task.validation
+        self._screening = validation if confirming else validation.every(SCREENING_STRIDE)
         self.training = Training(
-            context, self.model, adaptive, seed, self.compute_dtype, self._device
+            context, self.model, adaptive, seed, self.compute_dtype, self._device, reference
         )
+        self._scorer = Scorer(
+            self.model, context.task, context.recipe, self.compute_dtype, self._device
+        )
+        self._best: Kept | None = None
 
     @property
     def step(self) -> int:
@@ -98,7 +124,10 @@ class TrialRun:
     def advance(self, step: int) -> TrialReport:
         """Train up to `step` optimiser steps in all, score the validation split, and report.
 
-        Below full fidelity a fixed half of the split is scored.
+        Below full fidelity a fixed half of the split is scored. After a start from a reference, it
+        is always the same part, and the divergence from the reference is measured with it; step 0
+        scores the start, and the last report is of the state with the lowest validation loss,
+        which the trial keeps.
 
         Raises:
             TrainingDivergedError: The training loss is not finite.
@@ -109,37 +138,66 @@ class TrialRun:
         with self.randomness:
             train_loss = self._train_to(step)
         trained = time.perf_counter()
-        last = step == self.context.recipe.max_steps
+        last = step == self.recipe.max_steps
         if last:
             self._end_adaptive()
-        result = self._evaluate(self.context.task.validation if last else self._screening)
+        whole = last and self._reference is None
+        result = self._scorer.evaluate(self.context.task.validation if whole else self._screening)
+        apart = None
+        if self._reference is not None:
+            apart = self._scorer.evaluate(self.context.scored, self._reference.answers["scored"])
         if last:
             self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
-        return result.trial_report(
+        report = result.trial_report(
             step=step,
             train_loss=train_loss,
             train_seconds=trained - started,
             eval_seconds=time.perf_counter() - trained,
             peak_memory_bytes=peak_memory_bytes(self._device),
+            start=apart,
         )
+        return report if self._reference is None else self._kept(report, last)
 
     def test(self) -> TestScore:
         """Score the test split once, with adapters and head in the 16 bits of deployment."""
         self.round_to_storage()
-        return self._evaluate(self.context.task.test).test_score()
+        return self._scorer.evaluate(self.context.task.test).test_score()
 
     def round_to_storage(self) -> None:
         """Round adapters and head to the 16 bits that a deployed model keeps of them."""
         for parameter in self.training.trained:
             parameter.data = parameter.data.to(STORAGE_DTYPE).to(parameter.dtype)
 
+    def reference(self) -> Reference:
+        """Return this trial, fully trained from nothing, as what others of its seed start from.
+
+        Adapters and head are rounded to the 16 bits of deployment.
+        """
+        self.round_to_storage()
+        head = {
+            f"{module}.{name}": value.detach().cpu().clone()
+            for module in head_names(self.context.base, self.context.task.kind)
+            for name, value in self.model.get_submodule(module).named_parameters()
+        }
+        context = self.context
+        parts = {"scored": context.scored, "tuned": context.tuned}
+        return Reference(
+            allocation=self.allocation,
+            seed=self.seed,
+            adapters=adapters_of(self.model),
+            head=head,
+            answers={part: self._scorer.answers_to(tokens) for part, tokens in parts.items()},
+        )
+
     def save_checkpoint(self, path: Path, report: TrialReport) -> None:
         """Write all that `load_checkpoint` needs to continue exactly, at once or not at all."""
-        write_checkpoint(path, self.training, self.randomness, self.receipt, report)
+        write_checkpoint(path, self.training, self.randomness, self.receipt, report, self._best)
 
     def load_checkpoint(self, path: Path) -> TrialReport:
         """Continue from a checkpoint of this allocation and seed; return its last report."""
-        self.receipt, report = read_checkpoint(path, self.training, self.randomness, self._device)
+        self.receipt, report, self._best = read_checkpoint(
+            path, self.training, self.randomness, self._device
+        )
         return report
 
     @property
@@ -152,12 +210,12 @@ class TrialRun:
     def _train_to(self, step: int) -> float:
         """Do the steps up to `step`; return their mean loss. After the first, probe gradients."""
         losses = []
-        if self.step == 0:
+        if self.step == 0 < step:
             losses += self.training.train_to(1)
             if self.training.trained:
                 self._probe()
         losses += self.training.train_to(step)
-        return float(torch.stack(losses).mean())
+        return float(torch.stack(losses).mean()) if losses else 0.0
 
     def _probe(self) -> None:
         """Check that an evaluation in the middle leaves the gradients alive."""
@@ -179,11 +237,16 @@ class TrialRun:
         check_receipt(taken, self.allocation.with_ranks(ranks), inventory)
         self.receipt = with_final_ranks(self.receipt, taken, adaptive.budget, adaptive.steps)
 
-    def _evaluate(self, tokens: Tokens) -> Evaluation:
-        context = self.context
-        return evaluate(
-            self.model, context.task, tokens, context.recipe, self.compute_dtype, self._device
-        )
+    def _kept(self, report: TrialReport, last: bool) -> TrialReport:
+        """Keep the state of the lowest validation loss; at the end, return to it and report it."""
+        trained = self.training.trained
+        if self._best is None or report.loss < self._best.report.loss:
+            self._best = Kept(report, [parameter.detach().clone() for parameter in trained])
+        if not last:
+            return report
+        for parameter, value in zip(trained, self._best.trained, strict=True):
+            parameter.data.copy_(value)
+        return self._best.report_at_end(report)
 
 
 def _build(

@@ -31,7 +31,7 @@ from alrq_core.data.moments import second_moments
 from alrq_core.memory.cores import usable_cores
 from alrq_core.memory.machine import pick_device
 from alrq_core.records import Recipe
-from alrq_core.scoring import evaluate
+from alrq_core.scoring import Scorer
 from alrq_core.trial import TrialRun
 from alrq_core.weights.cache import PackedCache, cache_folder
 from alrq_core.weights.packing import pack
@@ -126,7 +126,7 @@ def untrained_loss(context: TrialContext, stored: Format) -> float | None:
         return None
     run = TrialRun(context, allocation_of(context, stored), seed=0)
     args = (context.recipe, run.compute_dtype, pick_device("cpu"))
-    return evaluate(run.model, context.task, context.task.test, *args).perplexity
+    return Scorer(run.model, context.task, *args).evaluate(context.task.test).perplexity
 
 
 def train(job: Job) -> tuple[str, int, float, float]:

@@ -88,7 +88,7 @@ class Trained:
         """Return the loss on the test split after a whole training, as confirmed trials have it."""
         key = allocation.encode(), seed, 0
         if key not in self._known:
-            run = TrialRun(self._context, allocation, seed, packed=True)
+            run = TrialRun(self._context, allocation, seed, confirming=True)
             run.advance(self.steps[-1])
             self._keep(key, run.test().loss)
         return self._known[key]

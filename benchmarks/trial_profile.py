@@ -49,14 +49,16 @@ FORWARD, BACKWARD, OPTIMISER, SCORING = "forward", "backward", "optimiser", "eva
 PROBE, BATCHES, REPORT, REST = "receipt: probe of gradients", "batches", "report", "the rest"
 # What is wrapped: where it is looked up, and the part that it counts for.
 WRAPPED = {
-    "alrq_core.training.sequence_losses": FORWARD,
+    "alrq_core.training.logits_of": FORWARD,
+    "alrq_core.training.losses_of": FORWARD,
     "torch.Tensor.backward": BACKWARD,
     "torch.nn.utils.clip_grad_norm_": OPTIMISER,
     "torch.optim.AdamW.step": OPTIMISER,
     "torch.optim.AdamW.zero_grad": OPTIMISER,
     "torch.optim.lr_scheduler.LambdaLR.step": OPTIMISER,
-    "alrq_core.scoring.sequence_losses": SCORING,
-    "alrq_core.trial.evaluate": "evaluation, the rest",
+    "alrq_core.scoring.logits_of": SCORING,
+    "alrq_core.scoring.losses_of": SCORING,
+    "alrq_core.scoring.Scorer.evaluate": "evaluation, the rest",
     "alrq_core.weights.cache.PackedCache.__call__": "build: packed weights",
     "alrq_core.build._copy_without": "build: copy of all else",
     "alrq_core.build.attach_adapters": "build: adapters",

@@ -47,7 +47,7 @@ def test_a_file_gives_back_what_was_quantised(
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
         assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
     assert (first.made, second.made) == (1, 0)
-    assert second.read == 1
+    assert second.files.read == 1
 
 
 @pytest.mark.parametrize("stored", FORMATS, ids=str)
@@ -99,7 +99,7 @@ def test_codes_that_were_overwritten_are_not_handed_on(weight: Tensor, tmp_path:
     cache(weight, FORMATS[1])["codes"].zero_()
 
     assert cache(weight, FORMATS[1])["codes"].any()
-    assert (cache.made, cache.read) == (1, 2)
+    assert (cache.made, cache.files.read) == (1, 2)
 
 
 def test_without_a_place_to_write_trials_still_run(
@@ -160,7 +160,7 @@ def test_codes_are_made_for_the_module_and_kept_apart(weight: Tensor, tmp_path: 
     assert cache.made == len(list(tmp_path.iterdir())) == 3
     other = PackedCache(tmp_path, CPU, moments)
     other.of("a")(weight, stored)
-    assert (other.made, other.read) == (0, 1)
+    assert (other.made, other.files.read) == (0, 1)
     moments.key = "other text"
     PackedCache(tmp_path, CPU, moments).of("a")(weight, stored)
     assert len(list(tmp_path.iterdir())) == 4
@@ -174,7 +174,9 @@ def fill(folder: Path, weight: Tensor) -> int:
     told = list(cache.fill(wanted))
     assert all(count == len(wanted) for _, count in told)
     assert sorted(told) == told
-    assert all(cache._path(cache._key(w, stored, name)).is_file() for name, w, stored in wanted)
+    assert all(
+        cache.files.path(cache._key(w, stored, name)).is_file() for name, w, stored in wanted
+    )
     return cache.made
 
 
@@ -199,7 +201,7 @@ def test_it_is_told_how_many_codes_there_are(weight: Tensor, tmp_path: Path) -> 
 
 def test_what_another_process_makes_is_waited_for(weight: Tensor, tmp_path: Path) -> None:
     cache = PackedCache(tmp_path, CPU, Moments())
-    path = cache._path(cache._key(weight, Format(2, "gptq", 64), "a"))
+    path = cache.files.path(cache._key(weight, Format(2, "gptq", 64), "a"))
     with ThreadPoolExecutor(1) as pool:
         with claimed(path) as mine:
             assert mine

@@ -13,7 +13,7 @@ from alrq_core.data.tasks import load_task
 from alrq_core.models.gguf import converted_folder
 from alrq_core.models.loading import inspect_model, load_model, resolve_model
 from alrq_core.records import Recipe
-from alrq_core.scoring import evaluate
+from alrq_core.scoring import Scorer
 from tests.test_tasks import SHARED, needs_shared
 
 needs_smollm2 = pytest.mark.skipif(
@@ -96,7 +96,7 @@ def test_smollm2_reads_its_known_perplexity() -> None:
     first = Tokens(task.test.ids[:2048], task.test.offsets[:9], task.test.labels)
     model = load_model("smollm2", "language-modelling", 0)
     recipe = replace(Recipe(), batch_size=2)
-    result = evaluate(model, task, first, recipe, torch.float32, torch.device("cpu"))
+    result = Scorer(model, task, recipe, torch.float32, torch.device("cpu")).evaluate(first)
 
     assert len(inventory.targets) == 210
     assert result.perplexity == pytest.approx(31.8, abs=0.2)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from alrq_core.context import TrialContext
 from alrq_core.data.encode import collate
 from alrq_core.data.losses import sequence_losses
-from alrq_core.scoring import Evaluation, evaluate
+from alrq_core.scoring import Evaluation, Scorer
 from tests.tiny import RECIPE, make_context
 
 CPU = torch.device("cpu")
@@ -42,14 +43,16 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
     assert Evaluation(np.array([1000.0, 1000.0]), np.empty(0), np.empty(0)).perplexity == math.inf
 
 
+def scorer(context: TrialContext) -> Scorer:
+    return Scorer(context.base, context.task, RECIPE, torch.float32, CPU)
+
+
 def test_only_language_modelling_has_a_context(bert_folder: Path, llama_folder: Path) -> None:
     scores = {}
     for kind, folder in (("classification", bert_folder), ("language-modelling", llama_folder)):
         context = make_context(folder, kind)  # type: ignore[arg-type]
         task = context.task
-        scores[kind] = evaluate(
-            context.base, task, task.test, RECIPE, torch.float32, CPU
-        ).test_score()
+        scores[kind] = scorer(context).evaluate(task.test).test_score()
 
     assert scores["classification"].context_tokens is None
     assert len(scores["classification"].predictions) == 24
@@ -61,7 +64,7 @@ def test_only_language_modelling_has_a_context(bert_folder: Path, llama_folder: 
 def test_losses_do_not_depend_on_the_batch(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
     task, model = context.task, context.base.eval()
-    together = evaluate(model, task, task.validation, RECIPE, torch.float32, CPU)
+    together = scorer(context).evaluate(task.validation)
     for row in (0, 5, 11):
         batch = collate(task.validation, np.array([row]), task.pad_id)
         with torch.no_grad():
@@ -84,7 +87,7 @@ def test_evaluation_draws_nothing_and_keeps_no_graph(bert_folder: Path) -> None:
     context = make_context(bert_folder, "classification")
     state = torch.get_rng_state()
     model: nn.Module = context.base.train()
-    evaluate(model, context.task, context.task.test, RECIPE, torch.bfloat16, CPU)
+    Scorer(model, context.task, RECIPE, torch.bfloat16, CPU).evaluate(context.task.test)
 
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from alrq_core.adapters import starts
 from alrq_core.adapters.lora import ADAPTER, lora_layers
 from alrq_core.adapters.starts import (
+    Corrections,
     Moments,
-    ResidualCache,
     initialise_eva,
-    initialise_residual,
+    initialise_towards,
 )
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
@@ -64,8 +64,12 @@ class Setting:
         allocation = Allocation(choices)
         return build_model(self.context.base, allocation, (), ALPHA_OVER_RANK, dtype, CPU)
 
-    def initialise(self, model: nn.Module, cache: ResidualCache | None = None) -> nn.Module:
-        initialise_residual(model, self.context.base, self.moments, ALPHA_OVER_RANK, cache)
+    def initialise(self, model: nn.Module, cache: Corrections | None = None) -> nn.Module:
+        def weight(name: str) -> Tensor:
+            return self.context.base.get_submodule(name).get_parameter("weight")
+
+        corrections = Corrections() if cache is None else cache
+        initialise_towards(model, weight, self.moments, ALPHA_OVER_RANK, corrections)
         return model
 
     def logits(self, model: nn.Module) -> Tensor:
@@ -313,7 +317,7 @@ def test_sixteen_bits_keep_pefts_start(setting: Setting) -> None:
 def test_a_cached_correction_serves_every_rank(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache: ResidualCache = {}
+    cache = Corrections()
     ranks = (4, 8, 4, 2)
     fresh = [halves(setting.initialise(setting.built(2, rank))) for rank in ranks]
     setting.initialise(setting.built(2, ranks[0]), cache)
@@ -323,25 +327,25 @@ def test_a_cached_correction_serves_every_rank(
         for name, (a, b) in expected.items():
             assert torch.equal(a, cached[name][0])
             assert torch.equal(b, cached[name][1])
-    assert len(cache) == len(setting.names)
+    assert cache.made == len(setting.names)
 
 
 def test_a_rank_above_the_cached_ones_is_computed(bert: Setting) -> None:
-    cache: ResidualCache = {}
+    cache = Corrections()
     bert.initialise(bert.built(2, 4), cache)
     expected, found = (halves(bert.initialise(bert.built(2, 40), c)) for c in (None, cache))
 
     assert all(torch.equal(expected[name][1], b) for name, (_, b) in found.items())
-    assert max(len(a) for a, _ in cache.values()) == 32
+    assert max(len(a) for a, _ in cache._known.values()) == 32
 
 
 def test_other_bits_are_another_entry_of_the_cache(bert: Setting) -> None:
-    cache: ResidualCache = {}
+    cache = Corrections()
     for bits in (2, 3):
         expected = halves(bert.initialise(bert.built(bits, 4)))
         cached = halves(bert.initialise(bert.built(bits, 4), cache))
         assert all(torch.equal(expected[name][1], b) for name, (_, b) in cached.items())
-    assert len(cache) == 2 * len(bert.names)
+    assert cache.made == 2 * len(bert.names)
 
 
 def test_torchs_generator_is_left_alone(bert: Setting) -> None:

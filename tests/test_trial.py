@@ -78,7 +78,7 @@ def test_a_dequantised_copy_trains_to_the_same_digits(bert_folder: Path) -> None
     assert packed[:2] == copied[:2]
     assert all(layer.kept is None for layer in multiplied_layers(packed[2].model))
     assert all(layer.kept is not None for layer in multiplied_layers(copied[2].model))
-    confirmed = TrialRun(copied[2].context, copied[2].allocation, seed=0, packed=True)
+    confirmed = TrialRun(copied[2].context, copied[2].allocation, seed=0, confirming=True)
     assert all(layer.kept is None for layer in multiplied_layers(confirmed.model))
 
 

@@ -1,8 +1,8 @@
-"""Starts adapters from data: at the best correction of the quantisation error, or with EVA."""
+"""Starts adapters from data: at the best correction towards given weights, or with EVA."""
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from alrq_core.adapters.lora import ADAPTER, lora_layers
 from alrq_core.data.moments import Moments
-
-# (module name, checksum of its dequantised weight) -> A and B of the largest cached rank, B before
-# scaling. Holds for one base model and its moments.
-ResidualCache = dict[tuple[str, str], tuple[Tensor, Tensor]]
+from alrq_core.weights.tensor_files import TensorFiles
 
 # The largest rank of the spaces; a larger one is computed each time.
 CACHED_RANK = 32
@@ -27,6 +24,47 @@ SUBSPACE_ITERATIONS = 5
 NEGLIGIBLE_LOSS = 0.015
 # Of the largest eigenvalue; float32 resolves nothing smaller.
 EIGENVALUE_FLOOR = 1e-6
+
+
+class Corrections:
+    """A and B of the largest cached rank, B before scaling, computed once for every lower one.
+
+    They hold for the weights that they lead to and for the moments of one base model.
+
+    Attributes:
+        made: That this object computed.
+    """
+
+    def __init__(self, files: TensorFiles | None = None) -> None:
+        """Begin with none, or with those that other processes have kept in `files`."""
+        self.made = 0
+        self._files = files
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def of(self, name: str, stored: Tensor, make: Callable[[], tuple[Tensor, Tensor]]) -> Any:
+        """Return the halves that correct a module.
+
+        Args:
+            name: Of the module.
+            stored: Its dequantised weight, which tells one format from another.
+            make: Computes them.
+        """
+        key = f"{name}-{zlib.crc32(stored.cpu().numpy().tobytes()):08x}"
+        if key not in self._known:
+            kept = self._files.get(key) if self._files is not None else None
+            if kept is not None:
+                self._known[key] = kept[0]["a"], kept[0]["b"]
+            else:
+                self._known[key] = self._make(key, make)
+        return self._known[key]
+
+    def _make(self, key: str, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        self.made += 1
+        a, b = make()
+        if self._files is None:
+            return a, b
+        kept, _ = self._files.keep(key, {"a": a, "b": b})
+        return kept["a"], kept["b"]
 
 
 def initialise_nested(model: nn.Module, seed: int) -> None:
@@ -44,39 +82,44 @@ def initialise_nested(model: nn.Module, seed: int) -> None:
         matrix.copy_(largest[:rank])
 
 
-def initialise_residual(
+def initialise_towards(
     model: nn.Module,
-    base: nn.Module,
+    weight_of: Callable[[str], Tensor],
     moments: Moments,
     alpha_over_rank: float,
-    cache: ResidualCache | None = None,
+    corrections: Corrections,
+    *,
+    negligible: float = NEGLIGIBLE_LOSS,
+    known: Container[str] = (),
 ) -> None:
-    """Start each adapter at the rank-r correction that brings its module's output back best.
+    """Start each adapter at the rank-r correction that brings its module's output nearest.
 
-    The correction C minimises the mean of |(W - Q(W) - C) x|^2 over the inputs x: exact QERA
-    (arXiv:2410.06040, section 3), the same as CLoQ (arXiv:2501.18475, section 3). How it is split
-    into two halves is free: see `_usual_response`. Directions beyond the size of the module, and
-    modules that lost next to nothing, keep the start that PEFT gave them.
+    Nearest to that of the weight V which is wanted: the base's, or a fine-tune's. The correction C
+    minimises the mean of |(V - Q(W) - C) x|^2 over the inputs x: exact QERA (arXiv:2410.06040,
+    section 3), the same as CLoQ (arXiv:2501.18475, section 3). How it is split into two halves is
+    free: see `_usual_response`. Directions beyond the size of the module, and modules that lost
+    next to nothing, keep the start that they have.
 
     Args:
         model: As built; its adapters are overwritten in place.
-        base: The pretrained model.
+        weight_of: Module name to the weight that is wanted, out x in, float32.
         moments: Of all modules with an adapter.
         alpha_over_rank: LoRA's scaling.
-        cache: Corrections of earlier calls, with any rank; new ones are added.
+        corrections: Of earlier calls, with any rank; new ones are added.
+        negligible: Part of the output, as a norm, below which nothing is corrected.
+        known: Modules that are left as they are.
     """
     for name, layer in lora_layers(model).items():
+        if name in known:
+            continue
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        known = cache if cache is not None and len(a) <= CACHED_RANK else {}
+        cached = corrections if len(a) <= CACHED_RANK else Corrections()
         with torch.no_grad():
             frozen: Any = layer.get_base_layer()
             stored = frozen.dequantised().float().contiguous()
-            key = (name, f"{zlib.crc32(stored.cpu().numpy().tobytes()):08x}")
-            if key not in known:
-                weight = base.get_submodule(name).get_parameter("weight").to(a)
-                moment = moments[name].to(a.device)
-                known[key] = _correction(weight, stored, moment, max(len(a), CACHED_RANK))
-            narrow, wide = known[key]
+            rank = max(len(a), CACHED_RANK)
+            make = partial(_correct, name, weight_of, stored, moments, rank, negligible)
+            narrow, wide = cached.of(name, stored, make)
             rank = min(len(a), len(narrow))
             a[:rank] = narrow[:rank]
             b[:, :rank] = wide[:, :rank] / alpha_over_rank
@@ -105,7 +148,25 @@ def initialise_eva(model: nn.Module, moments: Moments) -> None:
             b.zero_()
 
 
-def _correction(weight: Tensor, stored: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _correct(
+    name: str,
+    weight_of: Callable[[str], Tensor],
+    stored: Tensor,
+    moments: Moments,
+    rank: int,
+    negligible: float,
+) -> tuple[Tensor, Tensor]:
+    moment = moments[name].to(stored.device)
+    return _correction(weight_of(name).to(stored), stored, moment, rank, negligible)
+
+
+def _correction(
+    weight: Tensor,
+    stored: Tensor,
+    moment: Tensor,
+    rank: int,
+    negligible: float = NEGLIGIBLE_LOSS,
+) -> tuple[Tensor, Tensor]:
     """Return A and B of the best correction, B before scaling; both empty where none is needed.
 
     With R = W - Q(W), S^2 the second moment and R S = U Sigma V^T, the papers' solution
@@ -115,7 +176,7 @@ def _correction(weight: Tensor, stored: Tensor, moment: Tensor, rank: int) -> tu
     lost = weight - stored
     weighted = lost @ moment
     signal = ((weight @ moment) * weight).sum()
-    if not (weighted * lost).sum() > NEGLIGIBLE_LOSS**2 * signal:
+    if not (weighted * lost).sum() > negligible**2 * signal:
         # There is nothing to win, and halves as small as a rounding error would get gradients as
         # small: each half's gradient is a multiple of the other.
         return lost.new_empty(0, lost.shape[1]), lost.new_empty(lost.shape[0], 0)

@@ -50,18 +50,18 @@ class Tokens:
 
     def every(self, stride: int) -> "Tokens":
         """Return the first of every `stride` sequences."""
-        return self._rows(slice(0, None, stride))
+        return self.take(np.arange(0, len(self), stride))
 
     def first(self, count: int) -> "Tokens":
         """Return the first `count` sequences, or all if there are fewer."""
-        return self._rows(slice(0, count))
+        return self.take(np.arange(min(count, len(self))))
 
-    def _rows(self, part: slice) -> "Tokens":
-        sequences = [self.sequence(row) for row in range(len(self))[part]]
+    def take(self, rows: np.ndarray) -> "Tokens":
+        """Return the sequences of these numbers, in their order."""
+        sequences = [self.sequence(row) for row in rows]
         offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return replace(
-            self, ids=np.concatenate(sequences), offsets=offsets, labels=self.labels[part]
-        )
+        labels = self.labels[rows] if len(self.labels) else self.labels
+        return replace(self, ids=np.concatenate(sequences), offsets=offsets, labels=labels)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -7,13 +7,23 @@ from alrq_core.data.encode import Batch
 
 def sequence_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the mean loss of each sequence, in float32, and the logits."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = logits_of(model, batch)
+    return losses_of(logits, batch), logits
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Return sequences x classes, or sequences x length x tokens."""
+    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return logits
+
+
+def losses_of(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the mean loss of each sequence, in float32."""
     if batch.labels.dim() == 1:
-        losses = nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
-        return losses, logits
+        return nn.functional.cross_entropy(logits.float(), batch.labels, reduction="none")
     shifted, targets = logits[:, :-1].float(), batch.labels[:, 1:]
     # Flat: with the classes in the middle axis it takes twice as long on a CPU.
     losses = nn.functional.cross_entropy(
         shifted.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
     ).view_as(targets)
-    return losses.sum(dim=1) / (targets != -100).sum(dim=1), logits
+    return losses.sum(dim=1) / (targets != -100).sum(dim=1)

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Protocol
 
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from alrq_core.files import claimed, replaced, spared
+from alrq_core.files import claimed, spared
 from alrq_core.weights.packing import Quantiser
 from alrq_core.weights.quantise import quantise
+from alrq_core.weights.tensor_files import TensorFiles, checksum
 from search_spaces.formats import Format
 
 # What these make of a weight may differ from release to release.
@@ -53,13 +51,11 @@ class KeyedMoments(Protocol):
 class PackedCache:
     """A quantiser that makes the tensors of each weight and format once a machine.
 
-    Read tensors are maps of their file: all processes of a machine share their memory, and the
-    system may drop it. They must not be written; should that happen all the same, their checksum
-    no longer fits and they are read anew.
+    Should a tensor have been written, its checksum no longer fits and it is read anew.
 
     Attributes:
         made: Weights that were quantised by this object.
-        read: Files that were read by it.
+        files: Where they lie.
     """
 
     def __init__(
@@ -72,7 +68,8 @@ class PackedCache:
             device: Where tensors are wanted.
             moments: Of the inputs of modules, for formats that are made for them.
         """
-        self.made = self.read = 0
+        self.made = 0
+        self.files = TensorFiles(folder, "packed weights")
         self._moments = moments
         self._folder = folder
         self._device = device
@@ -94,8 +91,8 @@ class PackedCache:
         """
         key = self._key(weight, stored, name)
         known = self._known.get(key)
-        if known is None or _checksum(known[0]) != known[1]:
-            known = self._read(key) or self._make(key, weight, stored, name)
+        if known is None or checksum(known[0]) != known[1]:
+            known = self.files.get(key) or self._make(key, weight, stored, name)
             self._known[key] = known
         return {name: tensor.to(self._device) for name, tensor in known[0].items()}
 
@@ -112,13 +109,13 @@ class PackedCache:
         while left:
             busy: list[tuple[str, str, Tensor, Format]] = []
             for place, (key, name, weight, stored) in enumerate(left):
-                if self._path(key).is_file():
+                if self.files.path(key).is_file():
                     continue
                 yield count - len(left) + place - len(busy), count
-                with spared(self._folder, "packed weights"), claimed(self._path(key)) as mine:
+                with spared(self._folder, "packed weights"), claimed(self.files.path(key)) as mine:
                     if not mine:
                         busy.append((key, name, weight, stored))
-                    elif not self._path(key).is_file():
+                    elif not self.files.path(key).is_file():
                         self._known[key] = self._make(key, weight, stored, name)
             left = busy
             time.sleep(WAIT_SECONDS if busy else 0)
@@ -142,39 +139,9 @@ class PackedCache:
             moment = self._moments.get(name)
         made = quantise(weight.to(self._device), stored, moment)
         self.made += 1
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in made.items()}
-        checksum = _checksum(tensors)
-        with spared(self._folder, "packed weights"), replaced(self._path(key)) as partial:
-            save_file(tensors, partial, metadata={"crc32": str(checksum)})
-        # The map of the file takes the place of this process's own copy.
-        return self._read(key) or (tensors, checksum)
-
-    def _read(self, key: str) -> tuple[dict[str, Tensor], int] | None:
-        """Return the tensors of a file and their checksum; None if it is absent or damaged."""
-        try:
-            with safe_open(self._path(key), framework="pt") as file:
-                names, metadata = file.keys(), file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError):
-            return None
-        checksum = int(metadata.get("crc32", -1))
-        if _checksum(tensors) != checksum:
-            return None
-        self.read += 1
-        return tensors, checksum
-
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.safetensors"
+        return self.files.keep(key, made)
 
 
 @lru_cache(maxsize=1)
 def _versions() -> tuple[str, ...]:
     return tuple(map(importlib.metadata.version, LIBRARIES))
-
-
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    checksum = 0
-    for name in sorted(tensors):
-        data = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
-        checksum = zlib.crc32(data, checksum)
-    return checksum

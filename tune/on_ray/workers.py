@@ -140,7 +140,7 @@ class AllocationTrainable(ray_tune.Trainable):
         confirm = self._spec.confirm
         if self._run is None:
             self._run = TrialRun(
-                self._loaded(), self._allocation(), self._spec.seed, packed=confirm
+                self._loaded(), self._allocation(), self._spec.seed, confirming=confirm
             )
             if self._checkpoint.is_file():
                 return self._outcome(self._run.load_checkpoint(self._checkpoint))

@@ -1,0 +1,245 @@
+"""Trials that start where a reference ended: exact where they can be, and never made worse."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from alrq_core.adapters.reference import Reference
+from alrq_core.context import TrialContext
+from alrq_core.data.answers import Answers, divergences, likeliest
+from alrq_core.data.encode import collate
+from alrq_core.records import Recipe
+from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation, Choice
+from tests.tiny import make_context, mixed, uniform
+
+RECIPE = Recipe(max_steps=16, batch_size=8, learning_rate=1e-2, device="cpu", cpu_dtype="float32")
+SEED = 3
+
+
+class Setting:
+    """A tiny model, and the reference of a seed."""
+
+    def __init__(self, context: TrialContext) -> None:
+        self.context = context
+        run = TrialRun(context, uniform(context.inventory, 16, 4), SEED)
+        run.advance(16)
+        self.reference = run.reference()
+        self.logits = self.answer(run)
+
+    def answer(self, run: TrialRun) -> Tensor:
+        task = self.context.task
+        batch = collate(task.test, np.arange(8), task.pad_id)
+        with torch.no_grad():
+            logits: Tensor = run.model.eval()(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).logits
+        return logits
+
+    def start(self, allocation: Allocation) -> TrialRun:
+        return TrialRun(self.context, allocation, SEED, reference=self.reference)
+
+
+@pytest.fixture(scope="module")
+def bert(bert_folder: Path) -> Setting:
+    return Setting(make_context(bert_folder, "classification", RECIPE))
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder: Path) -> Setting:
+    return Setting(make_context(llama_folder, "language-modelling", RECIPE))
+
+
+@pytest.fixture(params=["bert", "llama"])
+def setting(request: pytest.FixtureRequest) -> Setting:
+    chosen: Setting = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_sixteen_bits_with_its_rank_are_the_reference_itself(setting: Setting, rank: int) -> None:
+    run = setting.start(uniform(setting.context.inventory, 16, rank))
+
+    assert torch.equal(setting.answer(run), setting.logits)
+    report = run.advance(0)
+    assert report.divergence == pytest.approx(0.0, abs=1e-6)
+    assert report.step == 0
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_at_full_rank_the_logits_come_back(setting: Setting, bits: int) -> None:
+    """All modules have 64 features on one side; embeddings, which have no adapter, in 16 bits."""
+    inventory = setting.context.inventory
+    choices = {
+        module.name: Choice(16, 0) if module.part == "embedding" else Choice(bits, 64)
+        for module in inventory.modules
+    }
+    found = setting.answer(setting.start(Allocation(choices)))
+
+    torch.testing.assert_close(found, setting.logits, rtol=2e-2, atol=2e-2)
+
+
+def test_a_start_is_nearer_than_one_that_knows_the_base_alone(setting: Setting) -> None:
+    allocation = uniform(setting.context.inventory, 3, 8)
+    near = setting.start(allocation).advance(0).divergence
+    context = replace(setting.context, recipe=replace(RECIPE, lora_init="residual"))
+    base = TrialRun(context, allocation, SEED)
+    answers = setting.reference.answers["scored"]
+    far = base._scorer.evaluate(context.scored, answers).divergences
+
+    assert near is not None
+    assert far is not None
+    assert near < 0.5 * far.mean()
+
+
+def test_training_towards_the_reference_brings_nearer(llama: Setting) -> None:
+    context = replace(llama.context, recipe=replace(RECIPE, tune_steps=12))
+    reference = TrialRun(context, uniform(context.inventory, 16, 4), SEED)
+    reference.advance(16)
+    allocation = uniform(context.inventory, 2, 2)
+    run = TrialRun(context, allocation, SEED, reference=reference.reference())
+    start = run.advance(0)
+    end = run.advance(12)
+
+    assert start.divergence is not None
+    assert end.divergence is not None
+    assert end.divergence < 0.9 * start.divergence
+    assert end.kept_step == 12
+    assert run.receipt.unchanged_after_training
+
+
+def test_the_better_state_is_kept(bert: Setting) -> None:
+    """At a rate that ruins the adapters, the start stays."""
+    context = replace(bert.context, recipe=replace(RECIPE, tune_learning_rate=0.9))
+    run = TrialRun(context, uniform(context.inventory, 4, 4), SEED, reference=bert.reference)
+    start = run.advance(0)
+    answer = bert.answer(run)
+    end = run.advance(4)
+
+    assert (end.kept_step, end.step) == (0, 4)
+    assert (end.loss, end.divergence) == (start.loss, start.divergence)
+    assert torch.equal(bert.answer(run), answer)
+
+
+@pytest.mark.parametrize("stop", [0, 2, 4])
+def test_a_trial_goes_on_from_its_checkpoint(setting: Setting, tmp_path: Path, stop: int) -> None:
+    allocation = mixed(setting.context.inventory)
+    rungs = (0, 2, 4)
+    straight = setting.start(allocation)
+    reports = [straight.advance(rung) for rung in rungs]
+    first = setting.start(allocation)
+    for rung in rungs[: rungs.index(stop) + 1]:
+        report = first.advance(rung)
+    first.save_checkpoint(tmp_path / "c", report)
+    second = setting.start(allocation)
+    assert second.load_checkpoint(tmp_path / "c") == report
+    for rung in rungs[rungs.index(stop) + 1 :]:
+        report = second.advance(rung)
+
+    def timeless(report: object) -> object:
+        return replace(report, train_seconds=0, eval_seconds=0, peak_memory_bytes=0)  # type: ignore
+
+    assert timeless(report) == timeless(reports[-1])
+    assert torch.equal(setting.answer(second), setting.answer(straight))
+
+
+def test_trials_leave_no_trace_in_later_starts(setting: Setting) -> None:
+    inventory = setting.context.inventory
+    first = setting.start(mixed(inventory)).advance(0)
+    trained = setting.start(uniform(inventory, 2, 8))
+    trained.advance(4)
+    again = setting.start(mixed(inventory)).advance(0)
+
+    assert (again.loss, again.divergence) == (first.loss, first.divergence)
+
+
+def test_corrections_are_computed_once_for_all_that_read_the_reference(
+    setting: Setting, tmp_path: Path
+) -> None:
+    path = tmp_path / "seed-3.safetensors"
+    setting.reference.save(path)
+    allocation = uniform(setting.context.inventory, 2, 4)
+    answers = []
+    for made in (len(setting.context.inventory.targets), 0):
+        read = Reference.load(path, setting.context.inventory.names)
+        run = TrialRun(setting.context, allocation, SEED, reference=read)
+        answers.append(setting.answer(run))
+        assert read.corrections.made == made
+
+    assert torch.equal(*answers)
+    assert read.checksum == setting.reference.checksum
+    assert read.seed == SEED
+    assert torch.equal(answers[0], setting.answer(setting.start(allocation)))
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "changed", "foreign"])
+def test_a_damaged_file_is_refused(bert: Setting, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "reference.safetensors"
+    bert.reference.save(path)
+    content = path.read_bytes()
+    if damage == "absent":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[:-100])
+    elif damage == "changed":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        path.write_text("nothing of ours")
+    with pytest.raises(ValueError, match=r"must be the reference of a seed.*Remove it"):
+        Reference.load(path, bert.context.inventory.names)
+
+
+def test_adalora_starts_from_nothing(bert: Setting) -> None:
+    choices = dict(uniform(bert.context.inventory, 16, 4).choices)
+    with pytest.raises(ValueError, match="AdaLoRA"):
+        bert.start(Allocation(choices, final_rank=2))
+
+
+def test_divergence_by_hand() -> None:
+    """Two classes at 0.8 and 0.2 against 0.5 and 0.5."""
+    theirs = likeliest(torch.tensor([[0.8, 0.2]]).log())
+    batch = collate_classes()
+    found = divergences(torch.zeros(1, 2), batch, theirs)
+
+    assert found.item() == pytest.approx(0.8 * np.log(1.6) + 0.2 * np.log(0.4), abs=1e-6)
+
+
+def test_what_is_not_kept_counts_as_one_answer() -> None:
+    logs = torch.tensor([[0.5, 0.3, 0.1, 0.1]]).log()
+    theirs = likeliest(logs, kept=2)
+    ours = torch.tensor([[0.3, 0.5, 0.05, 0.15]]).log()
+    expected = 0.5 * np.log(0.5 / 0.3) + 0.3 * np.log(0.3 / 0.5)
+
+    assert theirs.ids.tolist() == [[0, 1]]
+    found = divergences(ours, collate_classes(), theirs).item()
+    assert found == pytest.approx(expected, abs=1e-6)
+    whole = divergences(ours, collate_classes(), likeliest(logs)).item()
+    assert found <= whole
+
+
+def collate_classes() -> object:
+    class One:
+        labels = torch.zeros(1, dtype=torch.long)
+
+    return One()
+
+
+def test_divergence_counts_predicted_tokens_alone(llama: Setting) -> None:
+    task = llama.context.task
+    batch = collate(task.train, np.arange(3), task.pad_id)
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 3, batch.input_ids.shape[1], 20, generator=generator)
+    answers = likeliest(theirs[:, :-1])
+    whole = divergences(ours, batch, answers)
+    batch.labels[:, :6] = -100
+    rest = divergences(ours, batch, answers)
+    p, q = theirs.softmax(-1), ours.log_softmax(-1)
+    each = (p * (p.log() - q)).sum(-1)[:, :-1]
+
+    torch.testing.assert_close(whole, each.mean(dim=1))
+    torch.testing.assert_close(rest, each[:, 5:].mean(dim=1))
+    assert isinstance(answers, Answers)
