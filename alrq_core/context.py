@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from alrq_core.adapters.reference import Reference
 from alrq_core.adapters.starts import (
+    CACHED_RANK,
     Corrections,
+    correct,
     initialise_eva,
     initialise_nested,
     initialise_towards,
@@ -165,17 +167,28 @@ class TrialContext:
         seed: int,
     ) -> None:
         """Start a built model's adapters and head from a reference, see `Reference.start`."""
-        alpha_over_rank = self.recipe.alpha_over_rank
-
-        def tuned(name: str) -> Tensor:
-            stored = reference.allocation.choices[name].format
-            packed: Any = pack(
-                self.base.get_submodule(name), stored, torch.float32, self.packed.of(name)
-            )
-            return reference.weight(name, packed.dequantised(), alpha_over_rank)
-
         initialise_nested(model, seed)
-        reference.start(model, allocation, tuned, self.moments, alpha_over_rank)
+        tuned = partial(self.tuned_weight, reference)
+        reference.start(model, allocation, tuned, self.moments, self.recipe.alpha_over_rank)
+
+    def tuned_weight(self, reference: Reference, name: str) -> Tensor:
+        """Return a module's weight with the reference's adapter, out x in, float32."""
+        stored = self.dequantised(name, reference.allocation.choices[name].format)
+        return reference.weight(name, stored, self.recipe.alpha_over_rank)
+
+    def dequantised(self, name: str, stored: Format) -> Tensor:
+        """Return what a format makes of a module's weight, out x in, float32."""
+        module = self.base.get_submodule(name)
+        packed: Any = pack(module, stored, torch.float32, self.packed.of(name))
+        found: Tensor = getattr(packed, "packed", packed).dequantised()
+        return found.detach().float().contiguous()
+
+    def correction(self, reference: Reference, name: str, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the halves that bring a module nearest to the reference, see `Corrections`."""
+        tuned = partial(self.tuned_weight, reference)
+        make = partial(correct, name, tuned, stored, self.moments, CACHED_RANK, 0.0)
+        found: tuple[Tensor, Tensor] = reference.corrections.of(name, stored, make)
+        return found
 
     def _weight(self, name: str) -> Tensor:
         return self.base.get_submodule(name).get_parameter("weight")

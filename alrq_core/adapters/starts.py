@@ -117,9 +117,11 @@ def initialise_towards(
         with torch.no_grad():
             frozen: Any = layer.get_base_layer()
             stored = frozen.dequantised().float().contiguous()
-            rank = max(len(a), CACHED_RANK)
-            make = partial(_correct, name, weight_of, stored, moments, rank, negligible)
-            narrow, wide = cached.of(name, stored, make)
+            narrow, wide = cached.of(
+                name,
+                stored,
+                partial(correct, name, weight_of, stored, moments, len(a), negligible),
+            )
             rank = min(len(a), len(narrow))
             a[:rank] = narrow[:rank]
             b[:, :rank] = wide[:, :rank] / alpha_over_rank
@@ -148,7 +150,7 @@ def initialise_eva(model: nn.Module, moments: Moments) -> None:
             b.zero_()
 
 
-def _correct(
+def correct(
     name: str,
     weight_of: Callable[[str], Tensor],
     stored: Tensor,
@@ -156,7 +158,18 @@ def _correct(
     rank: int,
     negligible: float,
 ) -> tuple[Tensor, Tensor]:
+    """Return the halves of a module's correction, as large as is cached or larger.
+
+    Args:
+        name: Of the module.
+        weight_of: Module name to the weight that is wanted.
+        stored: Its dequantised weight, float32.
+        moments: Of its inputs.
+        rank: That is wanted.
+        negligible: See `initialise_towards`.
+    """
     moment = moments[name].to(stored.device)
+    rank = max(rank, CACHED_RANK)
     return _correction(weight_of(name).to(stored), stored, moment, rank, negligible)
 
 

@@ -1,9 +1,9 @@
 """Gradients of a loss with respect to frozen, packed weights, from hooks on their layers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,23 @@ from alrq_core.memory.machine import autocast
 
 # Module name -> out x in, float32.
 Gradients = dict[str, Tensor]
+
+
+class Collector(Protocol):
+    """Takes inputs and gradients of modules, module by module, from the last to the first."""
+
+    def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        """Take those of a linear layer, see `SquaredGradients.add`."""
+        ...
+
+    def add_lookup(self, name: str, shape: tuple[int, int], ids: Tensor, gradient: Tensor) -> None:
+        """Take those of an embedding, see `SquaredGradients.add_lookup`."""
+        ...
+
+
+def own_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean loss of each sequence."""
+    return sequence_losses(model, batch)[0]
 
 
 class SquaredGradients:
@@ -85,10 +102,11 @@ def collect_gradients(
     model: nn.Module,
     names: dict[str, str],
     batches: Iterable[Batch],
-    into: SquaredGradients,
+    into: Collector,
     compute_dtype: torch.dtype,
+    losses_of: Callable[[nn.Module, Batch], Tensor] = own_losses,
 ) -> list[float]:
-    """Add the gradients of each sequence's mean loss to `into`; return these losses.
+    """Add the gradients of each sequence's loss to `into`; return these losses.
 
     The model runs without dropout and is left in eval mode; no parameter gets a gradient.
 
@@ -99,6 +117,7 @@ def collect_gradients(
         batches: On the model's device.
         into: What becomes of the gradients.
         compute_dtype: Type of the matrix products.
+        losses_of: Model and batch to what is differentiated, a number a sequence.
     """
     model.eval()
     losses: list[float] = []
@@ -106,7 +125,7 @@ def collect_gradients(
         for batch in batches:
             expected["sequences"] = len(batch.input_ids)
             with autocast(compute_dtype, batch.input_ids.device):
-                found, _ = sequence_losses(model, batch)
+                found = losses_of(model, batch)
             found.sum().backward()
             losses.extend(found.tolist())
     return losses
@@ -125,9 +144,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _hooks(
-    model: nn.Module, names: dict[str, str], into: SquaredGradients
-) -> Iterator[dict[str, int]]:
+def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator[dict[str, int]]:
     """Watch the named modules; the caller writes how many sequences a batch has."""
     expected = {"sequences": 1}
 

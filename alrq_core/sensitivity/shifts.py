@@ -1,0 +1,215 @@
+"""How far each format and rank of each module moves a reference's answers, to first order.
+
+With the answers' probabilities p, a change d of the logits moves them by the divergence
+d^T (diag(p) - p p^T) d / 2, up to second order. That matrix is the mean of u u^T over directions u
+that `projected` draws, so that half the mean square of u^T d over sequences is the divergence: of d
+only one number a sequence has to be known, and it is linear in the errors of the weights. One
+backward pass gives it for every error of every module.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alrq_core.adapters.reference import Reference
+from alrq_core.context import TrialContext
+from alrq_core.data.encode import Batch, collate, eval_batches, part_tokens
+from alrq_core.data.losses import logits_of
+from alrq_core.models.structure import tied_head
+from alrq_core.sensitivity.gradients import collect_gradients
+from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable
+from alrq_core.trial import TrialRun
+from search_spaces.formats import Format
+from search_spaces.spaces import Space
+
+# Tokens of one batch, whose activations are kept: the errors are made anew for each.
+BATCH_TOKENS = 4096
+# Of all sequences together, where they are drawn: their mean square is then off by a twelfth.
+LEAST_DIRECTIONS = 300
+# Module name -> format -> choices of ranks x sequences, or x directions of sequences.
+Shifts = dict[str, dict[Format, Tensor]]
+# Module name -> each format with the error of its weight, out x in, and the halves of its
+# correction, largest x in and out x largest.
+Errors = Callable[[str], Iterator[tuple[Format, Tensor, Tensor | None, Tensor | None]]]
+
+
+def projected(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Return logits times a direction whose outer product is diag(p) - p p^T in the mean.
+
+    u = sqrt(p) e - p (sqrt(p) . e) with random signs e; of two answers, exactly sqrt(p q) (1, -1).
+
+    Args:
+        logits: ... x answers.
+        generator: On the CPU.
+    """
+    p = logits.detach().float().softmax(dim=-1)
+    if p.shape[-1] == 2:
+        root = p.prod(dim=-1, keepdim=True).sqrt()
+        return (logits.float() * torch.cat((root, -root), dim=-1)).sum(dim=-1)
+    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
+    signed = p.sqrt() * signs
+    direction = signed - p * signed.sum(dim=-1, keepdim=True)
+    return (logits.float() * direction).sum(dim=-1)
+
+
+def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> Shifts:
+    """Return how far each choice of a space moves the reference's answers, sequence by sequence.
+
+    Half the mean square of a row is the divergence that this choice alone brings about, and of a
+    sum over modules that of all of them together. A start counts as it is made: codes of the base
+    and the best correction of its rank. Over the sequences on which starts are scored.
+
+    Args:
+        context: Has the base and the text.
+        space: Formats and ranks.
+        reference: What trials start from.
+    """
+    model = TrialRun(context, reference.allocation, reference.seed, reference=reference)
+    names = {module.name: module.name for module in space.inventory.modules}
+    tied = tied_head(context.base, reference.allocation.choices)
+    if tied is not None:
+        names[tied] = space.inventory.embeddings[0].name
+    # Directions of two answers are exact; of others so many are drawn that their mean is.
+    sequences = len(context.scored)
+    draws = 1 if len(context.task.label_names) == 2 else -(-LEAST_DIRECTIONS // sequences)
+    errors = partial(_errors, context, space, reference)
+    found = _Collector(errors, space, draws * sequences)
+    generator = torch.Generator().manual_seed(0)
+    score = partial(_scores, generator=generator)
+    for draw in range(draws):
+        for batch in _batches(context, model):
+            found.rows = draw * sequences + batch.rows
+            collect_gradients(model.model, names, [batch], found, model.compute_dtype, score)
+    return found.shifts
+
+
+def shift_table(context: TrialContext, space: Space, reference: Reference) -> VisibilityTable:
+    """Return the divergence that each choice alone brings about, as damages without gains.
+
+    Effects of modules are not independent, since most of them make answers less sure: of a whole
+    allocation the sum is a third to a quarter of the divergence, and orders allocations all the
+    same.
+    """
+    started = time.perf_counter()
+    shifts = answer_shifts(context, space, reference)
+    modules = {}
+    for name in space.inventory.names:
+        ranks = _ranks(space, name)
+        modules[name] = ModuleVisibility(
+            ranks=ranks,
+            damage={
+                stored: tuple(float(f"{half:.6g}") for half in rows.square().mean(dim=1) / 2)
+                for stored, rows in shifts[name].items()
+            },
+            gain=(0.0,) * len(ranks),
+        )
+    return VisibilityTable(
+        key="",
+        modules=modules,
+        steps=context.recipe.max_steps,
+        sequences=len(context.scored),
+        start_loss=0.0,
+        end_loss=0.0,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def _ranks(space: Space, name: str) -> tuple[int, ...]:
+    """Return the module's ranks, with 0 for the error as it is."""
+    return tuple(sorted({0, *space.ranks.get(name, (0,))}))
+
+
+def _batches(context: TrialContext, run: TrialRun) -> Iterator[Batch]:
+    device = next(run.model.parameters()).device
+    most = max(1, BATCH_TOKENS // int(context.scored.lengths.max()))
+    for rows in eval_batches(context.scored, most, part_tokens(device) and BATCH_TOKENS):
+        yield collate(context.scored, rows, context.task.pad_id).to(device)
+
+
+def _scores(model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Return what is differentiated, a number a sequence."""
+    logits = logits_of(model, batch)
+    if logits.dim() == 2:
+        return projected(logits, generator)
+    counted = batch.labels[:, 1:] != -100
+    tokens = projected(logits[:, :-1], generator) * counted
+    return tokens.sum(dim=1) / counted.sum(dim=1).sqrt()
+
+
+def _errors(
+    context: TrialContext, space: Space, reference: Reference, name: str
+) -> Iterator[tuple[Format, Tensor, Tensor | None, Tensor | None]]:
+    """Yield what each format of a module leaves of the reference, and the correction of it."""
+    tuned = context.tuned_weight(reference, name)
+    largest = max(space.ranks.get(name, (0,)))
+    for stored in space.formats_of(name):
+        weight = context.dequantised(name, stored)
+        a = b = None
+        if largest:
+            a, b = context.correction(reference, name, weight)
+        yield stored, weight - tuned, a, b
+
+
+class _Collector:
+    """Turns inputs and gradients of modules into shifts.
+
+    Attributes:
+        rows: Where the sequences of the batch that runs are counted.
+        shifts: Of all modules so far.
+    """
+
+    def __init__(self, errors: Errors, space: Space, columns: int) -> None:
+        self.rows = np.empty(0, dtype=np.int64)
+        self._errors, self._columns = errors, columns
+        self._ranks = {name: _ranks(space, name) for name in space.inventory.names}
+        self.shifts: Shifts = {}
+
+    def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        """Add those of a linear layer.
+
+        Args:
+            name: Of the module.
+            x: Its input, sequences x tokens x in.
+            gradient: Of its output, sequences x tokens x out.
+        """
+        for stored, error, a, b in self._errors(name):
+            moved = (gradient.float() * (x @ error.T.to(x))).sum(dim=(1, 2))
+            mended = None
+            if a is not None and b is not None:
+                narrow = (gradient @ b.to(gradient)).float() * (x @ a.T.to(x))
+                mended = narrow.sum(dim=1).cumsum(dim=1)
+            self._take(name, stored, moved, mended)
+
+    def add_lookup(self, name: str, shape: tuple[int, int], ids: Tensor, gradient: Tensor) -> None:
+        """Add those of an embedding.
+
+        Args:
+            name: Of the module.
+            shape: Vocabulary and width.
+            ids: Tokens, sequences x tokens.
+            gradient: Of the rows, sequences x tokens x width.
+        """
+        for stored, error, _, _ in self._errors(name):
+            moved = (gradient.float() * error[ids]).sum(dim=(1, 2))
+            self._take(name, stored, moved, None)
+
+    def _take(self, name: str, stored: Format, moved: Tensor, mended: Tensor | None) -> None:
+        """Add the shifts of one batch, at each rank."""
+        if len(moved) != len(self.rows):
+            # Which rows are whose is not known, as of an expert's: as if each had its share.
+            moved = moved.sum().expand(len(self.rows)) / len(self.rows) ** 0.5
+            mended = None if mended is None else mended.sum(dim=0).expand(len(self.rows), -1)
+        ranks = self._ranks[name]
+        total = self.shifts.setdefault(name, {}).setdefault(
+            stored, torch.zeros(len(ranks), self._columns)
+        )
+        for place, rank in enumerate(ranks):
+            at_rank: Any = moved
+            if rank and mended is not None:
+                at_rank = moved + mended[:, min(rank, mended.shape[1]) - 1]
+            total[place, self.rows] += at_rank.cpu()
