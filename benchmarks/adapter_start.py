@@ -16,7 +16,7 @@ import torch
 from scipy.stats import t as student
 
 from alrq_core.context import load_context
-from alrq_core.memory.machine import usable_cores
+from alrq_core.memory.cores import usable_cores
 from alrq_core.records import LORA_INITS, Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice

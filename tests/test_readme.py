@@ -121,6 +121,17 @@ def test_snippets_of_contributing_fit_the_code(snippet: str) -> None:
             assert re.search(rf"\b{name}\b", file), name
 
 
+def test_the_lines_of_references_run() -> None:
+    code = block("docs/python.md", "reference").replace("200", "2").replace("50", "2")
+    run = [sys.executable, "-c", code]
+    process = subprocess.run(run, capture_output=True, text=True, timeout=300)
+
+    assert process.returncode == 0, process.stderr
+    predicted, divergences = process.stdout.splitlines()[-2:]
+    assert 0 < float(predicted)
+    assert len(divergences.split()) == 2
+
+
 def test_the_python_lines_run(tmp_path: Path) -> None:
     code = block("docs/python.md", "python").replace("200", "2")
     process = subprocess.run(
