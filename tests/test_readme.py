@@ -128,7 +128,7 @@ def test_the_lines_of_references_run() -> None:
 
     assert process.returncode == 0, process.stderr
     predicted, divergences = process.stdout.splitlines()[-2:]
-    assert 0 < float(predicted)
+    assert float(predicted) > 0
     assert len(divergences.split()) == 2
 
 
