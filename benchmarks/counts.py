@@ -47,10 +47,10 @@ def check_counts() -> None:
             counts.quantised == formats,
             f"{counts.quantised} of {formats} different packed matrices were quantised",
         )
-        check(first.packed.read == formats, "each was read once")
+        check(first.packed.files.read == formats, "each was read once")
         again, _, copied_again = run_worker()
         check(counts.quantised == formats, "another worker quantised nothing")
-        check(again.packed.read == formats, "and read each once")
+        check(again.packed.files.read == formats, "and read each once")
     allowed = 4 * first.inventory.other_parameters
     for number, (found, trained) in enumerate(copied + copied_again):
         check(
