@@ -23,6 +23,8 @@ from tune.mistakes import Attempt, print_anything, tell
 RECIPE_FLAGS = (
     "learning_rate",
     "max_steps",
+    "tune_steps",
+    "tune_learning_rate",
     "batch_size",
     "accumulation_steps",
     "max_length",
@@ -170,7 +172,11 @@ def _report(console: Console, result: Any, attempt: Attempt) -> int:
     failed = [trial for trial in trials if trial.status == "failed"]
     if len(failed) == len(trials):
         reason = failed[0].reason if failed else "no trial was started"
-        print(f"{program()}: every trial failed, the first because: {reason}", file=sys.stderr)
+        print(
+            f"{program()}: every trial failed, the first because: {reason} Mend its cause, then go "
+            f"on with: {attempt.way_on}",
+            file=sys.stderr,
+        )
         return EXIT_FAILED
     for trial in failed:
         print(f"failed: {trial.id}: {trial.reason}")

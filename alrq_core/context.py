@@ -183,10 +183,11 @@ class TrialContext:
         found: Tensor = getattr(packed, "packed", packed).dequantised()
         return found.detach().float().contiguous()
 
-    def correction(self, reference: Reference, name: str, stored: Tensor) -> tuple[Tensor, Tensor]:
+    def correction(
+        self, reference: Reference, name: str, stored: Tensor, tuned: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the halves that bring a module nearest to the reference, see `Corrections`."""
-        tuned = partial(self.tuned_weight, reference)
-        make = partial(correct, name, tuned, stored, self.moments, CACHED_RANK, 0.0)
+        make = partial(correct, name, lambda _: tuned, stored, self.moments, CACHED_RANK, 0.0)
         found: tuple[Tensor, Tensor] = reference.corrections.of(name, stored, make)
         return found
 

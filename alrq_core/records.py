@@ -165,6 +165,15 @@ class TrialReport:
     eval_seconds: float
     peak_memory_bytes: int
 
+    @property
+    def objective(self) -> float:
+        """What a search minimises beside bytes: the divergence where there is one, else the loss.
+
+        Divergences of modules' changes nearly add up, are free of the labels' noise, and leave the
+        validation split for decisions.
+        """
+        return self.loss if self.divergence is None else self.divergence
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, absent metrics left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -208,6 +217,21 @@ class AdaLoraReceipt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartReceipt:
+    """Which reference a trial started from.
+
+    Attributes:
+        allocation: Of the reference, as `Allocation.encode` writes it.
+        seed: Of its training.
+        checksum: CRC-32 of its adapters and head.
+    """
+
+    allocation: str
+    seed: int
+    checksum: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Receipt:
     """What one trial really built and whether it really trained.
 
@@ -223,6 +247,7 @@ class Receipt:
         unchanged_after_training: Whether a second reading of the base weights at the end agrees;
             None until it was taken.
         adalora: Of an AdaLoRA trial, once its adapter was rebuilt; the rest is then as rebuilt.
+        start: The reference that the trial started from; None if it learnt the task from nothing.
     """
 
     modules: dict[str, ModuleReceipt]
@@ -235,6 +260,7 @@ class Receipt:
     compute_dtype: str
     unchanged_after_training: bool | None = None
     adalora: AdaLoraReceipt | None = None
+    start: StartReceipt | None = None
     version: int = field(default=VERSION)
 
     @property
@@ -259,14 +285,11 @@ class Receipt:
                 "Read it with the release that wrote it."
             )
         modules = {name: ModuleReceipt(**entry) for name, entry in data["modules"].items()}
-        adalora = data.get("adalora")
-        return Receipt(
-            **{
-                **data,
-                "modules": modules,
-                "adalora": None if adalora is None else AdaLoraReceipt(**adalora),
-            }
-        )
+        parts: dict[str, Any] = {"modules": modules}
+        for name, kind in (("adalora", AdaLoraReceipt), ("start", StartReceipt)):
+            if data.get(name) is not None:
+                parts[name] = kind(**data[name])
+        return Receipt(**{**data, **parts})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ class Training:
         compute_dtype: torch.dtype,
         device: torch.device,
         reference: Reference | None = None,
+        labels: bool = False,
     ) -> None:
         """Begin before the first step.
 
@@ -84,14 +85,15 @@ class Training:
             seed: Of the order of the data.
             compute_dtype: Type of the matrix products.
             device: Where batches go.
-            reference: Towards whose answers it is trained, instead of the labels.
+            reference: What the model started from; it is trained towards its answers.
+            labels: Train on the labels all the same.
         """
         self._pad_id = context.task.pad_id
         self._tokens, self._recipe = context.task.train, context.recipe
         self._answers: Answers | None = None
         if reference is not None:
             self._tokens, self._recipe = context.tuned, context.recipe.tuning
-            self._answers = reference.answers["tuned"]
+            self._answers = None if labels else reference.answers["tuned"]
         self._model = model
         self.adaptive = adaptive
         self._seed = seed

@@ -1,6 +1,7 @@
 """Trains and scores one allocation, rung by rung, and proves with a receipt what ran."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ class TrialRun:
         seed: int,
         confirming: bool = False,
         reference: Reference | None = None,
+        labels: bool = False,
     ) -> None:
         """Build the model and check its receipt.
 
@@ -69,52 +71,68 @@ class TrialRun:
             allocation: Bits and ranks.
             seed: Of the new head, the adapters, the order of the data and dropout.
             confirming: Compute with packed weights, whatever the recipe's execution, and score all
-                of the validation split at every rung.
+                of the validation split at every rung, and nothing else.
             reference: What it starts from and is trained towards; None to learn the task from
                 nothing.
+            labels: Train what started from a reference on the labels, not towards its answers.
 
         Raises:
             ReceiptError: What was built contradicts the allocation.
             ValueError: AdaLoRA's adapters were to start from a reference.
         """
-        self.context, self.allocation, self.seed = context, allocation, seed
         if reference is not None and allocation.final_rank is not None:
             raise ValueError(
                 "`reference` must be None with AdaLoRA, whose adapters have no closed form, got "
                 f"that of seed {reference.seed}. Leave it out."
             )
+        self.context, self.allocation, self.seed = context, allocation, seed
         self._reference = reference
+        self._measured = None if confirming or reference is None else reference.answers["scored"]
         self.recipe = context.recipe if reference is None else context.recipe.tuning
         self._device = pick_device(context.recipe.device)
         self.compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
         reset_peak_memory(self._device)
-        head = head_names(context.base, context.task.kind)
-        with Randomness(seed, self._device):
-            self.model = _build(context, allocation, head, self.compute_dtype, self._device)
-        # Building draws more or less, by the allocation: what a seed gives must not depend on it.
-        self.randomness = Randomness(seed, self._device)
-        with self.randomness:
-            reset_head(self.model, head)
-            adaptive = _adapt_ranks(self.model, allocation, context.recipe)
-            if reference is not None:
-                context.start_from(self.model, allocation, reference, seed)
-            elif adaptive is None:
-                context.start_adapters(self.model, seed)
-        if reference is None:
-            context.let_go()
+        adaptive = self._build()
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)
         check_receipt(self.receipt, allocation, context.inventory)
+        if reference is not None:
+            self.receipt = replace(self.receipt, start=reference.receipt)
         if context.recipe.execution == "dequantized" and not confirming:
             keep_dequantised(self.model)
         validation = context.task.validation
         self._screening = validation if confirming else validation.every(SCREENING_STRIDE)
         self.training = Training(
-            context, self.model, adaptive, seed, self.compute_dtype, self._device, reference
+            context, self.model, adaptive, seed, self.compute_dtype, self._device, reference, labels
         )
         self._scorer = Scorer(
             self.model, context.task, context.recipe, self.compute_dtype, self._device
         )
         self._best: Kept | None = None
+
+    def _build(self) -> AdaptiveRanks | None:
+        """Build the model, with head and adapters started; return AdaLoRA's adapters."""
+        context, reference = self.context, self._reference
+        head = head_names(context.base, context.task.kind)
+        with Randomness(self.seed, self._device):
+            self.model = build_model(
+                context.base,
+                self.allocation,
+                head,
+                context.recipe.alpha_over_rank,
+                self.compute_dtype,
+                self._device,
+                context.packed.of,
+            )
+        # Building draws more or less, by the allocation: what a seed gives must not depend on it.
+        self.randomness = Randomness(self.seed, self._device)
+        with self.randomness:
+            reset_head(self.model, head)
+            adaptive = _adapt_ranks(self.model, self.allocation, context.recipe)
+            if reference is not None:
+                context.start_from(self.model, self.allocation, reference, self.seed)
+            elif adaptive is None:
+                context.start_adapters(self.model, self.seed)
+        return adaptive
 
     @property
     def step(self) -> int:
@@ -144,8 +162,8 @@ class TrialRun:
         whole = last and self._reference is None
         result = self._scorer.evaluate(self.context.task.validation if whole else self._screening)
         apart = None
-        if self._reference is not None:
-            apart = self._scorer.evaluate(self.context.scored, self._reference.answers["scored"])
+        if self._measured is not None:
+            apart = self._scorer.evaluate(self.context.scored, self._measured)
         if last:
             self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
         report = result.trial_report(
@@ -247,24 +265,6 @@ class TrialRun:
         for parameter, value in zip(trained, self._best.trained, strict=True):
             parameter.data.copy_(value)
         return self._best.report_at_end(report)
-
-
-def _build(
-    context: TrialContext,
-    allocation: Allocation,
-    head: tuple[str, ...],
-    compute_dtype: torch.dtype,
-    device: torch.device,
-) -> nn.Module:
-    return build_model(
-        context.base,
-        allocation,
-        head,
-        context.recipe.alpha_over_rank,
-        compute_dtype,
-        device,
-        context.packed.of,
-    )
 
 
 def _adapt_ranks(model: nn.Module, allocation: Allocation, recipe: Recipe) -> AdaptiveRanks | None:

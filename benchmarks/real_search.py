@@ -1,174 +1,370 @@
-"""Searches of equal training cost, trained for real, and what they offer on fresh seeds.
+"""What searches offer at three limits, beside what nobody searched for, all trained for real.
 
     python -m benchmarks.real_search --results results/real
+    python -m benchmarks.real_search --results results/real-sst2 --task sst2 --data DIR
 
-MiniLM-L6 on Rotten Tomatoes with the recipe of `record_curves`. As many studies at a time as there
-are cores, each with one trial at a time, so that a seed proposes the same on any machine. Costs are
-those of `search_quality`. What a study offered when a part of its cost was spent is trained on a
-seed that no study has seen, and scored on the test split; so are a uniform and a random allocation
-of the bytes of each that `alrq` offered at its end. Every loss is kept: the command may be
-stopped and given again, and a study then does again what it did, but for the training.
+MiniLM-L6 with the default recipe, codes and space. For each seed, B-FP is trained, and searches of
+50 trials start from it: `alrq` as by default, and Optuna's TPE with the same rungs. At each limit
+on the deployed model, what a search offers is the best of its front that fits, by its model's
+expectation where it has one. Those, the smallest uniform allocation of no fewer bytes, a random one
+and the visibility table's own best of no more start from a B-FP of another seed that no search has
+seen, are trained towards its answers, and are scored on the test split. Prints Markdown tables with
+95 % intervals (Student's t over seeds). Everything is kept, and the command may be given again.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from hashlib import sha256
+from dataclasses import dataclass
+from functools import cache, partial
+from math import log2
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from alrq_core.context import TrialContext
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from alrq_core.adapters.reference import Reference
+from alrq_core.context import TrialContext, load_context
 from alrq_core.memory.cores import usable_cores
-from alrq_core.sensitivity.measure import visibility_table
-from alrq_core.sensitivity.table import flat_table
+from alrq_core.records import Recipe, TrialReport
+from alrq_core.sensitivity.shifts import visibility_table
+from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.trial import TrialRun
-from benchmarks.quality_report import TRIALS
-from benchmarks.real_report import PARTS, write_real_report
-from benchmarks.record_curves import load
-from benchmarks.replay import Replay, replay
-from benchmarks.search_quality import ARMS as SEARCHES
-from benchmarks.search_quality import FOLDER, make_arm, make_costs, trial_cost
-from benchmarks.surrogate import load_curves
+from benchmarks.codes import gaps, half_interval
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
+from search_spaces.fixed import fixed_allocation
+from search_spaces.formats import Formats
 from search_spaces.spaces import Space, make_space
-from tune.study.schedulers import rung_steps
+from tune.search.budget import BudgetSolver, space_choices
+from tune.search.front import hypervolume
+from tune.search.proposer import Proposer
+from tune.search.searchers import Setting
+from tune.study.events import LOG_NAME, EventLog, Started
+from tune.study.plan import Plan
+from tune.study.replay import replay_search
+from tune.study.schedulers import SCHEDULERS, rungs_of
+from tune.study.state import StudyState, TrialState
+from tune.study.study import Outcome, Study
 
-ARMS = ("alrq", "tpe", "tpe with anchors and front-asha")
-FRESH_SEED = 1000
+LIMITS = (8_300_000, 9_200_000, 10_700_000)
+SEARCHES, TRIALS = ("alrq", "tpe"), 50
+CONTROLS = ("uniform", "random", "table")
+# Of the seed that is searched with, to that which scores what was found.
+FRESH = 1000
+# What scoring a sequence costs beside a step of 32, which goes forward and backward.
+SCORE_STEPS = 1 / 3 / 32
+# Areas count below these.
+WORST = 0.1
+Row = dict[str, Any]
 
 
-class Trained:
-    """Losses by training, each kept as a line of a file.
+@dataclass(frozen=True)
+class Job:
+    """One seed of one task."""
 
-    Attributes:
-        steps: Of the rungs.
-    """
-
-    def __init__(self, context: TrialContext, folder: Path) -> None:
-        """Read what was trained before.
-
-        Args:
-            context: What all trials share.
-            folder: Of one study, made where it is missing: its lines, and where trials stand.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._context, self._folder = context, folder
-        self.steps = rung_steps(context.recipe.max_steps)
-        self._path = folder / "losses.jsonl"
-        self._known: dict[tuple[str, int, int], float] = {}
-        if self._path.is_file():
-            # The last line may have been cut short; it is trained again.
-            whole, _, _ = self._path.read_text(encoding="utf-8").rpartition("\n")
-            for line in map(json.loads, whole.splitlines()):
-                self._known[line["allocation"], line["seed"], line["step"]] = line["loss"]
-            self._path.write_text(whole and whole + "\n", encoding="utf-8")
-        self._last: tuple[Allocation, int, TrialRun] | None = None
-
-    def loss(self, allocation: Allocation, seed: int, rung: int) -> float:
-        """Return the validation loss at a rung, after training up to it."""
-        step = self.steps[rung]
-        key = allocation.encode(), seed, step
-        if key not in self._known:
-            run = self._run(allocation, seed)
-            report = run.advance(step)
-            checkpoint = self._checkpoint(allocation, seed)
-            if step < self.steps[-1]:
-                run.save_checkpoint(checkpoint, report)
-            else:
-                checkpoint.unlink(missing_ok=True)
-            self._keep(key, report.loss)
-        return self._known[key]
-
-    def test_loss(self, allocation: Allocation, seed: int) -> float:
-        """Return the loss on the test split after a whole training, as confirmed trials have it."""
-        key = allocation.encode(), seed, 0
-        if key not in self._known:
-            run = TrialRun(self._context, allocation, seed, confirming=True)
-            run.advance(self.steps[-1])
-            self._keep(key, run.test().loss)
-        return self._known[key]
-
-    def _run(self, allocation: Allocation, seed: int) -> TrialRun:
-        if self._last is None or self._last[:2] != (allocation, seed):
-            run = TrialRun(self._context, allocation, seed)
-            if self._checkpoint(allocation, seed).is_file():
-                run.load_checkpoint(self._checkpoint(allocation, seed))
-            self._last = allocation, seed, run
-        return self._last[2]
-
-    def _checkpoint(self, allocation: Allocation, seed: int) -> Path:
-        name = sha256(f"{seed} {allocation.encode()}".encode()).hexdigest()[:16]
-        return self._folder / f"{name}.pt"
-
-    def _keep(self, key: tuple[str, int, int], loss: float) -> None:
-        self._known[key] = loss
-        line = dict(zip(("allocation", "seed", "step"), key, strict=True)) | {"loss": loss}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    results: Path
+    seed: int
+    task: str
+    data: Path | None
 
 
 def main() -> None:
-    """Do what is missing of every study, and write the report."""
+    """Do what is missing of every seed and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
-    flags = parser.parse_args()
-    tasks = [(flags.results, arm, seed) for seed in range(flags.seeds) for arm in flags.arms]
-    with ProcessPoolExecutor(usable_cores()) as pool:
-        found = list(pool.map(run_study, *zip(*tasks, strict=True)))
-    space = make_space("joint", _context().inventory)
-    write_real_report(flags.results, found, memory_bytes(space.largest(), space.inventory))
+    parser.add_argument("--task", default="rotten_tomatoes")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    jobs = [Job(given.results, seed, given.task, given.data) for seed in range(given.seeds)]
+    with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
+        rows = [row for found in pool.map(run_seed, jobs) for row in found]
+    print_limits(rows)
+    print_searches(rows)
 
 
-def run_study(results: Path, name: str, seed: int) -> dict[str, Any]:
-    """Run one study to its cost, confirm what it offered, and return the confirmed points."""
-    context, folder = _context(), results / f"{name.replace(' ', '-')}-{seed}"
-    space = make_space("joint", context.inventory)
-    losses = Trained(context, folder)
-    needed = SEARCHES[name][-1]
-    table = visibility_table(context, space, folder, seed) if needed else flat_table(space)
-    costs = make_costs(table, load_curves(FOLDER, context.inventory))
-    limit = TRIALS * trial_cost(losses.steps)
-    arm = make_arm(name, space, table)
-    found = replay(arm, space, losses, costs, limit=limit, workers=1, seed=seed, budget=TRIALS)
-    fresh = FRESH_SEED + seed
-
-    def confirmed(allocation: Allocation) -> list[float]:
-        return [losses.test_loss(allocation, fresh), memory_bytes(allocation, space.inventory)]
-
-    fronts = [[confirmed(a) for a in offered(found, part * limit)] for part in PARTS]
-    last = offered(found, limit) if name == ARMS[0] else []
-    return {
-        "arm": name,
-        "seed": seed,
-        "completed": len(found.costs),
-        "fronts": fronts,
-        "controls": [[losses.test_loss(c, fresh) for c in controls(space, a, fresh)] for a in last],
-    }
-
-
-def controls(space: Space, allocation: Allocation, seed: int) -> tuple[Allocation, Allocation]:
-    """Return a uniform allocation of no fewer bytes, and a random one of as many."""
-    size = memory_bytes(allocation, space.inventory)
-    generator = Random(f"{seed}-{allocation.encode()}")
-    return uniform_of_bytes(space, size), random_of_bytes(space, size, generator)
+def run_seed(job: Job) -> list[Row]:
+    """Search with one seed, score what was found with a fresh one, and return the rows."""
+    torch.set_num_threads(1)
+    context, space = load(job.task, job.data)
+    folder = job.results / f"seed-{job.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    reference, report = trained(context, space, job.seed, folder)
+    table = known_table(context, space, reference, folder)
+    fresh, _ = trained(context, space, FRESH + job.seed, folder)
+    log, rows = Log(folder / "scores.jsonl"), []
+    score = partial(tested, context, fresh, log)
+    rows.append({"kind": "B-FP", "seed": job.seed, **score(None)})
+    offers: dict[str, Mapping[int, Allocation]] = {}
+    for name in SEARCHES:
+        search = Search(context, space, reference, report, table, folder / name, name, job.seed)
+        search.run()
+        offers[name] = search.offers()
+        rows.append({"kind": name, "seed": job.seed, **search.summary()})
+    for limit in LIMITS:
+        found = {name: offer[limit] for name, offer in offers.items() if limit in offer}
+        size = memory_bytes(found["alrq"], space.inventory)
+        found |= dict(zip(CONTROLS, controls(space, table, size, job.seed), strict=True))
+        rows += [
+            {"kind": kind, "seed": job.seed, "limit": limit, **score(allocation)}
+            for kind, allocation in found.items()
+        ]
+    return rows
 
 
-def offered(found: Replay, cost: float) -> Sequence[Allocation]:
-    """Return the front that a study offered when so much was spent."""
-    fronts = [front for at, front in zip(found.costs, found.fronts, strict=True) if at <= cost]
-    return fronts[-1] if fronts else []
+class Log:
+    """Scores by allocation, each kept once it is known."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin with what the file holds."""
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self._path = path
+        self.known: dict[str, Row] = {row["allocation"]: row for row in map(json.loads, lines)}
+
+    def keep(self, row: Row) -> Row:
+        """Keep a score."""
+        self.known[row["allocation"]] = row
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        return row
+
+
+class Search:
+    """One search in this process: a study's plan, log and decisions, without its confirmation."""
+
+    def __init__(
+        self,
+        context: TrialContext,
+        space: Space,
+        reference: Reference,
+        report: TrialReport,
+        table: VisibilityTable,
+        folder: Path,
+        searcher: str,
+        seed: int,
+    ) -> None:
+        """Go on with what the folder holds."""
+        self._context, self._reference, self._report = context, reference, report
+        self._table, self._seed = table, seed
+        folder.mkdir(exist_ok=True)
+        log = EventLog(folder / LOG_NAME)
+        events = list(log.read())
+        self.state = StudyState(space.inventory.names).replay(events)
+        started = Started(time=0.0, budget=TRIALS)
+        log.append(started)
+        self.state.apply(started)
+        rungs = rungs_of(context.recipe, "search", started=True)
+        setting = Setting(space=space, rungs=rungs, budget=TRIALS, seed=seed)
+        self._proposer = Proposer(setting, searcher, folder, table)
+        replay_search(events, self.state, self._proposer)
+        plan = Plan(
+            space=space,
+            state=self.state,
+            proposer=self._proposer,
+            budget=TRIALS,
+            screen=0,
+            anchors=0,
+            seed=seed,
+            max_memory_bytes=None,
+            deadline=None,
+            searcher=searcher,
+            reference="B-FP",
+        )
+        self._study = Study(
+            folder=folder,
+            log=log,
+            state=self.state,
+            plan=plan,
+            recipe=context.recipe,
+            scheduler=SCHEDULERS["front-asha"],
+        )
+
+    def run(self) -> None:
+        """Train until the search is over."""
+        while (trial := self._study.next_trial()) is not None:
+            if trial.role == "reference":
+                self._study.take(trial.id, Outcome(report=self._report, table=self._table))
+            elif trial.role == "search":
+                self._train(trial)
+            elif trial.role == "baseline":
+                self._study.take(trial.id, Outcome(error="not trained for this search"))
+            else:
+                break
+        self._study.log.close()
+
+    def _train(self, trial: TrialState) -> None:
+        rungs = rungs_of(self._context.recipe, "search", started=True)
+        run = TrialRun(self._context, trial.allocation, self._seed, reference=self._reference)
+        for step in rungs:
+            report = run.advance(step)
+            if self._study.take(trial.id, Outcome(report=report)) == "stop":
+                return
+
+    def offers(self) -> dict[int, Allocation]:
+        """Return the best that fits in each limit, as far as anything does."""
+        front = self.state.front(self._proposer.expected_losses())
+        found = {}
+        for limit in LIMITS:
+            fitting = [trial for trial in front if trial.memory_bytes <= limit]
+            if fitting:
+                found[limit] = fitting[-1].allocation
+        return found
+
+    def summary(self) -> Row:
+        """Return costs in steps, areas of the front as it grew, and how the table orders trials."""
+        done = self.state.of_role("search")
+        cost, costs, areas, points = 0.0, [], [], []
+        for trial in done:
+            cost += sum(r.step + SCORE_STEPS * self._scored(r) for r in trial.reports)
+            if trial.status == "completed":
+                points.append((trial.reports[-1].objective, log2(trial.memory_bytes)))
+                costs.append(cost)
+                areas.append(hypervolume(points, (WORST, log2(2 * max(LIMITS)))))
+        first = [trial.reports[0].objective for trial in done]
+        predicted = [self._table.predict(trial.allocation) for trial in done]
+        tau = float(kendalltau(predicted, first).statistic)
+        return {"cost": cost, "costs": costs, "areas": areas, "tau": tau, "trials": len(done)}
+
+    def _scored(self, report: TrialReport) -> int:
+        return report.sequences + len(self._context.scored)
+
+
+def controls(space: Space, table: VisibilityTable, size: int, seed: int) -> Iterator[Allocation]:
+    """Yield a uniform allocation of no fewer bytes, a random one and the table's best."""
+    yield uniform_of_bytes(space, size)
+    yield random_of_bytes(space, size, Random(f"{seed}-{size}"))
+
+    solver = BudgetSolver(space.inventory, space_choices(space))
+    yield solver.solve(solver.values(table.damage), size)
+
+
+def trained(
+    context: TrialContext, space: Space, seed: int, folder: Path
+) -> tuple[Reference, TrialReport]:
+    """Return B-FP of a seed, and what it reported."""
+    path, told = folder / f"B-FP-{seed}.safetensors", folder / f"B-FP-{seed}.json"
+    if not told.is_file():
+        run = TrialRun(context, fixed_allocation("B-FP", space.inventory, space.formats), seed)
+        report = run.advance(context.recipe.max_steps)
+        run.reference().save(path)
+        told.write_text(json.dumps(report.to_json()), encoding="utf-8")
+    report = TrialReport(**json.loads(told.read_text(encoding="utf-8")))
+    return Reference.load(path, space.inventory.names), report
+
+
+def known_table(
+    context: TrialContext, space: Space, reference: Reference, folder: Path
+) -> VisibilityTable:
+    """Return the table around a reference."""
+    path = folder / "visibility.json"
+    if not path.is_file():
+        table = visibility_table(context, space, reference)
+        path.write_text(json.dumps(table.to_json()), encoding="utf-8")
+    return VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def tested(
+    context: TrialContext, reference: Reference, log: Log, allocation: Allocation | None
+) -> Row:
+    """Return the test score of an allocation from a reference, or of the reference itself."""
+    wanted = reference.allocation if allocation is None else allocation
+    name = f"{'' if allocation else 'itself '}{wanted.encode()}"
+    if name in log.known:
+        return log.known[name]
+    run = TrialRun(context, wanted, reference.seed, confirming=True, reference=reference)
+    # What starts with the reference's own bits and ranks is the reference.
+    report = run.advance(0)
+    if allocation is not None:
+        report = run.advance(run.recipe.max_steps)
+    test = run.test()
+    return log.keep(
+        {
+            "allocation": name,
+            "mb": memory_bytes(wanted, context.inventory) / 1e6,
+            "kept": report.kept_step,
+            "test_loss": test.loss,
+            "accuracy": 100 * test.value,
+        }
+    )
 
 
 @cache
-def _context() -> TrialContext:
-    return load()
+def load(task: str, data: Path | None) -> tuple[TrialContext, Space]:
+    """Return what all trials of a process share, and the space."""
+    context = load_context("minilm", task, Recipe(execution="dequantized", device="cpu"), data)
+    return context, make_space("joint", context.inventory, Formats(backend="gptq"))
+
+
+def print_limits(rows: list[Row]) -> None:
+    """Print what is lost at each limit, and differences seed by seed."""
+    whole = {row["seed"]: row for row in rows if row["kind"] == "B-FP"}
+    print(f"B-FP: {ranged([r['test_loss'] for r in whole.values()], 4)}, accuracy", end=" ")
+    print(ranged([row["accuracy"] for row in whole.values()], 1), "%\n")
+    titles = ("limit, MB", "allocation", "MB", "test loss", "accuracy, %", "to B-FP, points")
+    print(f"| {' | '.join(titles)} | loss minus alrq's | seeds |\n|{'-|' * (len(titles) + 2)}")
+    groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        if "limit" in row:
+            groups[row["limit"], row["kind"]][row["seed"]] = row
+    for (limit, kind), found in groups.items():
+        ours = [row["accuracy"] for row in found.values()]
+        apart = gaps(ours, [whole[seed]["accuracy"] for seed in found])
+        best = groups[limit, "alrq"]
+        shared = [seed for seed in found if seed in best]
+        over = [found[seed]["test_loss"] - best[seed]["test_loss"] for seed in shared]
+        cells = (
+            f"{limit / 1e6:.1f}",
+            kind,
+            f"{np.mean([row['mb'] for row in found.values()]):.2f}",
+            ranged([row["test_loss"] for row in found.values()], 4),
+            ranged(ours, 1),
+            ranged(apart, 2),
+            "-" if kind == "alrq" else ranged(over, 4),
+            str(len(found)),
+        )
+        print(f"| {' | '.join(cells)} |")
+
+
+def print_searches(rows: list[Row]) -> None:
+    """Print costs and areas of the searches, and what it costs to get as far as TPE in the end."""
+    found = {(row["kind"], row["seed"]): row for row in rows if row["kind"] in SEARCHES}
+    found = {key: row for key, row in found.items() if "areas" in row}
+    print("\n| search | cost, steps | area in the end | share of TPE's cost to its area | tau |")
+    print("|---|---|---|---|---|")
+    for kind in SEARCHES:
+        mine = {seed: row for (name, seed), row in found.items() if name == kind}
+        shares = []
+        for seed, row in mine.items():
+            peer = found["tpe", seed]
+            reached = [
+                cost
+                for cost, area in zip(row["costs"], row["areas"], strict=True)
+                if area >= peer["areas"][-1]
+            ]
+            shares.append(reached[0] / peer["cost"] if reached else float("inf"))
+        cells = (
+            kind,
+            ranged([row["cost"] for row in mine.values()], 0),
+            ranged([row["areas"][-1] for row in mine.values()], 4),
+            ", ".join(f"{share:.2f}" for share in shares),
+            ranged([row["tau"] for row in mine.values()], 2),
+        )
+        print(f"| {' | '.join(cells)} |")
+
+
+def ranged(values: list[float], digits: int) -> str:
+    """Return the mean and its 95 % interval."""
+    if len(values) < 2:
+        return f"{np.mean(values):.{digits}f}"
+    return f"{np.mean(values):.{digits}f} +- {half_interval(values):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext, load_context
 from alrq_core.memory.cores import usable_cores
 from alrq_core.records import Recipe
-from alrq_core.sensitivity.shifts import shift_table
+from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.trial import TrialRun
 from benchmarks.codes import gaps, interval
 from search_spaces.allocation import Allocation
@@ -89,11 +89,11 @@ def scores(folder: Path, seed: int) -> list[Row]:
     path = folder / f"seed-{seed}.safetensors"
     log.keep("B-FP", partial(train_reference, context, space, seed, path))
     reference = Reference.load(path, context.inventory.names)
-    table = shift_table(context, space, reference)
+    table = visibility_table(context, space, reference)
     solver = BudgetSolver(context.inventory, space_choices(space))
     for size in SIZES:
         drawn = random_of_bytes(space, size, Random(f"{seed}-{size}"))
-        best = solver.solve(solver.values(table.value), size)
+        best = solver.solve(solver.values(table.damage), size)
         every = (uniform_of(space, size), drawn, best)
         for kind, allocation in zip(KINDS, every, strict=True):
             label: Row = {"size": size, "kind": kind}
@@ -103,7 +103,7 @@ def scores(folder: Path, seed: int) -> list[Row]:
     generator = Random(f"ordered-{seed}")
     for number in range(ORDERED):
         size = int(generator.uniform(min(SIZES), max(SIZES)))
-        best = solver.solve(solver.values(table.value), size)
+        best = solver.solve(solver.values(table.damage), size)
         allocation = mixed(space, best, size, generator)
         label = {"kind": "ordered", "predicted": table.predict(allocation)}
         measure = partial(started, context, allocation, reference, 0, label, test=False)

@@ -3,13 +3,15 @@
     python -m benchmarks.search_speed
 
 Random Llama and GPT-2 models that are narrow and deep, and an inventory of 500 modules. Per model:
-the visibility table beside one full trial of it; a proposal after so many trials, with a loss made
-of the table and noise; the first one of a resumed study; and a frontier of the solver. A limit of
-1.2 times the smallest allocation is set, and of a proposal the realised bytes are compared to it.
+the visibility table beside the training of its reference; a proposal after so many trials, with a
+divergence made of the table and noise; the first one of a resumed study; and a frontier of the
+solver. A limit of 1.2 times the smallest allocation is set, and of a proposal the realised bytes
+are compared to it.
 One thread; the least and the median of repeated times, since other work only ever adds to them.
 """
 
 import argparse
+import math
 import os
 import random
 import time
@@ -24,22 +26,25 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from alrq_core.context import TrialContext
-from alrq_core.sensitivity.measure import visibility_table
+from alrq_core.records import Recipe
+from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable, flat_table
 from alrq_core.trial import TrialRun
 from benchmarks.growth import WIDTH, WINDOW_TOKENS, WORDS, save_llama, windows_context
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
+from search_spaces.fixed import fixed_allocation
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import Space, make_space
 from tune.search.budget import BudgetSolver, space_choices
 from tune.search.parameters import distributions, to_params
 from tune.search.thompson import ThompsonSampler
-from tune.study.schedulers import rung_steps
+from tune.study.schedulers import rungs_of
 
 STEPS = 100
+RUNGS = rungs_of(Recipe(max_steps=STEPS), "search", started=True)
 LIMIT = 1.2
-NOISE = 0.006
+NOISE = 0.1
 FRONTIER = 24
 
 
@@ -69,14 +74,13 @@ def main() -> None:
 
 
 def measured(context: TrialContext, space: Space) -> tuple[VisibilityTable, float]:
-    """Return the table, and how long it takes beside a full trial that is scored at each rung."""
+    """Return the table, and how long it takes beside the training of its reference."""
     started = time.perf_counter()
-    table = visibility_table(context, space)
+    run = TrialRun(context, fixed_allocation("B-FP", space.inventory, space.formats), 0)
+    run.advance(STEPS)
     between = time.perf_counter()
-    run = TrialRun(context, space.nearest_uniform(4, 8), 0)
-    for step in rung_steps(STEPS):
-        run.advance(step)
-    return table, (between - started) / (time.perf_counter() - between)
+    table = visibility_table(context, space, run.reference())
+    return table, (time.perf_counter() - between) / (between - started)
 
 
 def print_row(
@@ -93,7 +97,7 @@ def print_row(
     trials = past_trials(space, table, count + repeats)
 
     def sampler() -> ThompsonSampler:
-        return ThompsonSampler(space, table, rung_steps(STEPS), limit, seed=0)
+        return ThompsonSampler(space, table, RUNGS, limit, seed=0)
 
     ours = sampler()
     first = milliseconds(lambda: ours.propose(trials[:count], count))
@@ -106,7 +110,7 @@ def print_row(
 
         later.append(milliseconds(propose))
     solver = BudgetSolver(space.inventory, space_choices(space))
-    values = solver.values(table.value)
+    values = solver.values(table.damage)
     sizes = np.geomspace(solver.smallest_bytes, 2 * solver.smallest_bytes, FRONTIER).astype(int)
     solved = [milliseconds(lambda: solver.frontier(values, sizes)) for _ in range(repeats)]
     realised = memory_bytes(proposed, space.inventory)
@@ -135,19 +139,19 @@ def past_trials(space: Space, table: VisibilityTable, count: int) -> list[Frozen
     """Return trials of random allocations that ended at any rung."""
     generator, known = random.Random(0), distributions(space)
     drawn = [space.draw_all(generator) for _ in range(count)]
-    predicted = np.array([table.predict(allocation) for allocation in drawn])
-    effects = (predicted - predicted.mean()) / (float(predicted.std()) or 1.0)
-    rungs, found = rung_steps(STEPS), []
+    found = []
     for number, allocation in enumerate(drawn):
-        step = generator.choice(rungs)
-        loss = 0.6 + 0.05 * effects[number] + generator.gauss(0, NOISE)
-        whole = step == rungs[-1]
+        step = generator.choice(RUNGS)
+        divergence = table.predict(allocation) * math.exp(generator.gauss(0, NOISE))
+        whole = step == RUNGS[-1]
         trial = create_trial(
             state=TrialState.COMPLETE if whole else TrialState.PRUNED,
             params=to_params(allocation, space),
             distributions=known,
-            values=[loss, float(memory_bytes(allocation, space.inventory))] if whole else None,
-            user_attrs={"step": step, "loss": loss},
+            values=[divergence, float(memory_bytes(allocation, space.inventory))]
+            if whole
+            else None,
+            user_attrs={"step": step, "objective": divergence},
         )
         trial.number = number
         found.append(trial)

@@ -124,7 +124,9 @@ def summary(name: str, run: Run) -> str:
 
 def run_alrq(place: Path, trials: int, steps: int, seed: int) -> Run:
     """Run a search in which no trial is stopped, and write its allocations for the other."""
-    flags = f"--searcher random --scheduler none --budget {trials} --max-steps {steps}"
+    flags = (
+        f"--reference none --searcher random --scheduler none --budget {trials} --max-steps {steps}"
+    )
     command = [*run_search(place), *flags.split(), "--seed", str(seed)]
     began = time.time()
     _, peak = watch(command, place / "log.txt", place / "studies/s/events.jsonl", trials)

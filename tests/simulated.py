@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 from sklearn.metrics import f1_score
 
-from alrq_core.records import TestScore, TrialReport
+from alrq_core.records import Recipe, TestScore, TrialReport
 from alrq_core.sensitivity.table import flat_table
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
@@ -18,11 +18,13 @@ from tune.search.tried import Tried
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
 from tune.study.replay import replay_search
-from tune.study.schedulers import SCHEDULERS
+from tune.study.schedulers import SCHEDULERS, rungs_of
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Listener, Outcome, Study, known_table
 
-RUNGS = (2, 4, 8)
+RECIPE = Recipe(max_steps=8, tune_steps=4)
+# Of a trial from nothing, and of one that starts from a reference.
+RUNGS, START_RUNGS = (2, 4, 8), (0, 4)
 LABELS = np.arange(40) % 2
 LossOf = Callable[[TrialState, int], float]
 
@@ -47,7 +49,7 @@ def make_inventory(blocks: int = 3) -> Inventory:
     return Inventory(model="made-up", targets=tuple(targets), other_parameters=1000)
 
 
-def make_report(step: int, loss: float) -> TrialReport:
+def make_report(step: int, loss: float, divergence: float | None = None) -> TrialReport:
     return TrialReport(
         step=step,
         train_loss=loss + 0.1,
@@ -56,6 +58,7 @@ def make_report(step: int, loss: float) -> TrialReport:
         sequences=853,
         accuracy=0.8,
         f1=0.79,
+        divergence=divergence,
         train_seconds=1.5,
         eval_seconds=0.5,
         peak_memory_bytes=10**9,
@@ -85,7 +88,7 @@ def luck(trial: TrialState | Tried) -> float:
 def bytes_help(trial: TrialState | Tried, step: int) -> float:
     """A loss that falls with training and with size; ties are broken by the allocation."""
     jitter = luck(trial) / 10
-    return 1.0 / step + 20_000 / trial.memory_bytes + jitter
+    return 1.0 / (step + 1) + 20_000 / trial.memory_bytes + jitter
 
 
 def make_study(
@@ -97,6 +100,8 @@ def make_study(
     scheduler: str = "front-asha",
     max_memory_bytes: int | None = None,
     deadline: float | None = None,
+    reference: str | None = None,
+    screen: int = 0,
     listeners: tuple[Listener, ...] = (),
 ) -> Study:
     """Return a study that goes on from what the log in `folder` holds."""
@@ -110,7 +115,11 @@ def make_study(
     state.apply(started)
     searched = make_space(space, inventory)
     setting = Setting(
-        space=searched, rungs=RUNGS, budget=budget, seed=0, max_memory_bytes=max_memory_bytes
+        space=searched,
+        rungs=RUNGS if reference is None else START_RUNGS,
+        budget=budget,
+        seed=0,
+        max_memory_bytes=max_memory_bytes,
     )
     table = known_table(folder, state)
     proposer = Proposer(setting, searcher, folder, table)
@@ -120,18 +129,20 @@ def make_study(
         state=state,
         proposer=proposer,
         budget=budget,
+        screen=screen,
         anchors=max(1, budget // 6),
         seed=0,
         max_memory_bytes=max_memory_bytes,
         deadline=deadline,
         searcher=searcher,
+        reference=reference,
     )
     return Study(
         folder=folder,
         log=log,
         state=state,
         plan=plan,
-        rungs=RUNGS,
+        recipe=RECIPE,
         scheduler=SCHEDULERS[scheduler],
         listeners=listeners,
     )
@@ -139,13 +150,16 @@ def make_study(
 
 def advance(study: Study, trial: TrialState, loss_of: LossOf) -> bool:
     """Report a trial's next rung; tell whether it goes on."""
-    if trial.role == "table":
-        return study.take(trial.id, Outcome(table=flat_table(study.plan.space))) == "continue"
-    done = trial.last.step if trial.last else 0
-    step = RUNGS[-1] if trial.role != "search" else next(s for s in RUNGS if s > done)
-    last = trial.role != "search" and step == RUNGS[-1]
+    started = trial.reference is not None
+    rungs = rungs_of(RECIPE, trial.role, started)
+    step = next(s for s in rungs if s > (trial.last.step if trial.last else -1))
+    last, loss = step == rungs[-1], loss_of(trial, step)
+    tested = last and trial.role in ("baseline", "control", "confirm")
+    measured = started and trial.searched
     outcome = Outcome(
-        report=make_report(step, loss_of(trial, step)), test=score(trial) if last else None
+        report=make_report(step, loss, loss / 10 if measured else None),
+        test=score(trial) if tested else None,
+        table=flat_table(study.plan.space) if trial.role == "reference" else None,
     )
     return study.take(trial.id, outcome) == "continue"
 

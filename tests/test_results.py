@@ -69,7 +69,7 @@ def test_front_file_tells_expected_losses_from_observed(tmp_path: Path, state: S
 
     assert best.id in {row["trial"] for row in content["front"]}
     assert best.id not in {row["trial"] for row in content["expected_front"]}
-    losses = {row["trial"]: row["expected_loss"] for row in content["front"]}
+    losses = {row["trial"]: row["expected_objective"] for row in content["front"]}
     assert losses.pop(best.id) == 99.0
     assert set(losses.values()) <= {None}
 

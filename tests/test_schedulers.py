@@ -4,14 +4,28 @@ import random
 
 import pytest
 
+from alrq_core.records import Recipe
 from tune.search.front import ranks
-from tune.study.schedulers import SCHEDULERS, rung_steps
+from tune.study.schedulers import SCHEDULERS, rung_steps, rungs_of
 
 RULES = sorted(set(SCHEDULERS) - {"none"})
 
 
-def passes(name: str, points: list[tuple[float, float]], closing: bool = False) -> list[bool]:
-    return SCHEDULERS[name].passes(points, closing)
+def passes(
+    name: str, points: list[tuple[float, float]], closing: bool = False, factor: int = 2
+) -> list[bool]:
+    return SCHEDULERS[name].passes(points, closing, factor)
+
+
+def test_what_starts_from_a_reference_is_scored_before_any_step() -> None:
+    recipe = Recipe(max_steps=200)
+
+    assert rungs_of(recipe, "search", started=True) == (0, 50)
+    assert rungs_of(recipe, "confirm", started=True) == (0, 50)
+    assert rungs_of(recipe, "screen", started=True) == (0,)
+    assert rungs_of(recipe, "search", started=False) == (50, 100, 200)
+    assert rungs_of(recipe, "baseline", started=False) == (200,)
+    assert rungs_of(Recipe(tune_steps=7), "search", started=True) == (0, 7)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +84,15 @@ def test_half_and_median_by_hand() -> None:
     assert passes("median", points[:3]) == [True] * 3
 
 
+@pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("count", range(1, 40))
-def test_half_of_any_front_goes_on_rounded_up_at_the_end(count: int) -> None:
+def test_a_part_of_any_front_goes_on_rounded_up_at_the_end(count: int, factor: int) -> None:
     line = [(float(number), float(count - number)) for number in range(count)]
-    kept, last = passes("front-asha", line), passes("front-asha", line, closing=True)
+    kept = passes("front-asha", line, factor=factor)
+    last = passes("front-asha", line, closing=True, factor=factor)
 
-    assert sum(kept) == count // 2
-    assert sum(last) == -(-count // 2)
+    assert sum(kept) == count // factor
+    assert sum(last) == -(-count // factor)
     assert all(later for now, later in zip(kept, last, strict=True) if now)
 
 

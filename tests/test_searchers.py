@@ -40,7 +40,7 @@ def as_trial(number: int, proposer: Proposer) -> Tried:
 
 def complete(trial: Tried) -> Tried:
     loss = bytes_help(trial, RUNGS[-1])
-    return replace(trial, ended="completed", rungs=len(RUNGS), step=RUNGS[-1], loss=loss)
+    return replace(trial, ended="completed", rungs=len(RUNGS), step=RUNGS[-1], objective=loss)
 
 
 def load_optuna(folder: Path) -> optuna.Study:

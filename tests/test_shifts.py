@@ -12,7 +12,7 @@ from alrq_core.context import TrialContext
 from alrq_core.data.encode import collate
 from alrq_core.data.losses import logits_of
 from alrq_core.records import Recipe, TaskKind
-from alrq_core.sensitivity.shifts import Shifts, answer_shifts, projected, shift_table
+from alrq_core.sensitivity.shifts import Shifts, answer_shifts, projected, visibility_table
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Formats
@@ -162,10 +162,9 @@ def test_what_is_the_reference_itself_moves_nothing(
 
 def test_the_table_falls_with_rank_and_bits(settings: Callable[[TaskKind], Setting]) -> None:
     setting = settings("classification")
-    table = shift_table(setting.context, setting.space, setting.reference)
+    table = visibility_table(setting.context, setting.space, setting.reference)
     inventory = setting.context.inventory
     sizes = {bits: table.predict(setting.space.nearest_uniform(bits, 8)) for bits in (2, 3, 4, 8)}
 
     assert set(table.modules) == set(inventory.names)
     assert sorted(sizes.values(), reverse=True) == list(sizes.values())
-    assert all(module.gain == (0.0,) * len(module.ranks) for module in table.modules.values())

@@ -202,7 +202,7 @@ def test_the_making_of_codes_is_shown_with_its_end(
         for made in (40, 70, 100):
             study.take(trial.id, Outcome(codes=(made, 200)))
             now[0] += 6.0
-        study.take(trial.id, Outcome(report=make_report(2, 0.5)))
+        study.take(trial.id, Outcome(report=make_report(8, 0.5)))
     text = output.getvalue()
 
     assert "calibrating: 40 of 200 codes" in text

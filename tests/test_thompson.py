@@ -21,7 +21,7 @@ from tune.search.front import hypervolume
 from tune.search.parameters import distributions, from_params
 from tune.search.thompson import ThompsonSampler
 
-RUNGS = (50, 100, 200)
+RUNGS = (0, 50, 200)
 Loss = Callable[[Allocation], float]
 
 
@@ -42,22 +42,19 @@ def make_table(space: Space) -> VisibilityTable:
             damage={
                 f: tuple(visible * 4.0 ** (2 - f.bits) / (1 + r) for r in ranks) for f in formats
             },
-            gain=tuple(0.004 * math.log2(1 + r) for r in ranks),
         )
-    return VisibilityTable(
-        key="x", modules=modules, steps=1, sequences=1, start_loss=0.7, end_loss=0.5, seconds=1.0
-    )
+    return VisibilityTable(modules=modules, sequences=1, seconds=1.0)
 
 
 def make_loss(space: Space, table: VisibilityTable) -> Loss:
-    """The table's modules, each wrong by a factor of up to three, and noise of training."""
+    """The table's modules, each wrong by a factor of up to three, and a little noise."""
     generator = random.Random(1)
     wrong = {name: 3 ** generator.uniform(-1, 1) for name in space.inventory.names}
     noise = random.Random(2)
 
     def loss(allocation: Allocation) -> float:
-        effects = sum(wrong[n] * table.value(n, c, 0.5) for n, c in allocation.choices.items())
-        return 0.6 + effects + noise.gauss(0, 0.004)
+        effects = sum(wrong[n] * table.damage(n, c) for n, c in allocation.choices.items())
+        return effects * math.exp(noise.gauss(0, 0.02))
 
     return loss
 
@@ -109,7 +106,7 @@ def test_it_learns_where_the_table_is_wrong(space: Space) -> None:
 
 
 def test_expected_losses_are_nearer_to_the_truth_than_observed_ones(space: Space) -> None:
-    """With noise of three times what the allocations on the front differ by."""
+    """With noise of half of what is lost."""
     assert np.mean([remaining_error(space, seed) for seed in range(4)]) < 0.9
 
 
@@ -125,14 +122,14 @@ def remaining_error(space: Space, seed: int) -> float:
         allocation = from_params(trial.params, space)
         true.append(loss(allocation))
         size = memory_bytes(allocation, space.inventory)
-        study.tell(trial, [true[-1] + noise.gauss(0, 0.03), float(size)])
+        study.tell(trial, [true[-1] * math.exp(noise.gauss(0, 0.5)), float(size)])
     trials = study.get_trials(deepcopy=False)
     expected = sampler.expected_losses(trials)
     observed = [trial.values[0] for trial in trials]
 
     assert list(expected) == list(range(30))
-    left = np.std(np.array(list(expected.values())) - true)
-    return float(left / np.std(np.array(observed) - true))
+    left = np.std(np.log(list(expected.values())) - np.log(true))
+    return float(left / np.std(np.log(observed) - np.log(true)))
 
 
 def test_nothing_is_expected_before_a_trial_is_complete(space: Space) -> None:
@@ -167,8 +164,8 @@ def test_it_knows_stopped_trials_by_their_rung_and_ignores_failed_ones(space: Sp
     sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
     study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
     stopped, failed, odd = (study.ask(distributions(space)) for _ in range(3))
-    for trial, step in ((stopped, 50), (odd, 51)):
-        trial.set_user_attr("loss", 0.6)
+    for trial, step in ((stopped, 0), (odd, 51)):
+        trial.set_user_attr("objective", 0.6)
         trial.set_user_attr("step", step)
         study.tell(trial, state=TrialState.PRUNED)
     study.tell(failed, state=TrialState.FAIL)
@@ -185,7 +182,7 @@ def go_on(study: optuna.Study, trial: optuna.Trial, loss: float, chance: random.
     if chance.random() < 0.1:
         study.tell(trial, state=TrialState.FAIL)
         return False
-    for key, value in {"rung": rung, "step": RUNGS[rung], "loss": loss}.items():
+    for key, value in {"rung": rung, "step": RUNGS[rung], "objective": loss}.items():
         trial.set_user_attr(key, value)
     if rung == len(RUNGS) - 1:
         study.tell(trial, [loss, 1.0])

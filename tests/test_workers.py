@@ -24,15 +24,15 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def worker_with_a_trial(model: Path, checkpoints: Path) -> AllocationTrainable:
+def worker_with_a_trial(model: Path, folder: Path) -> AllocationTrainable:
     shared = make_context(model, "classification")
     context = WorkerContext(
         inventory=shared.inventory,
         task=shared.task,
         recipe=RECIPE,
-        rungs=(2, RECIPE.max_steps),
-        checkpoints=checkpoints,
+        folder=folder,
         space=make_space("joint", shared.inventory),
+        reference=None,
         threads=1,
     )
     allocation = uniform(shared.inventory, 16, 2).encode()
@@ -75,7 +75,7 @@ def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(
     last = worker.step()[OUTCOME]
 
     assert (first.error, first.report.step) == (None, 2)
-    assert (last.error, last.report.step) == (None, RECIPE.max_steps)
-    assert [path.name for path in tmp_path.iterdir()] == ["t7.pt"]
+    assert (last.error, last.report.step) == (None, 4)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["t7.pt"]
     # The process prints that into a file of Ray's; nothing half written is left.
     assert "checkpoint of t7 can't be kept" in capfd.readouterr().err

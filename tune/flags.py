@@ -148,6 +148,18 @@ def _add_search(group: Any) -> None:
         metavar="N",
         help="uniform allocations that are tried first (default: 0 with alrq, else budget / 6)",
     )
+    group.add_argument(
+        "--reference",
+        help="B-FP, B-Q4 or none: the fine-tune that trials start from, or none to learn the task "
+        "from nothing (default: B-FP; B-Q4 where 16 bits don't fit)",
+    )
+    group.add_argument(
+        "--screen",
+        type=_whole("--screen"),
+        metavar="N",
+        help="allocations that are scored beside the trials, before any step (default: as many as "
+        "take a tenth of the study)",
+    )
     group.add_argument("--searcher", help="one of alrq, tpe, nsga2, gp, random (default: alrq)")
     group.add_argument("--scheduler", help="front-asha, asha, median or none (default: front-asha)")
     group.add_argument(
@@ -172,6 +184,16 @@ def _add_recipe(group: Any) -> None:
     group.add_argument("--learning-rate", type=_number("--learning-rate"), help="default: 1e-3")
     group.add_argument("--max-steps", type=_whole("--max-steps"), help="default: 200")
     group.add_argument("--epochs", type=_number("--epochs"), help="instead of --max-steps")
+    group.add_argument(
+        "--tune-steps",
+        type=_whole("--tune-steps"),
+        help="of what starts from a reference (default: a quarter of --max-steps)",
+    )
+    group.add_argument(
+        "--tune-learning-rate",
+        type=_number("--tune-learning-rate"),
+        help="of what starts from a reference (default: 5e-4)",
+    )
     group.add_argument(
         "--batch-size",
         type=_whole("--batch-size"),

@@ -5,16 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alrq_core.adapters.lora import ADAPTER, lora_layers
 from alrq_core.adapters.starts import Corrections, initialise_towards
 from alrq_core.data.answers import Answers
 from alrq_core.data.moments import Moments
-from alrq_core.files import replaced
-from alrq_core.weights.tensor_files import TensorFiles, checksum
+from alrq_core.records import StartReceipt
+from alrq_core.weights.tensor_files import TensorFiles, checksum, read_tensors, write_tensors
 from search_spaces.allocation import Allocation, decode
 
 PARTS = ("scored", "tuned")
@@ -45,6 +43,12 @@ class Reference:
     def checksum(self) -> int:
         """CRC-32 of adapters and head."""
         return checksum(_adapter_tensors(self.adapters) | _head_tensors(self.head))
+
+    @property
+    def receipt(self) -> StartReceipt:
+        """What the receipts of trials say that start from it."""
+        allocation = self.allocation.encode()
+        return StartReceipt(allocation=allocation, seed=self.seed, checksum=self.checksum)
 
     def weight(self, name: str, stored: Tensor, alpha_over_rank: float) -> Tensor:
         """Return the tuned weight of a module, out x in, float32.
@@ -111,13 +115,8 @@ class Reference:
         tensors = _adapter_tensors(self.adapters) | _head_tensors(self.head)
         for part, answers in self.answers.items():
             tensors |= {f"{part}.ids": answers.ids, f"{part}.logs": answers.logs}
-        metadata = {
-            "allocation": self.allocation.encode(),
-            "seed": str(self.seed),
-            "crc32": str(checksum(tensors)),
-        }
-        with replaced(path) as partial:
-            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, metadata)
+        about = {"allocation": self.allocation.encode(), "seed": str(self.seed)}
+        write_tensors(path, tensors, about)
 
     @staticmethod
     def load(path: Path, names: tuple[str, ...]) -> "Reference":
@@ -130,19 +129,13 @@ class Reference:
         Raises:
             ValueError: The file is absent, damaged or no reference.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                keys = file.keys()
-                tensors = {key: file.get_tensor(key) for key in keys}
-            if checksum(tensors) != int(metadata["crc32"]):
-                raise KeyError("its checksum")
-            read = _read(tensors, metadata, names)
-        except (OSError, SafetensorError, KeyError) as error:
+        found = read_tensors(path)
+        if found is None or not {"allocation", "seed"} <= found[1].keys():
             raise ValueError(
-                f"`{path}` must be the reference of a seed, as it was written, got a file without "
-                f"{error}. Remove it, so that it is trained again."
-            ) from error
+                f"`{path}` must be the reference of a seed, as it was written, got none. Remove "
+                "it, so that it is made again."
+            )
+        read = _read(*found, names)
         beside = path.with_name(f"{path.stem}-{read.checksum:08x}")
         return replace(read, corrections=Corrections(TensorFiles(beside, "starts")))
 

@@ -1,4 +1,4 @@
-"""Gradients of a loss with respect to frozen, packed weights, from hooks on their layers."""
+"""Gradients with respect to frozen, packed weights, from hooks on their layers."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -9,93 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from alrq_core.data.encode import Batch
-from alrq_core.data.losses import sequence_losses
 from alrq_core.memory.machine import autocast
-
-# Module name -> out x in, float32.
-Gradients = dict[str, Tensor]
 
 
 class Collector(Protocol):
-    """Takes inputs and gradients of modules, module by module, from the last to the first."""
-
-    def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        """Take those of a linear layer, see `SquaredGradients.add`."""
-        ...
-
-    def add_lookup(self, name: str, shape: tuple[int, int], ids: Tensor, gradient: Tensor) -> None:
-        """Take those of an embedding, see `SquaredGradients.add_lookup`."""
-        ...
-
-
-def own_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean loss of each sequence."""
-    return sequence_losses(model, batch)[0]
-
-
-class SquaredGradients:
-    """Sums the squares of the gradients of single sequences.
+    """Takes inputs and gradients of modules, module by module, from the last to the first.
 
     A packed weight has no gradient of its own, but dL/dW = (dL/dY)^T X. Backward through the sum
-    of all losses of a batch leaves each sequence's own gradient in its rows of dL/dY, so that one
-    pass serves the whole batch and only the products are made sequence by sequence: one matrix of
-    the size of a weight at a time.
-
-    A lookup of embeddings touches the rows of its tokens alone. Where an output head shares its
-    matrix, the squares of both uses are added and the product of the two is left out.
-
-    Attributes:
-        sums: Of each module so far.
+    over a batch leaves each sequence's own gradient in its rows of dL/dY, so that one pass serves
+    the whole batch.
     """
 
-    def __init__(self) -> None:
-        self.sums: Gradients = {}
-
     def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        """Add a linear layer's gradients.
+        """Take those of a linear layer.
 
         Args:
             name: Of the module.
             x: Its input, sequences x tokens x in.
             gradient: Of its output, sequences x tokens x out.
         """
-        total = self._total(name, (gradient.shape[-1], x.shape[-1]), x)
-        product = torch.empty_like(total)
-        for rows, errors in zip(x.float(), gradient.float(), strict=True):
-            torch.mm(errors.T, rows, out=product)
-            total.addcmul_(product, product)
+        ...
 
-    def add_lookup(self, name: str, shape: tuple[int, int], ids: Tensor, gradient: Tensor) -> None:
-        """Add an embedding's gradients.
+    def add_lookup(self, name: str, ids: Tensor, gradient: Tensor) -> None:
+        """Take those of an embedding.
 
         Args:
             name: Of the module.
-            shape: Vocabulary and width.
             ids: Tokens, sequences x tokens.
             gradient: Of the rows, sequences x tokens x width.
         """
-        total = self._total(name, shape, gradient)
-        for tokens, errors in zip(ids, gradient.float(), strict=True):
-            found, place = tokens.unique(return_inverse=True)
-            rows = errors.new_zeros(len(found), shape[1]).index_add_(0, place, errors)
-            total.index_add_(0, found, rows.square_())
-
-    def _total(self, name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
-        if name not in self.sums:
-            self.sums[name] = torch.zeros(shape, device=like.device)
-        return self.sums[name]
-
-
-class SummedGradients(SquaredGradients):
-    """Sums the gradients themselves, of linear layers only."""
-
-    def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        """Add a linear layer's gradients; see `SquaredGradients.add`."""
-        total = self._total(name, (gradient.shape[-1], x.shape[-1]), x)
-        total.addmm_(gradient.float().flatten(0, 1).T, x.float().flatten(0, 1))
-
-    def add_lookup(self, name: str, shape: tuple[int, int], ids: Tensor, gradient: Tensor) -> None:
-        """Leave an embedding out."""
+        ...
 
 
 def collect_gradients(
@@ -104,9 +47,9 @@ def collect_gradients(
     batches: Iterable[Batch],
     into: Collector,
     compute_dtype: torch.dtype,
-    losses_of: Callable[[nn.Module, Batch], Tensor] = own_losses,
-) -> list[float]:
-    """Add the gradients of each sequence's loss to `into`; return these losses.
+    score: Callable[[nn.Module, Batch], Tensor],
+) -> None:
+    """Hand the gradients of each sequence's score to `into`.
 
     The model runs without dropout and is left in eval mode; no parameter gets a gradient.
 
@@ -117,18 +60,15 @@ def collect_gradients(
         batches: On the model's device.
         into: What becomes of the gradients.
         compute_dtype: Type of the matrix products.
-        losses_of: Model and batch to what is differentiated, a number a sequence.
+        score: Model and batch to what is differentiated, a number a sequence.
     """
     model.eval()
-    losses: list[float] = []
     with _frozen(model), _hooks(model, names, into) as expected:
         for batch in batches:
             expected["sequences"] = len(batch.input_ids)
             with autocast(compute_dtype, batch.input_ids.device):
-                found = losses_of(model, batch)
+                found = score(model, batch)
             found.sum().backward()
-            losses.extend(found.tolist())
-    return losses
 
 
 @contextmanager
@@ -159,8 +99,7 @@ def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator
         count = expected["sequences"]
         if isinstance(x, Tensor) and not x.is_floating_point():
             scale = float(getattr(module, "scale", 1.0))
-            rows, columns = _shape(module)
-            into.add_lookup(name, (rows, columns), x.expand(count, -1), gradient * scale)
+            into.add_lookup(name, x.expand(count, -1), gradient * scale)
         else:
             into.add(name, _by_sequence(x, count), _by_sequence(gradient, count))
 
@@ -175,14 +114,6 @@ def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _shape(embedding: nn.Module) -> tuple[int, int]:
-    packed: Any = getattr(embedding, "packed", None)
-    if packed is not None:
-        return packed.out_features, packed.in_features
-    plain: Any = embedding
-    return plain.num_embeddings, plain.embedding_dim
 
 
 def _by_sequence(rows: Tensor, count: int) -> Tensor:

@@ -88,13 +88,21 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
     return found.shifts
 
 
-def shift_table(context: TrialContext, space: Space, reference: Reference) -> VisibilityTable:
-    """Return the divergence that each choice alone brings about, as damages without gains.
+def visibility_table(context: TrialContext, space: Space, reference: Reference) -> VisibilityTable:
+    """Return the divergence that each choice alone brings about.
 
     Effects of modules are not independent, since most of them make answers less sure: of a whole
     allocation the sum is a third to a quarter of the divergence, and orders allocations all the
     same.
+
+    Raises:
+        ValueError: The space is fixed.
     """
+    if space.fixed:
+        raise ValueError(
+            f"`--space` must be a searched one for a visibility table, got {space.name}. "
+            "Use joint, bits or rank."
+        )
     started = time.perf_counter()
     shifts = answer_shifts(context, space, reference)
     modules = {}
@@ -106,15 +114,10 @@ def shift_table(context: TrialContext, space: Space, reference: Reference) -> Vi
                 stored: tuple(float(f"{half:.6g}") for half in rows.square().mean(dim=1) / 2)
                 for stored, rows in shifts[name].items()
             },
-            gain=(0.0,) * len(ranks),
         )
     return VisibilityTable(
-        key="",
         modules=modules,
-        steps=context.recipe.max_steps,
         sequences=len(context.scored),
-        start_loss=0.0,
-        end_loss=0.0,
         seconds=round(time.perf_counter() - started, 2),
     )
 
@@ -151,7 +154,7 @@ def _errors(
         weight = context.dequantised(name, stored)
         a = b = None
         if largest:
-            a, b = context.correction(reference, name, weight)
+            a, b = context.correction(reference, name, weight, tuned)
         yield stored, weight - tuned, a, b
 
 
@@ -170,13 +173,7 @@ class _Collector:
         self.shifts: Shifts = {}
 
     def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        """Add those of a linear layer.
-
-        Args:
-            name: Of the module.
-            x: Its input, sequences x tokens x in.
-            gradient: Of its output, sequences x tokens x out.
-        """
+        """Add those of a linear layer; see `Collector`."""
         for stored, error, a, b in self._errors(name):
             moved = (gradient.float() * (x @ error.T.to(x))).sum(dim=(1, 2))
             mended = None
@@ -185,15 +182,8 @@ class _Collector:
                 mended = narrow.sum(dim=1).cumsum(dim=1)
             self._take(name, stored, moved, mended)
 
-    def add_lookup(self, name: str, shape: tuple[int, int], ids: Tensor, gradient: Tensor) -> None:
-        """Add those of an embedding.
-
-        Args:
-            name: Of the module.
-            shape: Vocabulary and width.
-            ids: Tokens, sequences x tokens.
-            gradient: Of the rows, sequences x tokens x width.
-        """
+    def add_lookup(self, name: str, ids: Tensor, gradient: Tensor) -> None:
+        """Add those of an embedding; see `Collector`."""
         for stored, error, _, _ in self._errors(name):
             moved = (gradient.float() * error[ids]).sum(dim=(1, 2))
             self._take(name, stored, moved, None)

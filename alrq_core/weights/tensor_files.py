@@ -1,6 +1,7 @@
 """Keeps tensors in files of a folder, by a key, and checks what it reads."""
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alrq_core.files import replaced, spared
+
+CHECKSUM = "crc32"
+NOTHING: Mapping[str, str] = {}
 
 
 class TensorFiles:
@@ -37,32 +41,44 @@ class TensorFiles:
 
     def get(self, key: str) -> tuple[dict[str, Tensor], int] | None:
         """Return the tensors of a key and their checksum; None if absent or damaged."""
-        try:
-            with safe_open(self.path(key), framework="pt") as file:
-                names, metadata = file.keys(), file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in names}
-        except (OSError, SafetensorError):
-            return None
-        found = int(metadata.get("crc32", -1))
-        if checksum(tensors) != found:
+        read = read_tensors(self.path(key))
+        if read is None:
             return None
         self.read += 1
-        return tensors, found
+        return read[0], int(read[1][CHECKSUM])
 
     def keep(self, key: str, made: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
         """Write the tensors of a key; return what `get` would, or them where they can't be kept."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in made.items()}
-        found = checksum(tensors)
-        with spared(self._folder, self._what), replaced(self.path(key)) as partial:
-            save_file(tensors, partial, metadata={"crc32": str(found)})
+        with spared(self._folder, self._what):
+            write_tensors(self.path(key), made)
         # The map of the file takes the place of this process's own copy.
-        return self.get(key) or (tensors, found)
+        return self.get(key) or (made, checksum(made))
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], about: Mapping[str, str] = NOTHING
+) -> None:
+    """Write tensors with what is to be known about them into a file, whole or not at all."""
+    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    with replaced(path) as partial:
+        save_file(plain, partial, {**about, CHECKSUM: str(checksum(plain))})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return what `write_tensors` wrote, with the checksum; None if absent or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, about = file.keys(), file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError):
+        return None
+    return (tensors, about) if about.get(CHECKSUM) == str(checksum(tensors)) else None
 
 
 def checksum(tensors: dict[str, Tensor]) -> int:
     """Return the CRC-32 of the tensors' bytes, in the order of their names."""
     found = 0
     for name in sorted(tensors):
-        data = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
+        data = tensors[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         found = zlib.crc32(data, found)
     return found

@@ -48,6 +48,8 @@ class StudySearcher(_Uncopied, Searcher):
             role=trial.role,
             allocation=trial.allocation.encode(),
             seed=trial.seed,
+            reference=trial.reference,
+            labels=trial.labels,
         ).to_config()
 
     def on_trial_complete(

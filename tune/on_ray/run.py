@@ -20,6 +20,7 @@ from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
 from alrq_core.memory.cores import usable_cores
 from alrq_core.memory.prediction import base_bytes
 from tune.on_ray.bridge import StudyScheduler, StudySearcher
+from tune.on_ray.references import forget_corrections
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
 from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb
@@ -70,7 +71,7 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
         log=log,
         state=state,
         plan=plan,
-        rungs=prepared.rungs,
+        recipe=config.recipe,
         scheduler=SCHEDULERS[config.scheduler],
         listeners=[progress, _forget_checkpoints(folder / CHECKPOINTS), *sinks],
     )
@@ -82,6 +83,8 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
         for sink in sinks:
             sink.close()
         log.close()
+    if study.finished:
+        forget_corrections(folder)
     return StudyEnd(state, plan.proposer.expected_losses(), study.finished, study.halted)
 
 
@@ -103,11 +106,13 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
         state=state,
         proposer=proposer,
         budget=config.budget,
+        screen=prepared.screen,
         anchors=config.anchor_count,
         seed=config.seed,
         max_memory_bytes=config.max_memory_bytes,
         deadline=None if limit is None else time.monotonic() + limit,
         searcher=config.searcher,
+        reference=prepared.reference,
     )
 
 
@@ -130,9 +135,9 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
             inventory=prepared.inventory,
             task=prepared.task,
             recipe=config.recipe,
-            rungs=prepared.rungs,
-            checkpoints=folder / CHECKPOINTS,
+            folder=folder,
             space=prepared.space,
+            reference=prepared.reference_allocation,
             threads=1,
         )
         trainable = ray_tune.with_parameters(AllocationTrainable, context=context)
@@ -232,7 +237,7 @@ def _forget_checkpoints(folder: Path) -> Listener:
         if not isinstance(event, Ended):
             return
         # What was scored on the test split can be exported.
-        if state.trials[event.trial].role == "search" or isinstance(event, Failed):
+        if state.trials[event.trial].searched or isinstance(event, Failed):
             remove_checkpoint(folder, event.trial)
 
     return forget

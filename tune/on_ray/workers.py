@@ -4,27 +4,30 @@ import gc
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune as ray_tune
 
+from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext, make_context
 from alrq_core.data.encode import EncodedTask
 from alrq_core.files import spared
 from alrq_core.receipt import ReceiptError
 from alrq_core.records import Recipe, TrialReport
-from alrq_core.sensitivity.measure import visibility_table
-from alrq_core.sensitivity.table import table_folder
+from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
-from search_spaces.allocation import decode
+from search_spaces.allocation import Allocation, decode
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
-from tune.study.checkpoints import checkpoint_path
+from tune.on_ray.references import References
+from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
 from tune.study.events import Role
+from tune.study.schedulers import rungs_of
+from tune.study.state import SEARCHED
 from tune.study.study import Outcome
 
 OUTCOME = "outcome"
@@ -42,18 +45,18 @@ class WorkerContext:
         inventory: The model and its target modules.
         task: The tokens.
         recipe: The training recipe.
-        rungs: Steps at which trials report.
-        checkpoints: Folder that all workers can write to.
+        folder: Of the study, to which all workers can write.
         space: What is searched.
+        reference: The allocation of what trials start from; None if they learn from nothing.
         threads: Threads of a trial.
     """
 
     inventory: Inventory
     task: EncodedTask
     recipe: Recipe
-    rungs: tuple[int, ...]
-    checkpoints: Path
+    folder: Path
     space: Space
+    reference: Allocation | None
     threads: int
 
 
@@ -65,30 +68,27 @@ class TrialSpec:
     role: Role
     allocation: str
     seed: int
+    reference: str | None = None
+    labels: bool = False
 
     @property
     def confirm(self) -> bool:
-        """Whether it trains to the end with packed weights and is scored on the test split."""
-        return self.role != "search"
+        """Whether it trains to the end with packed weights."""
+        return self.role not in SEARCHED
+
+    @property
+    def tested(self) -> bool:
+        """Whether it is scored on the test split."""
+        return self.confirm and self.role != "reference"
 
     def to_config(self) -> dict[str, Any]:
         """Return Ray's configuration of the trial."""
-        return {
-            TRIAL: self.trial,
-            "role": self.role,
-            "allocation": self.allocation,
-            "seed": self.seed,
-        }
+        return asdict(self)
 
     @staticmethod
     def from_config(config: dict[str, Any]) -> "TrialSpec":
         """Return what `to_config` wrote."""
-        return TrialSpec(
-            trial=config[TRIAL],
-            role=config["role"],
-            allocation=config["allocation"],
-            seed=config["seed"],
-        )
+        return TrialSpec(**{field.name: config[field.name] for field in fields(TrialSpec)})
 
 
 class AllocationTrainable(ray_tune.Trainable):
@@ -100,6 +100,7 @@ class AllocationTrainable(ray_tune.Trainable):
         """Load the model once; the first trial is built at its first step."""
         torch.set_num_threads(context.threads)
         self._context = context
+        self._references = References(context.folder, context.reference)
         self._shared: TrialContext | None = None
         self._codes: Iterator[tuple[int, int]] | None = None
         self._tell_at = 0.0
@@ -109,6 +110,7 @@ class AllocationTrainable(ray_tune.Trainable):
         """Take over the next trial without a new process."""
         self._spec = TrialSpec.from_config(new_config)
         self._run: TrialRun | None = None
+        self._reported = -1
         return True
 
     def step(self) -> dict[str, Any]:
@@ -119,7 +121,7 @@ class AllocationTrainable(ray_tune.Trainable):
         try:
             if (codes := self._codes_so_far()) is not None:
                 return {OUTCOME: Outcome(codes=codes)}
-            return {OUTCOME: self._measured() if self._spec.role == "table" else self._next_rung()}
+            return {OUTCOME: self._next_rung()}
         except (ReceiptError, TrainingDivergedError) as error:
             return {OUTCOME: self._failed(str(error))}
         except Exception as error:
@@ -131,31 +133,37 @@ class AllocationTrainable(ray_tune.Trainable):
         """Let go of the model."""
         self._run = self._shared = None
 
-    def _measured(self) -> Outcome:
-        context = self._context
-        table = visibility_table(self._loaded(), context.space, table_folder(), self._spec.seed)
-        return Outcome(table=table)
-
     def _next_rung(self) -> Outcome:
-        confirm = self._spec.confirm
+        spec = self._spec
         if self._run is None:
             self._run = TrialRun(
-                self._loaded(), self._allocation(), self._spec.seed, confirming=confirm
+                self._loaded(),
+                self._allocation,
+                spec.seed,
+                confirming=spec.confirm,
+                reference=self._reference,
+                labels=spec.labels,
             )
             if self._checkpoint.is_file():
                 return self._outcome(self._run.load_checkpoint(self._checkpoint))
-        rungs = self._context.rungs[-1:] if confirm else self._context.rungs
-        report = self._run.advance(next(step for step in rungs if step > self._run.step))
+        report = self._run.advance(next(s for s in self._rungs if s > self._reported))
         # What was measured counts all the same; without the file it is trained again after a crash.
-        with spared(self._context.checkpoints, f"checkpoint of {self._spec.trial}"):
+        with spared(self._checkpoint.parent, f"checkpoint of {spec.trial}"):
             self._run.save_checkpoint(self._checkpoint, report)
         return self._outcome(report)
 
     def _outcome(self, report: TrialReport) -> Outcome:
-        assert self._run is not None
-        last = report.step == self._context.rungs[-1]
-        test = self._run.test() if self._spec.confirm and last else None
-        return Outcome(report=report, receipt=self._run.receipt, test=test)
+        run, spec, table = self._run, self._spec, None
+        assert run is not None
+        self._reported = report.step
+        last = report.step == self._rungs[-1]
+        test = run.test() if spec.tested and last else None
+        if last and spec.confirm and self._references.is_one(spec.role, run.allocation):
+            self._references.keep(spec.trial, run)
+        if last and spec.role == "reference":
+            reference = self._references.of(spec.trial, run.context, spec.seed)
+            table = visibility_table(run.context, self._context.space, reference)
+        return Outcome(report=report, receipt=run.receipt, test=test, table=table)
 
     def _failed(self, reason: str) -> Outcome:
         receipt = self._run.receipt if self._run is not None else None
@@ -186,9 +194,21 @@ class AllocationTrainable(ray_tune.Trainable):
         assert self._shared is not None
         return self._shared
 
-    def _allocation(self) -> Any:
+    @property
+    def _reference(self) -> Reference | None:
+        spec = self._spec
+        if spec.reference is None:
+            return None
+        return self._references.of(spec.reference, self._loaded(), spec.seed)
+
+    @property
+    def _allocation(self) -> Allocation:
         return decode(self._spec.allocation, self._context.inventory.names)
 
     @property
+    def _rungs(self) -> tuple[int, ...]:
+        return rungs_of(self._context.recipe, self._spec.role, self._spec.reference is not None)
+
+    @property
     def _checkpoint(self) -> Path:
-        return checkpoint_path(self._context.checkpoints, self._spec.trial)
+        return checkpoint_path(self._context.folder / CHECKPOINTS, self._spec.trial)

@@ -31,6 +31,9 @@ class Confirmed:
         train_seconds: Mean over the seeds.
         peak_memory_bytes: The highest of the seeds: see `TrialReport`.
         validation_loss: Mean over the fresh seeds.
+        started: Whether each seed started from the reference of that seed.
+        kept_steps: Of such seeds, the steps after which their validation loss was lowest, which is
+            what was kept.
         value, interval: The test metric and its 95 % interval.
         f1, f1_interval: Mean macro F1 of the seeds and its 95 % interval; None for language
             modelling, the interval also where predictions were not logged.
@@ -53,6 +56,8 @@ class Confirmed:
     train_seconds: float
     peak_memory_bytes: int
     validation_loss: float
+    started: bool
+    kept_steps: tuple[int, ...]
     metric: str
     value: float
     interval: tuple[float, float]
@@ -121,6 +126,10 @@ def _row(
         train_seconds=float(np.mean([sum(r.train_seconds for r in run.reports) for run in runs])),
         peak_memory_bytes=max(run.reports[-1].peak_memory_bytes for run in runs),
         validation_loss=float(np.mean([run.reports[-1].loss for run in runs])),
+        started=runs[0].reference is not None,
+        kept_steps=tuple(
+            run.reports[-1].kept_step for run in runs if run.reports[-1].kept_step is not None
+        ),
         metric=tests[0].metric,
         value=float(np.exp(scores.mean()) if perplexity else scores.mean()),
         interval=_exponential(scores) if perplexity else _share(scores),

@@ -12,6 +12,15 @@ from tune.report.confirmation import Confirmed
 from tune.report.intervals import mean_interval
 from tune.study.state import StudyState, TrialState
 
+# What a finalist is compared to, in words.
+KINDS = {
+    "uniform": "the uniform allocation of its size",
+    "random": "the random allocation of its size",
+    "table": "the allocation of its size that the visibility table alone names",
+    "nothing": "itself, trained from nothing",
+    "+": "the reference, trained as many steps longer",
+}
+UNSEARCHED = ("uniform", "random", "table")
 # Fewer order nothing.
 MIN_TRIALS = 4
 RESAMPLES = 1000
@@ -19,7 +28,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How well something orders trials as their final validation losses do.
+    """How well something orders trials as their final objectives do.
 
     Attributes:
         source: `visibility table`, or `step 50` for a rung.
@@ -37,10 +46,11 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A found allocation beside one of the same bytes.
+    """A found allocation beside one of the same bytes, or beside another way to train.
 
     Attributes:
         trial, control: Their ids.
+        kind: Of the control: see `KINDS`.
         memory_bytes, control_bytes: Of them.
         loss, control_loss: Mean test loss of the seeds that both have.
         difference_interval: 95 % interval of the found one's loss minus the control's.
@@ -49,6 +59,7 @@ class Comparison:
 
     trial: str
     control: str
+    kind: str
     memory_bytes: int
     control_bytes: int
     loss: float
@@ -67,14 +78,14 @@ def agreements(state: StudyState, table: VisibilityTable | None) -> list[Agreeme
     done = [trial for trial in state.of_role("search") if trial.status == "completed"]
     if len(done) < MIN_TRIALS:
         return []
-    final = [trial.reports[-1].loss for trial in done]
+    final = [trial.reports[-1].objective for trial in done]
     found = []
     if table is not None:
         predicted = [table.predict(trial.allocation) for trial in done]
         found.append(_agreement("visibility table", predicted, final))
     for rung, report in enumerate(done[0].reports[:-1]):
-        losses = [trial.reports[rung].loss for trial in done]
-        found.append(_agreement(f"step {report.step}", losses, final))
+        reported = [trial.reports[rung].objective for trial in done]
+        found.append(_agreement(f"step {report.step}", reported, final))
     return found
 
 
@@ -114,7 +125,9 @@ def comparisons(
     sizes = {row.trial: row.memory_bytes for row in rows}
     compared = []
     # An earlier run, of a smaller budget, may have left controls of another one.
-    for control in (trial for trial in state.of_role("control") if trial.origin == found.id):
+    for control in state.of_role("control"):
+        if control.origin != found.id and not control.labels:
+            continue
         ours, theirs = runs.get(found.id, {}), runs.get(control.id, {})
         seeds = sorted(ours.keys() & theirs.keys())
         if not seeds:
@@ -124,6 +137,7 @@ def comparisons(
             Comparison(
                 trial=found.id,
                 control=control.id,
+                kind="+" if control.labels else control.id.partition("-")[0],
                 memory_bytes=sizes[found.id],
                 control_bytes=sizes[control.id],
                 loss=float(losses[0].mean()),
@@ -156,20 +170,19 @@ def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -
     if found:
         parts = [f"{one.source} {one.kendall:+.2f}{_in_brackets(one.interval)}" for one in found]
         lines.append(
-            f"Order of the {found[0].trials} completed trials by their final loss, Kendall's tau: "
+            f"Order of the {found[0].trials} completed trials by their objective, Kendall's tau: "
             f"{', '.join(parts)}."
         )
     for one in compared:
         verdict = "beats" if one.beaten else "is not shown to beat"
-        kind = one.control.removesuffix(f"-{one.trial}")
         difference, interval = one.loss - one.control_loss, _in_brackets(one.difference_interval, 4)
         lines.append(
-            f"{one.trial} {verdict} the {kind} allocation of its size: test loss "
+            f"{one.trial} {verdict} {KINDS[one.kind]}: test loss "
             f"{one.loss:.4f} at {one.memory_bytes / 1e6:.2f} MB, {one.control_loss:.4f} at "
             f"{one.control_bytes / 1e6:.2f} MB; difference {difference:+.4f}{interval}, "
             f"{one.seeds} seeds."
         )
-    if any(not one.beaten for one in compared):
+    if any(not one.beaten for one in compared if one.kind in UNSEARCHED):
         lines.append("The search is not shown to beat allocations that nobody searched for.")
     return lines
 

@@ -12,7 +12,7 @@ from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.report.recommendation import too_few_sequences
 from tune.study.digests import combined
-from tune.study.plan import CONFIRM_SEEDS
+from tune.study.plan import CONFIRM_SEEDS, START_SEEDS
 from tune.study.prepare import Prepared
 
 
@@ -34,13 +34,14 @@ def describe_plan(prepared: Prepared) -> str:
         f"task             {task.name}: {sizes} train / validation / test sequences; {task.splits}",
         f"digests          data {combined(prepared.digests.data)}, model "
         f"{combined(prepared.digests.model)}",
+        f"reference        {_reference(prepared)}",
         f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
         f"searcher {config.searcher}, scheduler {config.scheduler}",
         f"device           {device} (found here: {', '.join(found_devices())}), computing "
         f"in {compute_dtype}, {config.recipe.execution}{_shared(prepared)}",
         f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}",
         f"storage          {space.formats.describe()}",
-        f"confirmation     {CONFIRM_SEEDS} fresh seeds for each finalist, once on the test split",
+        f"confirmation     {_seeds(prepared)} fresh seeds a finalist, once on the test split",
         f"results          {config.folder}",
     ]
     if not space.fixed:
@@ -62,6 +63,20 @@ def describe_plan(prepared: Prepared) -> str:
     if config.max_memory_bytes is not None:
         lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
     return "\n".join(lines)
+
+
+def _reference(prepared: Prepared) -> str:
+    recipe = prepared.config.recipe
+    if prepared.reference is None:
+        return f"none: each trial learns the task from nothing, in {recipe.max_steps} steps"
+    return (
+        f"{prepared.reference}, trained {recipe.max_steps} steps for each seed; trials start where "
+        f"it ended and are trained {recipe.tuning.max_steps} steps towards its answers"
+    )
+
+
+def _seeds(prepared: Prepared) -> int:
+    return CONFIRM_SEEDS if prepared.reference is None else START_SEEDS
 
 
 def _ties(space: Space) -> str:

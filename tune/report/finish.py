@@ -10,7 +10,7 @@ from tune.report.mcnemar import write_mcnemar
 from tune.report.plots import draw_front
 from tune.report.recommendation import Verdict, constant_answer, judge
 from tune.report.results import write_results, write_study_tables
-from tune.study.finalists import finalists, smallest_found
+from tune.study.finalists import compared_finalist
 from tune.study.prepare import Prepared
 from tune.study.state import StudyState
 from tune.study.study import StudyEnd, known_table
@@ -56,7 +56,7 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
-    found = smallest_found(finalists(state, end.expected, config.budget))
+    found = compared_finalist(state, end.expected)
     ordered, compared = agreements(state, table), comparisons(state, rows, found)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
     files, skipped = write_results(config, prepared.task.splits, state, rows, verdict)
@@ -83,7 +83,16 @@ def _caption(prepared: Prepared, state: StudyState) -> str:
     return (
         f"{config.model} on {config.task}, space {config.space}: "
         f"{'' if prepared.space.fixed else searched}"
-        f"{recipe.max_steps} steps of {recipe.batch_size} at learning "
-        f"rate {recipe.learning_rate:g}, at most {recipe.max_length} tokens; "
+        f"{recipe.max_steps} steps of {recipe.batch_size} at learning rate "
+        f"{recipe.learning_rate:g}{_started(prepared)}, at most {recipe.max_length} tokens; "
         f"{len(prepared.task.validation)} validation and {len(prepared.task.test)} test sequences"
+    )
+
+
+def _started(prepared: Prepared) -> str:
+    if prepared.reference is None:
+        return ""
+    tuning = prepared.config.recipe.tuning
+    return (
+        f" from nothing, {tuning.max_steps} at {tuning.learning_rate:g} from {prepared.reference}"
     )

@@ -85,10 +85,12 @@ class Progress:
             return self._codes
         if isinstance(event, Reported):
             trial = state.trials[event.trial]
-            value = getattr(event.report, self._metric)
+            report = event.report
+            apart = "" if report.divergence is None else f"divergence {report.divergence:.4f}  "
             return (
-                f"{event.trial:>9}  step {event.report.step:>5}  loss {event.report.loss:.4f}  "
-                f"{self._metric} {value:.4f}  {format_bytes(trial.memory_bytes)}"
+                f"{event.trial:>9}  step {report.step:>5}  {apart}loss {report.loss:.4f}  "
+                f"{self._metric} {getattr(report, self._metric):.4f}  "
+                f"{format_bytes(trial.memory_bytes)}"
             )
         if isinstance(event, Failed):
             return f"{event.trial:>9}  failed: {event.reason}"

@@ -156,10 +156,11 @@ def recommend(
     largest down, until one fails: as the order is not chosen by the test split, many finalists are
     no likelier to yield a wrong recommendation than one (fixed-sequence testing: Maurer, Hothorn &
     Lehmacher 1995, "Multiple comparisons in drug clinical trials and preclinical assays: a-priori
-    ordered hypotheses"). Without a search, each configuration is a question of its own.
+    ordered hypotheses"). Baselines and controls are there to compare with. Without a search, each
+    configuration is a question of its own.
 
     Args:
-        rows: What was confirmed, whatever its bytes. Controls are there to compare with.
+        rows: What was confirmed, whatever its bytes.
         margin: In points of accuracy, or per cent of perplexity.
         max_memory_bytes: Limit on the deployed model; None for none.
     """
@@ -171,12 +172,13 @@ def _tested(
     rows: Sequence[Confirmed], margin: float, max_memory_bytes: int | None
 ) -> tuple[list[Confirmed], Confirmed | None]:
     """Return what passed, from the largest down, and what ended the sequence by failing."""
+    searched = any(row.role == "search" for row in rows)
+    candidate = "search" if searched else "baseline"
     sequence = [
         row
         for row in sorted(rows, key=lambda row: -row.memory_bytes)
-        if row.trial != REFERENCE and row.role != "control" and _fits(row, max_memory_bytes)
+        if row.trial != REFERENCE and row.role == candidate and _fits(row, max_memory_bytes)
     ]
-    searched = any(row.role == "search" for row in sequence)
     passed = []
     for row in sequence:
         if row.difference_interval is None:

@@ -31,7 +31,7 @@ def write_study_tables(
         folder: Of the study.
         state: All trials.
         inventory: The model's modules.
-        expected: Trial id to the loss that the model expects; empty where there is no model.
+        expected: Trial id to the objective that the model expects; empty without a model.
     """
     rows = [_report_row(trial, rung, inventory) for trial, rung in _reports(state)]
     if rows:
@@ -40,7 +40,7 @@ def write_study_tables(
     content: dict[str, Any] = {"version": RESULTS_VERSION}
     for name, trials in (("front", state.front()), ("expected_front", state.front(expected))):
         content[name] = [
-            _front_row(trial, inventory) | {"expected_loss": expected.get(trial.id)}
+            _front_row(trial, inventory) | {"expected_objective": expected.get(trial.id)}
             for trial in trials
         ]
     write_json(folder / "front.json", content)

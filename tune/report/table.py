@@ -13,7 +13,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
     """
     classification = rows[0].metric == "accuracy"
     metrics = ("test\naccuracy (%)", "macro F1 (%)") if classification else ("test\nperplexity",)
-    table = Table(title=_title(rows[0]), title_justify="left")
+    table = Table(title=_title(rows), title_justify="left")
     # Headers of two lines keep the table within 120 columns.
     for column in (
         "allocation",
@@ -29,7 +29,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
     for row in rows:
         chosen = recommendation is not None and row.trial == recommendation.trial
         table.add_row(
-            row.trial + (" *" if chosen else ""),
+            row.trial + ("°" if row.started else "") + (" *" if chosen else ""),
             f"{row.average_bits:.2f}",
             f"{row.average_rank:.1f}",
             format_bytes(row.memory_bytes),
@@ -53,11 +53,13 @@ def cost_table(rows: list[Confirmed]) -> Table:
     return table
 
 
-def _title(row: Confirmed) -> str:
+def _title(rows: list[Confirmed]) -> str:
+    row = rows[0]
     protocol = ""
     if row.context_tokens is not None:
         protocol = f", context {row.context_tokens}, stride {row.stride_tokens}"
-    return f"Confirmed on the test split{protocol}, fresh seeds (95 % intervals)"
+    started = "; °: started from the reference" if any(row.started for row in rows) else ""
+    return f"Confirmed on the test split{protocol}, fresh seeds (95 % intervals){started}"
 
 
 def _with_intervals(row: Confirmed) -> list[str]:

@@ -1,13 +1,12 @@
 """Proposes allocations by Thompson sampling over effects of modules, exactly on a budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import dataclass
 
 import numpy as np
 
 from alrq_core.sensitivity.table import VisibilityTable
-from search_spaces.allocation import Allocation, Choice
+from search_spaces.allocation import Allocation
 from search_spaces.costs import BYTES_16_BIT, memory_bytes, module_bytes
 from search_spaces.spaces import Space
 from tune.search.budget import BudgetSolver, space_choices
@@ -58,13 +57,9 @@ class FrontDraws:
         """
         self._solver = BudgetSolver(space.inventory, space_choices(space), space.groups)
         pairs = self._solver.pairs
-        weights = sum(module.weights for module in space.inventory.modules)
         self._model = EffectsModel(
             pairs,
             {pair: table.damage(*pair) for pair in pairs},
-            {pair: table.gain(*pair) for pair in pairs},
-            _errors(space, table),
-            {module.name: module.weights / weights for module in space.inventory.modules},
             rungs,
         )
         largest = memory_bytes(space.largest(), space.inventory)
@@ -97,7 +92,7 @@ class FrontDraws:
         return found[max(new or range(len(found)), key=lambda n: gains[n])]
 
     def expected(self, wanted: Sequence[Sized], seen: Sequence[Observation]) -> list[float]:
-        """Return the losses at full fidelity that the posterior mean has for allocations.
+        """Return what the posterior mean says that allocations lose at full fidelity.
 
         They are free of most of the luck of a seed, which among good allocations is as large as
         what differs between them.
@@ -123,18 +118,12 @@ class FrontDraws:
 
 
 def _points(effects: Effects, allocations: Sequence[Sized]) -> list[Point]:
-    """Return what allocations lose by these effects, and the logarithm of their bytes."""
+    """Return what allocations lose by these effects, and the logarithm of their bytes.
+
+    As the root of it, which of divergences is how far answers move: what has lost nearly all, at
+    the smallest sizes, would be most of the area without.
+    """
     chosen = np.concatenate([one.choices for one in allocations]).reshape(len(allocations), -1)
-    losses = effects.losses(chosen).tolist()
+    losses = np.sqrt(effects.losses(chosen)).tolist()
     sizes = np.log([one.bytes for one in allocations]).tolist()
     return list(zip(losses, sizes, strict=True))
-
-
-def _errors(space: Space, table: VisibilityTable) -> dict[tuple[str, Choice], float]:
-    """Return the size of each choice's error, as a share of the module's largest."""
-    found: dict[tuple[str, Choice], float] = {}
-    for name in space.inventory.names:
-        alone = {c: table.damage(name, replace(c, rank=0)) for c in space.choices(name)}
-        largest = max(alone.values())
-        found |= {(name, c): sqrt(d / largest) if largest else 0.0 for c, d in alone.items()}
-    return found

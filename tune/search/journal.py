@@ -49,7 +49,7 @@ class Journal:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names(["validation_loss", "memory_bytes"])
+            self._study.set_metric_names(["objective", "memory_bytes"])
         self.numbers: dict[str, int] = {}
 
     @property
@@ -92,12 +92,12 @@ class Journal:
         frozen = self.trials[number]
         storage = self._study._storage
         details: dict[str, Any] = {"memory_bytes": trial.memory_bytes, "rungs": trial.rungs}
-        found = {"step": trial.step, "loss": trial.loss, "reason": trial.reason}
+        found = {"step": trial.step, "objective": trial.objective, "reason": trial.reason}
         details |= {key: value for key, value in found.items() if value is not None}
         for key, value in details.items():
             storage.set_trial_user_attr(frozen._trial_id, key, value)
-        if trial.ended == "completed" and trial.loss is not None:
-            self._study.tell(number, [trial.loss, float(trial.memory_bytes)])
+        if trial.ended == "completed" and trial.objective is not None:
+            self._study.tell(number, [trial.objective, float(trial.memory_bytes)])
         elif trial.ended == "stopped":
             self._study.tell(number, state=TrialState.PRUNED)
         elif trial.ended == "failed":

@@ -6,6 +6,7 @@ from optuna.samplers import BaseSampler
 
 from alrq_core.sensitivity.table import VisibilityTable
 from search_spaces.allocation import Allocation
+from tune.search.budget import BudgetSolver, space_choices
 from tune.search.constrain import FittingSampler
 from tune.search.journal import Journal
 from tune.search.parameters import from_params
@@ -32,6 +33,7 @@ class Proposer:
         # In a fixed space there is nothing to propose, and no table.
         self._searcher = "random" if setting.space.fixed else searcher
         self._table = table
+        self._best: dict[int, Allocation] = {}
         self._own: BaseSampler | None = None
         limit, seed = setting.max_memory_bytes, setting.seed
         self._sampler = FittingSampler(self._make(0), setting.space, limit, seed)
@@ -39,7 +41,20 @@ class Proposer:
 
     def use_table(self, table: VisibilityTable) -> None:
         """Propose by this table from now on."""
-        self._table, self._own = table, None
+        self._table, self._own, self._best = table, None, {}
+
+    def tables_best(self, limit_bytes: int) -> Allocation | None:
+        """Return the allocation of at most these bytes that the table alone names; None where no
+        table was measured.
+        """
+        if self._table is None:
+            return None
+        if limit_bytes not in self._best:
+            space = self._space
+            solver = BudgetSolver(space.inventory, space_choices(space), space.groups)
+            values = solver.values(self._table.damage)
+            self._best[limit_bytes] = solver.solve(values, limit_bytes)
+        return self._best[limit_bytes]
 
     def propose(self, trial_id: str) -> Allocation:
         """Return the next allocation, which counts as running from now on."""
@@ -59,8 +74,8 @@ class Proposer:
         self._journal.tell(trial)
 
     def expected_losses(self) -> dict[str, float]:
-        """Return what the searcher's model expects of each completed trial at full fidelity, by id;
-        nothing where it has no model.
+        """Return the objective that the searcher's model expects of each completed trial at full
+        fidelity, by id; nothing where it has no model.
         """
         if self._searcher not in NEED_TABLE:
             return {}

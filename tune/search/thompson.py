@@ -1,7 +1,7 @@
 """The search of `FrontDraws` as an Optuna sampler like any other."""
 
+import math
 from collections.abc import Sequence
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from search_spaces.spaces import Space
 from tune.search.effects import Observation
 from tune.search.front_draws import FrontDraws, Sized
 from tune.search.parameters import distributions, from_params, to_params
+
+# Of the lowest loss seen at a rung.
+FLOOR = 0.93
 
 
 class ThompsonSampler(BaseSampler):
@@ -35,7 +38,7 @@ class ThompsonSampler(BaseSampler):
             space: What may be chosen.
             table: Of this space.
             rungs: Steps at which trials report, ascending. A trial that was stopped has its last
-                loss and step in the user attributes `loss` and `step`.
+                objective and step in the user attributes `objective` and `step`.
             max_memory_bytes: Limit on proposals.
             seed: Of the draws.
         """
@@ -100,16 +103,31 @@ class ThompsonSampler(BaseSampler):
             return {}
         seen = self._observations(_tried(trials))
         losses = self._draws.expected([self._read(t) for t in done], seen)
-        return {t.number: loss for t, loss in zip(done, losses, strict=True)}
+        zero = self._zeros(trials)[0]
+        return {t.number: zero + loss for t, loss in zip(done, losses, strict=True)}
 
     def _observations(self, tried: Sequence[FrozenTrial]) -> list[Observation]:
         """Return what is known of trials so far, at the highest rung that each reached."""
+        zeros = self._zeros(tried)
         return [
-            Observation(self._read(t).choices, rung, loss)
+            Observation(self._read(t).choices, rung, objective - zeros[rung])
             for t in tried
-            for rung, loss in [self._observed(t)]
-            if loss is not None
+            for rung, objective in [self._observed(t)]
+            if objective is not None
         ]
+
+    def _zeros(self, tried: Sequence[FrozenTrial]) -> list[float]:
+        """Return what is taken from the objectives of each rung, so that 0 is no loss at all.
+
+        A divergence is counted from 0. Of losses it is not known which is the least.
+        """
+        if self._rungs[0] == 0:
+            return [0.0] * len(self._rungs)
+        found = [math.inf] * len(self._rungs)
+        for rung, objective in map(self._observed, tried):
+            if objective is not None:
+                found[rung] = min(found[rung], FLOOR * objective)
+        return [zero if math.isfinite(zero) else 0.0 for zero in found]
 
     def _read(self, trial: FrozenTrial) -> Sized:
         """Return a trial's allocation as the model reads it."""
@@ -118,13 +136,13 @@ class ThompsonSampler(BaseSampler):
         return self._known[trial.number]
 
     def _observed(self, trial: FrozenTrial) -> tuple[int, float | None]:
-        """Return the rung, 0 for the highest, and the loss that a trial reached; None for none."""
+        """Return the rung that a trial reached, 0 for the highest, and its objective there."""
         if trial.state == TrialState.COMPLETE:
             return 0, trial.values[0]
-        step, loss = trial.user_attrs.get("step"), trial.user_attrs.get("loss")
-        if step not in self._rungs or loss is None or not isfinite(loss):
+        step, objective = trial.user_attrs.get("step"), trial.user_attrs.get("objective")
+        if step not in self._rungs or objective is None or not math.isfinite(objective):
             return 0, None
-        return len(self._rungs) - 1 - self._rungs.index(step), float(loss)
+        return len(self._rungs) - 1 - self._rungs.index(step), float(objective)
 
 
 def _tried(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -16,7 +16,7 @@ class Tried:
         memory_bytes: Of the deployed model.
         ended: How it ended; None while it runs or waits.
         rungs: How many it has reached.
-        step, loss: Of the highest of them; None before the first.
+        step, objective: Of the highest of them, see `TrialReport`; None before the first.
         reason: Why it failed.
     """
 
@@ -26,5 +26,5 @@ class Tried:
     ended: Literal["completed", "stopped", "failed"] | None = None
     rungs: int = 0
     step: int | None = None
-    loss: float | None = None
+    objective: float | None = None
     reason: str | None = None

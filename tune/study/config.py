@@ -13,7 +13,7 @@ from search_spaces.spaces import check_space_name
 from tune.search.searchers import NEED_TABLE, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
-STUDY_FILE, STUDY_VERSION = "study.json", 3
+STUDY_FILE, STUDY_VERSION = "study.json", 4
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 # Model and data may lie elsewhere: what they hold is compared by digest.
@@ -31,6 +31,8 @@ MIN_EVAL_SEQUENCES = 8
 # Of a file's name, which most systems limit to 255 bytes: results have the study's in theirs.
 MAX_NAME_BYTES = 150
 ANCHOR_SHARE = 6
+NO_REFERENCE = "none"
+REFERENCES = ("B-FP", "B-Q4", NO_REFERENCE)
 # Flags that are not spelled like their field.
 FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
 
@@ -45,6 +47,10 @@ class StudyConfig:
         budget: Trials of the search, baselines and confirmation not counted.
         anchors: Uniform allocations that the search tries first; None for 0 with the searcher alrq,
             and a sixth of the budget with others.
+        screen: Allocations that are scored beside the trials, before any step; None for as many as
+            take a tenth of the study.
+        reference: What trials start from: `B-FP`, `B-Q4`, or `none` to learn the task from nothing;
+            None for B-FP, or B-Q4 where 16 bits don't fit.
         tie: Whether modules that engines fuse take the same choice.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
@@ -75,6 +81,8 @@ class StudyConfig:
     scheduler: str = "front-asha"
     budget: int = 50
     anchors: int | None = None
+    screen: int | None = None
+    reference: str | None = None
     tie: bool = False
     epochs: float | None = None
     recipe: Recipe = Recipe()
@@ -100,6 +108,7 @@ class StudyConfig:
         for flag, value, known in (
             ("--searcher", self.searcher, SEARCHERS),
             ("--scheduler", self.scheduler, SCHEDULERS),
+            ("--reference", self.reference or NO_REFERENCE, REFERENCES),
         ):
             if value not in known:
                 raise ValueError(
@@ -110,11 +119,11 @@ class StudyConfig:
                 f"`--budget` must be a whole number of at least 1, got {self.budget}. "
                 "Give the number of trials."
             )
-        if self.anchors is not None and self.anchors < 0:
-            raise ValueError(
-                f"`--anchors` must be a whole number of at least 0, got {self.anchors}. "
-                "Give 0 to try only what the searcher proposes."
-            )
+        for flag, count in (("--anchors", self.anchors), ("--screen", self.screen)):
+            if count is not None and count < 0:
+                raise ValueError(
+                    f"`{flag}` must be a whole number of at least 0, got {count}. Give 0 for none."
+                )
         if self.trials_per_gpu is not None and self.trials_per_gpu < 1:
             raise ValueError(
                 f"`--trials-per-gpu` must be a whole number of at least 1, got "
@@ -206,8 +215,8 @@ def load_study_file(folder: Path) -> dict[str, Any]:
     if content.get("version") != STUDY_VERSION:
         raise ValueError(
             f"`--resume` must be a study of version {STUDY_VERSION}, got {str(folder)!r} of "
-            f"version {content.get('version')}, whose trials are stored in other formats. Go on "
-            "with the release that began it, or start a new one."
+            f"version {content.get('version')}, whose trials were made in another way. Go on with "
+            "the release that began it, or start a new one."
         )
     return dict(content)
 

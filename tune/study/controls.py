@@ -1,6 +1,7 @@
-"""Allocations that nobody searched for, of the bytes of the smallest that was found."""
+"""What a study's finalist is compared to: what nobody searched for, and other ways to train."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
 
 from search_spaces.allocation import Allocation
@@ -8,21 +9,67 @@ from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.spaces import Space
 from tune.study.state import TrialState
 
-CONTROLS = ("uniform", "random")
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One trial to compare with.
+
+    Attributes:
+        id: Of its trial.
+        origin: The trial that it is a control of.
+        allocation: Its bits and ranks.
+        started: Whether it starts from the reference, as what it is compared with does.
+        labels: See `Proposed`.
+    """
+
+    id: str
+    origin: str
+    allocation: Allocation
+    started: bool
+    labels: bool = False
 
 
-def controls(space: Space, found: TrialState, seed: int) -> Mapping[str, Allocation]:
-    """Return the controls of one finalist, by their trials' ids, such as `uniform-t007`.
+def controls(
+    space: Space, found: TrialState, tables_best: Allocation | None, seed: int
+) -> list[Control]:
+    """Return the controls of one finalist, such as `uniform-t007`.
 
-    A larger budget may find a smaller finalist, which then has controls of its own.
+    The uniform allocation of no fewer bytes, a random one and the table's best of no more, and, of
+    what started from a reference, the finalist itself trained from nothing. A larger budget may
+    lead to another finalist, which then has controls of its own.
 
     Args:
         space: Of the search.
         found: The finalist.
+        tables_best: The allocation of its bytes that the visibility table alone names; None where
+            there is no table.
         seed: Of the study.
     """
-    size = found.memory_bytes
+    size, started = found.memory_bytes, found.reference is not None
     generator = Random(f"{seed}-{found.id}")
-    allocations = (uniform_of_bytes(space, size), random_of_bytes(space, size, generator))
-    ids = (f"{kind}-{found.id}" for kind in CONTROLS)
-    return dict(zip(ids, allocations, strict=True))
+    allocations: Mapping[str, Allocation | None] = {
+        "uniform": uniform_of_bytes(space, size),
+        "random": random_of_bytes(space, size, generator),
+        "table": tables_best,
+    }
+    made = [
+        Control(id=f"{kind}-{found.id}", origin=found.id, allocation=allocation, started=started)
+        for kind, allocation in allocations.items()
+        if allocation is not None
+    ]
+    if started:
+        plain = found.allocation
+        made.append(
+            Control(id=f"nothing-{found.id}", origin=found.id, allocation=plain, started=False)
+        )
+    return made
+
+
+def longer(reference: str, allocation: Allocation) -> Control:
+    """Return the reference, trained as many steps longer as finalists are: `B-FP+`.
+
+    So that nobody mistakes more steps for a better allocation.
+    """
+    return Control(
+        id=f"{reference}+", origin=reference, allocation=allocation, started=True, labels=True
+    )

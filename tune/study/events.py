@@ -15,7 +15,7 @@ from tune.study.predictions import with_predictions, write_predictions
 VERSION = 3
 LOG_NAME = "events.jsonl"
 ERROR_LENGTH = 120
-Role = Literal["table", "baseline", "search", "control", "confirm"]
+Role = Literal["reference", "baseline", "screen", "search", "control", "confirm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,13 @@ class Proposed:
     Attributes:
         trial: Its id.
         role: Why it runs.
-        origin: Who chose it: `anchor`, a searcher's name, `fixed`, `table` for the trial from which
-            the visibility table is measured; or the trial that it confirms, or is a control of.
+        origin: Who chose it: `anchor`, a searcher's name, `fixed`, the fixed configuration that
+            is the search's reference; or the trial that it confirms, or is a control of.
         seed: Of its training.
         allocation: `Allocation.encode`'s form.
         memory_bytes: Of the deployed model, as predicted.
+        reference: The trial that it starts from; None to learn the task from nothing.
+        labels: What started from a reference is trained on the labels, not towards its answers.
     """
 
     trial: str
@@ -47,6 +49,8 @@ class Proposed:
     seed: int
     allocation: str
     memory_bytes: int
+    reference: str | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +157,7 @@ def encode_event(event: Event) -> str:
     if isinstance(event, Tested):
         content = {"trial": event.trial, **event.score.to_json()}
         del content["scores"], content["losses"], content["predictions"]
-    present = {key: value for key, value in content.items() if value is not None}
+    present = {k: v for k, v in content.items() if v is not None and v is not False}
     kind = {"event": type(event).__name__.lower()}
     return json.dumps(kind | present, separators=(",", ":"))
 

@@ -8,7 +8,7 @@ from tune.study.state import StudyState
 
 FAILURES = 3
 # Each of them is another allocation. A finalist that diverges with all its seeds is its own matter.
-ROLES = frozenset({"table", "baseline", "search"})
+ROLES = frozenset({"reference", "baseline", "screen", "search"})
 
 
 @dataclass

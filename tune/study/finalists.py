@@ -1,45 +1,63 @@
 """Which trials of a study are confirmed with fresh seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tune.study.state import StudyState, TrialState
 
-MAX_FINALISTS = 3
-
-
-def smallest_found(chosen: Sequence[TrialState]) -> TrialState | None:
-    """Return the smallest finalist that the search found: the one that has controls."""
-    return next((trial for trial in chosen if trial.role == "search"), None)
+# Of the reference's validation loss: what it loses that counts as none, in standard errors. The
+# first comes first where few are confirmed, and has the controls.
+TOLERANCES = (1.0, 2.0, 0.5)
+LEAST_FINALISTS = 2
+# Trials of the search for each finalist.
+TRIALS_EACH = 10
+# The trial of the search's own reference, from which the visibility table is measured.
+REFERENCE_TRIAL = "reference"
 
 
 def finalists(state: StudyState, expected: Mapping[str, float], budget: int) -> list[TrialState]:
     """Return the trials to confirm: the baselines, and the best of the front by their bytes.
 
-    Of the front these are the smallest allocations whose validation loss is within one standard
-    error of the better baseline's, and the one of the lowest loss; where fewer are that near,
-    those nearest to it. Losses are those that the searcher's model expects, where it has one.
-    The one of the lowest observed loss goes with them: in 20 replayed studies the better of it
-    and the one that was expected to be lowest beat the latter by 0.006 to 0.013.
+    Of the front these are the smallest allocations that lose no more than so many standard errors
+    of the reference's validation loss; where none is that near, the nearest. The divergence from
+    a reference is how much more an answer drawn from it surprises than the reference itself: where
+    that is right about its errors, it is the loss that is lost. From nothing, it is what the
+    validation loss is above the lowest one found.
 
     Args:
         state: All trials.
-        expected: Trial id to the loss that the model expects; empty where there is no model.
+        expected: Trial id to the objective that the model expects; empty where there is none.
         budget: Trials of the search.
     """
     baselines = [t for t in state.of_role("baseline") if t.status == "completed"]
+    count = max(LEAST_FINALISTS, budget // TRIALS_EACH)
+    near = [_within(state, expected, tolerance) for tolerance in TOLERANCES[:count]]
+    chosen = {trial.id: trial for trial in near if trial is not None}
+    return [*baselines, *sorted(chosen.values(), key=lambda trial: trial.memory_bytes)]
+
+
+def compared_finalist(state: StudyState, expected: Mapping[str, float]) -> TrialState | None:
+    """Return the finalist that has controls: the one that is expected to be as good as B-FP.
+
+    It is chosen before any test score is known, so that no comparison is better than the truth for
+    having been chosen by one.
+    """
+    return _within(state, expected, TOLERANCES[0])
+
+
+def _within(
+    state: StudyState, expected: Mapping[str, float], tolerance: float
+) -> TrialState | None:
+    """Return the smallest of the front that loses no more, or the one that loses least."""
     front = state.front(expected)
     if not front:
-        return baselines
-    losses = {t.id: t.reports[-1].loss for t in (*baselines, *front)} | dict(expected)
-    count = min(MAX_FINALISTS, max(2, budget // 10))
-    best = min(front, key=lambda t: losses[t.id])
-    reference = min([*baselines, best], key=lambda t: losses[t.id])
-    limit = losses[reference.id] + reference.reports[-1].loss_standard_error
-    others = [trial for trial in front if trial is not best]
-    near = [trial for trial in others if losses[trial.id] <= limit]
-    far = sorted((t for t in others if losses[t.id] > limit), key=lambda t: losses[t.id])
-    chosen = [best, *near[: count - 1], *far[: max(0, count - 1 - len(near))]]
-    observed = min(state.front(), key=lambda t: t.reports[-1].loss)
-    if observed not in chosen:
-        chosen.append(observed)
-    return [*baselines, *sorted(chosen, key=lambda trial: trial.memory_bytes)]
+        return None
+    values = {t.id: t.reports[-1].objective for t in front} | dict(expected)
+    reference, zero = state.trials.get(REFERENCE_TRIAL), 0.0
+    if front[0].reference is None or reference is None or reference.last is None:
+        baselines = [t for t in state.of_role("baseline") if t.status == "completed"]
+        values |= {t.id: t.reports[-1].objective for t in baselines}
+        reference = min([*baselines, *front], key=lambda t: values[t.id])
+        zero = values[reference.id]
+    limit = zero + tolerance * reference.reports[-1].loss_standard_error
+    near = [trial for trial in front if values[trial.id] <= limit]
+    return near[0] if near else min(front, key=lambda t: values[t.id])

@@ -34,14 +34,19 @@ from alrq_core.models.loading import (
     resolve_model,
 )
 from alrq_core.records import Recipe
+from search_spaces.allocation import Allocation
 from search_spaces.costs import format_bytes, memory_bytes
+from search_spaces.fixed import fixed_allocation, unavailable
 from search_spaces.formats import BACKENDS, Formats
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import ALL_BITS, Space, make_space
 from search_spaces.ties import tied
-from tune.study.config import StudyConfig
+from tune.study.config import NO_REFERENCE, StudyConfig
 from tune.study.digests import Digests, digests_of
-from tune.study.schedulers import rung_steps
+from tune.study.plan import DEFAULT_REFERENCE
+from tune.study.schedulers import rungs_of
+
+DEFAULT_SCREEN = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class Prepared:
         inventory: The model's target modules.
         task: In tokens.
         space: What is searched.
-        rungs: Steps at which trials report.
+        reference: The fixed configuration that trials start from; None to start from nothing.
         batch: How a batch is cut for memory, planned for the largest allocation.
         trials_per_gpu: Trials that share a GPU.
         digests: Of the texts and of the model's files.
@@ -63,10 +68,29 @@ class Prepared:
     inventory: Inventory
     task: EncodedTask
     space: Space
-    rungs: tuple[int, ...]
+    reference: str | None
     batch: BatchPlan
     trials_per_gpu: int
     digests: Digests
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Steps at which trials of the search report."""
+        return rungs_of(self.config.recipe, "search", self.reference is not None)
+
+    @property
+    def reference_allocation(self) -> Allocation | None:
+        """Of what trials start from."""
+        if self.reference is None:
+            return None
+        return fixed_allocation(self.reference, self.inventory, self.space.formats)
+
+    @property
+    def screen(self) -> int:
+        """Allocations that are scored before any step, beside the trials."""
+        if self.reference is None:
+            return 0
+        return DEFAULT_SCREEN if self.config.screen is None else self.config.screen
 
 
 def prepare(config: StudyConfig) -> Prepared:
@@ -112,16 +136,39 @@ def prepare(config: StudyConfig) -> Prepared:
         config.recipe, accumulation_steps=batch.accumulation_steps, execution=execution
     )
     _let_go()
+    reference = _reference(config, space)
     return Prepared(
-        config=replace(config, recipe=recipe),
+        config=replace(config, recipe=recipe, reference=reference or NO_REFERENCE),
         inventory=inventory,
         task=encoded,
         space=space,
-        rungs=rung_steps(config.recipe.max_steps),
+        reference=reference,
         batch=batch,
         trials_per_gpu=_trials_per_gpu(config, inventory, encoded, batch),
         digests=digests,
     )
+
+
+def _reference(config: StudyConfig, space: Space) -> str | None:
+    """Return what trials start from; None in a fixed space, which is trained by the plain recipe.
+
+    Raises:
+        ValueError: It can't be built here, or starts were to be screened without it.
+    """
+    name = config.reference or DEFAULT_REFERENCE
+    if name == NO_REFERENCE or space.fixed:
+        if config.screen:
+            raise ValueError(
+                f"`--screen` must be 0 where trials start from nothing, got {config.screen}. "
+                "Leave it out, or use a searched --space with a --reference."
+            )
+        return None
+    reason = unavailable(name, space.inventory, space.formats)
+    if reason is not None:
+        raise ValueError(
+            f"`--reference` must be one that the backend has, got {name} ({reason}). Use B-FP."
+        )
+    return name
 
 
 def _with_places(config: StudyConfig) -> StudyConfig:

@@ -15,7 +15,7 @@ def replay_search(events: Iterable[Event], state: StudyState, proposer: Proposer
         state: Made from them.
         proposer: Has seen no trial yet.
     """
-    searched = {trial.id: trial.tried for trial in state.of_role("search")}
+    searched = {trial.id: trial.tried for trial in state.trials.values() if trial.searched}
     for event in events:
         if isinstance(event, Proposed) and event.trial in searched:
             proposer.adopt(searched[event.trial])

@@ -24,6 +24,8 @@ from tune.study.events import (
     Tested,
 )
 
+# Roles of what a searcher proposed.
+SEARCHED: frozenset[Role] = frozenset({"screen", "search"})
 Status = Literal["running", "paused", "stopped", "failed", "completed"]
 
 
@@ -35,9 +37,10 @@ class TrialState:
         reports: One a rung, in order.
         status: `running` until an end was logged, also after a crash.
         reason: Why it failed.
-        promoted_step: The step from which it last went on after a pause; 0 if it never paused.
+        promoted_step: The step from which it last went on after a pause; -1 if it never paused.
         trainable_parameters: From its receipt, once completed.
         realised: With AdaLoRA, the allocation that it ended with; its bytes are then known too.
+        reference, labels: See `Proposed`.
     """
 
     id: str
@@ -49,10 +52,12 @@ class TrialState:
     reports: list[TrialReport] = field(default_factory=list)
     status: Status = "running"
     reason: str | None = None
-    promoted_step: int = 0
+    promoted_step: int = -1
     test: TestScore | None = None
     trainable_parameters: int | None = None
     realised: Allocation | None = None
+    reference: str | None = None
+    labels: bool = False
 
     @property
     def final(self) -> Allocation:
@@ -70,6 +75,11 @@ class TrialState:
         return self.reports[-1] if self.reports else None
 
     @property
+    def searched(self) -> bool:
+        """Whether a searcher proposed it, and is told of it."""
+        return self.role in SEARCHED
+
+    @property
     def tried(self) -> Tried:
         """What the search knows of it."""
         last, status = self.last, self.status
@@ -80,7 +90,7 @@ class TrialState:
             ended=None if status == "running" or status == "paused" else status,
             rungs=len(self.reports),
             step=last.step if last else None,
-            loss=last.loss if last else None,
+            objective=last.objective if last else None,
             reason=self.reason,
         )
 
@@ -115,7 +125,7 @@ class StudyState:
             self.budgets.append(event.budget)
             # Whatever it was may be mended by now. Of the search, others stand for what failed.
             for trial in self.with_status("failed"):
-                if trial.role != "search":
+                if trial.role not in SEARCHED:
                     del self.trials[trial.id]
             return
         if isinstance(event, Proposed):
@@ -126,6 +136,8 @@ class StudyState:
                 seed=event.seed,
                 allocation=decode(event.allocation, self.names),
                 memory_bytes=event.memory_bytes,
+                reference=event.reference,
+                labels=event.labels,
             )
             return
         trial = self.trials[event.trial]
@@ -159,11 +171,12 @@ class StudyState:
         from the smallest to the largest.
 
         Args:
-            expected: Trial id to the loss that counts, instead of the one observed.
+            expected: Trial id to the objective that counts, instead of the one observed.
         """
         done = [t for t in self.of_role("search") if t.status == "completed" and t.reports]
-        losses = {trial.id: trial.reports[-1].loss for trial in done} | dict(expected or {})
-        points = [(losses[trial.id], float(trial.memory_bytes)) for trial in done]
+        objectives = {trial.id: trial.reports[-1].objective for trial in done}
+        objectives |= dict(expected or {})
+        points = [(objectives[trial.id], float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
 
 

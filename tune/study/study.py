@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from alrq_core.files import write_json
-from alrq_core.records import Receipt, TestScore, TrialReport
+from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
 from alrq_core.sensitivity.table import VisibilityTable
 from tune.study.events import (
     Calibrated,
@@ -25,8 +25,9 @@ from tune.study.events import (
     Tested,
 )
 from tune.study.failures import Streak
-from tune.study.plan import TABLE, Plan
-from tune.study.schedulers import Scheduler
+from tune.study.finalists import REFERENCE_TRIAL
+from tune.study.plan import Plan
+from tune.study.schedulers import RUNG_FACTOR, START_FACTOR, Scheduler, rungs_of
 from tune.study.state import StudyState, TrialState
 
 TABLE_FILE = "visibility.json"
@@ -45,7 +46,7 @@ class Outcome:
         report: The rung's measurements; None if it never got there.
         receipt: What was really built; None if building failed.
         test: The score of a confirmed trial, with its last report.
-        table: What a trial of the role `table` measured, instead of a report.
+        table: What was measured around the search's reference, with its report.
         codes: How many codes are there, of how many, from a worker that is making them.
         error: Why the trial can't go on.
     """
@@ -67,7 +68,7 @@ class Study:
         log: Events are appended here before they take effect.
         state: Made from the log.
         plan: What runs next.
-        rungs: Steps at which trials report.
+        recipe: How trials are trained.
         scheduler: Decides at rungs.
         listeners: Told of every new event after it took effect.
     """
@@ -76,7 +77,7 @@ class Study:
     log: EventLog
     state: StudyState
     plan: Plan
-    rungs: tuple[int, ...]
+    recipe: Recipe
     scheduler: Scheduler
     listeners: Sequence[Listener] = ()
     _orphans: list[str] = field(default_factory=list)
@@ -101,7 +102,7 @@ class Study:
             return None
         self._record(proposed)
         trial = self.state.trials[proposed.trial]
-        if proposed.role == "search" and proposed.origin != self.plan.searcher:
+        if trial.searched and proposed.origin != self.plan.searcher:
             self.plan.proposer.adopt(trial.tried)
         return trial
 
@@ -132,9 +133,6 @@ class Study:
             return "continue"
         if outcome.receipt is not None:
             write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
-        if outcome.table is not None:
-            self._take_table(trial_id, outcome.table)
-            return "stop"
         report = outcome.report
         if report is not None and report.step <= trial.promoted_step:
             return "continue"
@@ -142,7 +140,7 @@ class Study:
             self.fail(trial_id, f"validation loss became {report.loss} at step {report.step}")
             return "stop"
         if report is not None and report.step not in {known.step for known in trial.reports}:
-            rung = self.rungs.index(report.step)
+            rung = self._rungs(trial).index(report.step)
             self._record(Reported(trial=trial_id, rung=rung, report=report))
         if outcome.error is not None:
             self.fail(trial_id, outcome.error)
@@ -155,11 +153,8 @@ class Study:
             self._code_parts = parts
             self._record(Calibrated(made=made, wanted=wanted))
 
-    def _take_table(self, trial_id: str, table: VisibilityTable) -> None:
-        # A resumed study reads it from there.
-        write_json(self.folder / TABLE_FILE, table.to_json())
-        self.plan.proposer.use_table(table)
-        self._record(Completed(trial=trial_id))
+    def _rungs(self, trial: TrialState) -> tuple[int, ...]:
+        return rungs_of(self.recipe, trial.role, trial.reference is not None)
 
     def fail(self, trial_id: str, reason: str) -> None:
         """End a trial with its reason, unless it has ended."""
@@ -171,15 +166,14 @@ class Study:
     def _decide(self, trial: TrialState, outcome: Outcome) -> Decision:
         if trial.last is None:
             return "continue"
-        if trial.last.step == self.rungs[-1]:
-            if outcome.receipt is not None:
-                self._record(_realised(trial, outcome.receipt))
-            if outcome.test is not None:
-                self._record(Tested(trial=trial.id, score=outcome.test))
-            self._record(Completed(trial=trial.id))
+        rung = len(trial.reports) - 1
+        if trial.role == "screen":
+            self._record(Stopped(trial=trial.id, rung=rung))
             self._tell(trial)
             return "stop"
-        rung = len(trial.reports) - 1
+        if trial.last.step == self._rungs(trial)[-1]:
+            self._complete(trial, outcome)
+            return "stop"
         if trial.role != "search" or trial in _passing(self, rung, closing=False):
             self._tell(trial)
             return "continue"
@@ -187,6 +181,18 @@ class Study:
         self._record(left(trial=trial.id, rung=rung))
         self._tell(trial)
         return "stop"
+
+    def _complete(self, trial: TrialState, outcome: Outcome) -> None:
+        if outcome.table is not None:
+            # A resumed study reads it from there.
+            write_json(self.folder / TABLE_FILE, outcome.table.to_json())
+            self.plan.proposer.use_table(outcome.table)
+        if outcome.receipt is not None:
+            self._record(_realised(trial, outcome.receipt))
+        if outcome.test is not None:
+            self._record(Tested(trial=trial.id, score=outcome.test))
+        self._record(Completed(trial=trial.id))
+        self._tell(trial)
 
     def _promoted(self) -> TrialState | None:
         """Return a paused trial that may go on by now, logged; the longest trained comes first.
@@ -198,7 +204,7 @@ class Study:
             return None
         running = any(trial.role == "search" for trial in self.state.with_status("running"))
         closing = self.plan.search_closed and not running
-        for rung in reversed(range(len(self.rungs) - 1)):
+        for rung in reversed(range(max(len(trial.reports) for trial in paused))):
             for trial in [] if self.plan.late else _passing(self, rung, closing):
                 if trial.status == "paused" and len(trial.reports) == rung + 1:
                     self._record(Promoted(trial=trial.id, rung=rung))
@@ -209,7 +215,7 @@ class Study:
         return None
 
     def _tell(self, trial: TrialState) -> None:
-        if trial.role == "search":
+        if trial.searched:
             self.plan.proposer.tell(trial.tried)
 
     def _record(self, event: Event) -> None:
@@ -223,8 +229,9 @@ class Study:
 def _passing(study: Study, rung: int, closing: bool) -> list[TrialState]:
     """Return the trials of the search that may go on from a rung, of all that reached it."""
     there = [t for t in study.state.of_role("search") if len(t.reports) > rung]
-    points = [(t.reports[rung].loss, float(t.memory_bytes)) for t in there]
-    return list(compress(there, study.scheduler.passes(points, closing)))
+    points = [(t.reports[rung].objective, float(t.memory_bytes)) for t in there]
+    factor = RUNG_FACTOR if study.plan.reference is None else START_FACTOR
+    return list(compress(there, study.scheduler.passes(points, closing, factor)))
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,7 @@ class StudyEnd:
 
     Attributes:
         state: All trials.
-        expected: Losses that the searcher's model expects: see `Proposer.expected_losses`.
+        expected: What the searcher's model expects: see `Proposer.expected_losses`.
         finished: Whether nothing is left to do.
         halted: See `Study.halted`.
     """
@@ -250,7 +257,7 @@ def known_table(folder: Path, state: StudyState) -> VisibilityTable | None:
     Raises:
         ValueError: See `load_study_table`.
     """
-    measured = state.trials.get(TABLE)
+    measured = state.trials.get(REFERENCE_TRIAL)
     if measured is None or measured.status != "completed":
         return None
     return load_study_table(folder)
