@@ -13,12 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUDGET = 4
-# In the reference's training; while moments, the table and a start are computed; between the rungs
-# of a trial that goes on. Of each process the n-th call counts, and each kills once.
+# While moments are computed, in the reference's training, in a start, and between the rungs of a
+# trial that goes on. Of each process the n-th call counts, and each place kills once.
 STAGES = (
-    "alrq_core.training:Training.train_step:5",
     "alrq_core.data.moments:second_moments:1",
-    "alrq_core.sensitivity.shifts:answer_shifts:1",
+    "alrq_core.training:Training.train_step:5",
     "alrq_core.adapters.reference:Reference.start:3",
     "alrq_core.checkpoint:read_checkpoint:1",
 )
