@@ -57,7 +57,10 @@ def main(results: Path, name: str, budget: int) -> None:
         low, high = entry["interval"]
         check(low <= entry["value"] <= high, f"{entry['experiment']}: value inside its interval")
         low, high = entry["f1_interval"]
-        check(low - 1e-9 <= entry["f1"] <= high + 1e-9, f"{entry['experiment']}: F1 inside its interval")
+        check(
+            low - 1e-9 <= entry["f1"] <= high + 1e-9,
+            f"{entry['experiment']}: F1 inside its interval",
+        )
         seeds = 3 if entry["experiment"] == "B-Q4" else 5
         check(len(entry["seeds"]) == seeds, f"{entry['experiment']}: {seeds} seeds")
     evidence = json.loads((study / "evidence.json").read_text())

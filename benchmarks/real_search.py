@@ -98,7 +98,7 @@ def run_seed(job: Job) -> list[Row]:
     folder = job.results / f"seed-{job.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     reference, report = trained(context, space, job.seed, folder)
-    table = known_table(context, space, reference, folder)
+    table = known_table(context, space, reference, report.loss_standard_error, folder)
     fresh, _ = trained(context, space, FRESH + job.seed, folder)
     log, rows = Log(folder / "scores.jsonl"), []
     score = partial(tested, context, fresh, log)
@@ -261,12 +261,12 @@ def trained(
 
 
 def known_table(
-    context: TrialContext, space: Space, reference: Reference, folder: Path
+    context: TrialContext, space: Space, reference: Reference, resolution: float, folder: Path
 ) -> VisibilityTable:
     """Return the table around a reference."""
     path = folder / "visibility.json"
     if not path.is_file():
-        table = visibility_table(context, space, reference)
+        table = visibility_table(context, space, reference, resolution)
         path.write_text(json.dumps(table.to_json()), encoding="utf-8")
     return VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
 

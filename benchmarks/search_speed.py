@@ -77,9 +77,9 @@ def measured(context: TrialContext, space: Space) -> tuple[VisibilityTable, floa
     """Return the table, and how long it takes beside the training of its reference."""
     started = time.perf_counter()
     run = TrialRun(context, fixed_allocation("B-FP", space.inventory, space.formats), 0)
-    run.advance(STEPS)
+    error = run.advance(STEPS).loss_standard_error
     between = time.perf_counter()
-    table = visibility_table(context, space, run.reference())
+    table = visibility_table(context, space, run.reference(), error)
     return table, (time.perf_counter() - between) / (between - started)
 
 

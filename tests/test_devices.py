@@ -149,7 +149,7 @@ def test_the_table_is_measured(labels: Labels | Card, bert_folder: Path) -> None
     space = make_space("joint", context.inventory, Formats(device=labels.kind))
     run = TrialRun(context, uniform(context.inventory, 16, 4), 0)
     run.advance(context.recipe.max_steps)
-    table = visibility_table(context, space, run.reference())
+    table = visibility_table(context, space, run.reference(), 0.01)
 
     assert table.modules.keys() == set(context.inventory.names)
 

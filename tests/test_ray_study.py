@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,55 +214,6 @@ def test_a_name_that_exists_is_refused_and_a_larger_budget_resumes(
     assert events(output)[: len(before)] == before
     assert len(searched(trials(output, "completed", "stopped", "failed"))) == BUDGET + 2
     assert len(json.loads((output / "studies/s/study.json").read_text())["runs"]) == 2
-
-
-def end_early(arguments: list[str], output: Path, sent: signal.Signals) -> tuple[int, str, str]:
-    """Send a signal once another trial of the search has ended; return exit code and output."""
-    before = ended(output)
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while ended(output) == before and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert ended(output) > before
-    process.send_signal(sent)
-    stdout, stderr = process.communicate(timeout=120)
-    return process.returncode, stdout, stderr
-
-
-def ended(output: Path) -> int:
-    if not (output / "studies/s/events.jsonl").is_file():
-        return 0
-    return len(searched(trials(output, "completed", "stopped", "paused")))
-
-
-def test_an_ended_driver_loses_nothing_and_trains_nothing_twice(
-    bert_folder: Path, reviews: Path, tmp_path: Path
-) -> None:
-    study, script = tmp_path / "studies/s", [sys.executable, str(ROOT / "run_search.py")]
-    resume = [*script, "--resume", str(study), "--budget", str(BUDGET)]
-    started = command(bert_folder, reviews, tmp_path)
-    for arguments, sent in ((started, signal.SIGINT), (resume, signal.SIGTERM)):
-        code, stdout, stderr = end_early(arguments, tmp_path, sent)
-        assert code == 130, stderr
-        assert f"--resume {study} --budget {BUDGET}" in stdout
-        assert (study / "trials.parquet").is_file()
-    assert end_early(resume, tmp_path, signal.SIGKILL)[0] == -signal.SIGKILL
-    last = run(resume)
-
-    assert last.returncode == 0, last.stderr
-    ends = trials(tmp_path, "completed", "stopped", "failed")
-    assert Counter(ends) == Counter(trials(tmp_path, "proposed"))
-    assert len(searched(ends)) == BUDGET
-    assert not trials(tmp_path, "failed")
-    reports = [(e["trial"], e["step"]) for e in events(tmp_path) if e["event"] == "reported"]
-    assert len(reports) == len(set(reports))
 
 
 def test_a_study_in_which_all_fails_says_why(reviews: Path, tmp_path: Path) -> None:

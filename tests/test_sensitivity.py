@@ -94,7 +94,7 @@ def test_a_tied_head_counts_for_its_embedding(context_of: Contexts, tmp_path: Pa
         run = TrialRun(context, uniform(context.inventory, 16, 4), 0)
         run.advance(context.recipe.max_steps)
         space = make_space("joint", context.inventory)
-        tables.append(visibility_table(context, space, run.reference()))
+        tables.append(visibility_table(context, space, run.reference(), 0.01))
         embedding = context.inventory.embeddings[0]
     tied_table, alone = (table.modules[embedding.name] for table in tables)
 
@@ -110,6 +110,7 @@ def test_a_prediction_adds_its_modules() -> None:
     module = ModuleVisibility(ranks=(0, 4), damage={low: (0.5, 0.25), high: (0.125, 0.0)})
     table = VisibilityTable(
         modules={"b.0.x": module, "b.1.x": replace(module, damage={low: (0.25, 0.0)})},
+        resolution=0.01,
         sequences=1,
         seconds=1.0,
     )
@@ -141,4 +142,4 @@ def test_refuses_a_fixed_space(context_of: Contexts) -> None:
     context = context_of("classification")
     run = TrialRun(context, uniform(context.inventory, 16, 4), 0)
     with pytest.raises(ValueError, match="must be a searched one"):
-        visibility_table(context, make_space("B-FP", context.inventory), run.reference())
+        visibility_table(context, make_space("B-FP", context.inventory), run.reference(), 0.1)

@@ -162,7 +162,7 @@ def test_what_is_the_reference_itself_moves_nothing(
 
 def test_the_table_falls_with_rank_and_bits(settings: Callable[[TaskKind], Setting]) -> None:
     setting = settings("classification")
-    table = visibility_table(setting.context, setting.space, setting.reference)
+    table = visibility_table(setting.context, setting.space, setting.reference, 0.01)
     inventory = setting.context.inventory
     sizes = {bits: table.predict(setting.space.nearest_uniform(bits, 8)) for bits in (2, 3, 4, 8)}
 

@@ -88,12 +88,20 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
     return found.shifts
 
 
-def visibility_table(context: TrialContext, space: Space, reference: Reference) -> VisibilityTable:
+def visibility_table(
+    context: TrialContext, space: Space, reference: Reference, resolution: float
+) -> VisibilityTable:
     """Return the divergence that each choice alone brings about.
 
     Effects of modules are not independent, since most of them make answers less sure: of a whole
     allocation the sum is a third to a quarter of the divergence, and orders allocations all the
     same.
+
+    Args:
+        context: Has the base and the text.
+        space: Formats and ranks, to be searched.
+        reference: What trials start from.
+        resolution: See `VisibilityTable`.
 
     Raises:
         ValueError: The space is fixed.
@@ -117,6 +125,7 @@ def visibility_table(context: TrialContext, space: Space, reference: Reference) 
         )
     return VisibilityTable(
         modules=modules,
+        resolution=resolution,
         sequences=len(context.scored),
         seconds=round(time.perf_counter() - started, 2),
     )

@@ -162,7 +162,8 @@ class AllocationTrainable(ray_tune.Trainable):
             self._references.keep(spec.trial, run)
         if last and spec.role == "reference":
             reference = self._references.of(spec.trial, run.context, spec.seed)
-            table = visibility_table(run.context, self._context.space, reference)
+            error = report.loss_standard_error
+            table = visibility_table(run.context, self._context.space, reference, error)
         return Outcome(report=report, receipt=run.receipt, test=test, table=table)
 
     def _failed(self, reason: str) -> Outcome:

@@ -19,6 +19,8 @@ from tune.search.parameters import distributions, from_params, to_params
 
 # Of the lowest loss seen at a rung.
 FLOOR = 0.93
+# Of what a validation split can tell: what loses less is as good as any, and more as bad as any.
+TOLD, ALL = (0.25, 4.0), (0.0, math.inf)
 
 
 class ThompsonSampler(BaseSampler):
@@ -45,7 +47,10 @@ class ThompsonSampler(BaseSampler):
         self._space = space
         self._rungs = tuple(rungs)
         self._entropy = np.random.SeedSequence(seed).entropy
-        self._draws = FrontDraws(space, table, len(self._rungs), max_memory_bytes)
+        # How much the losses of trials from nothing are above the least is not known.
+        least, most = TOLD if self._rungs[0] == 0 else ALL
+        told = table.resolution * least, table.resolution * most
+        self._draws = FrontDraws(space, table, len(self._rungs), max_memory_bytes, told)
         self._known: dict[int, Sized] = {}
 
     def infer_relative_search_space(
