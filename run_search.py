@@ -128,7 +128,7 @@ def _export(study: str, given: dict[str, Any]) -> int:
 
 def _config(given: dict[str, Any], resume: Path | None) -> Any:
     """Return the study's configuration from the flags, or from the study to resume."""
-    from alrq_core.records import Recipe
+    from alrq_core.recipe import Recipe
     from tune.study.config import StudyConfig, resumed_config
     from tune.study.folders import check_writable
 

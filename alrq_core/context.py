@@ -26,7 +26,7 @@ from alrq_core.memory.machine import pick_device
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model, resolve_model
 from alrq_core.models.structure import tied_head
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.weights.cache import PackedCache, cache_folder
 from alrq_core.weights.packing import pack
 from search_spaces.allocation import Allocation

@@ -21,7 +21,8 @@ from alrq_core.data.encode import (
 )
 from alrq_core.data.losses import logits_of, losses_of
 from alrq_core.memory.machine import autocast
-from alrq_core.records import Recipe, TestScore, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TestScore, TrialReport
 
 # That the event log keeps.
 LOSS_DIGITS, SECOND_DIGITS = 6, 2

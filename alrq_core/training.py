@@ -18,7 +18,8 @@ from alrq_core.data.answers import Answers, divergences
 from alrq_core.data.encode import collate, part_tokens, train_batches, train_parts
 from alrq_core.data.losses import logits_of, losses_of
 from alrq_core.memory.machine import autocast
-from alrq_core.records import Recipe, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TrialReport
 
 # Times the recipe's. AdaLoRA begins with random directions that only their values can scale: MiniLM
 # on Rotten Tomatoes, 200 steps, B-Ada: loss 0.684 at 1e-3 (63 % right) and 0.419 at 5e-3 (81 %),

@@ -28,7 +28,8 @@ from alrq_core.receipt import (
     take_receipt,
     with_final_ranks,
 )
-from alrq_core.records import Recipe, TestScore, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TestScore, TrialReport
 from alrq_core.scoring import Scorer
 from alrq_core.training import Kept, Training
 from alrq_core.weights.layers import STORAGE_DTYPE, keep_dequantised

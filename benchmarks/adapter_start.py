@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from alrq_core.context import load_context
 from alrq_core.memory.cores import usable_cores
-from alrq_core.records import LORA_INITS, Recipe
+from alrq_core.recipe import LORA_INITS, Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import format_bytes

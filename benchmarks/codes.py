@@ -30,7 +30,7 @@ from alrq_core.data.encode import collate
 from alrq_core.data.moments import second_moments
 from alrq_core.memory.cores import usable_cores
 from alrq_core.memory.machine import pick_device
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.scoring import Scorer
 from alrq_core.trial import TrialRun
 from alrq_core.weights.cache import PackedCache, cache_folder

@@ -16,7 +16,7 @@ import torch
 
 from alrq_core import context
 from alrq_core.context import TrialContext, load_context
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
 from alrq_core.weights import cache
 from search_spaces.allocation import Allocation

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from alrq_core.context import TrialContext, load_context
-from alrq_core.records import EXECUTIONS, Recipe
+from alrq_core.recipe import EXECUTIONS, Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.spaces import ALL_BITS, make_space
 

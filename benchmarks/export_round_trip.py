@@ -22,7 +22,7 @@ from alrq_core.build import build_model
 from alrq_core.context import TrialContext, load_context
 from alrq_core.export.exact import WEIGHTS, save
 from alrq_core.export.parts import PEFT_FOLDER
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import ALL_BITS, make_space

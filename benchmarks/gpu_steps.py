@@ -20,7 +20,7 @@ from alrq_core.context import TrialContext
 from alrq_core.data.encode import EncodedTask, Tokens
 from alrq_core.memory.machine import pick_compute_dtype
 from alrq_core.models.structure import find_embeddings, find_targets
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.training import Training
 from alrq_core.weights.quantise import quantise
 from search_spaces.allocation import Allocation, Choice

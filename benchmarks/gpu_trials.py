@@ -16,7 +16,7 @@ import torch
 
 from alrq_core.context import load_context
 from alrq_core.memory.machine import peak_memory_bytes, pick_device
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 

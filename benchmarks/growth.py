@@ -39,7 +39,8 @@ from alrq_core.data.encode import (
 )
 from alrq_core.models.loading import inspect_model
 from alrq_core.receipt import check_receipt, confirm_unchanged, take_receipt
-from alrq_core.records import Recipe, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TrialReport
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import ALL_BITS, ALL_RANKS, make_space

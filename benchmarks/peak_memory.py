@@ -27,7 +27,8 @@ from alrq_core.context import TrialContext
 from alrq_core.data.encode import EncodedTask, Tokens
 from alrq_core.memory.prediction import step_memory
 from alrq_core.models.loading import inspect_model, load_model
-from alrq_core.records import Recipe, TaskKind
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes

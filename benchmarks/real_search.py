@@ -32,7 +32,8 @@ from scipy.stats import kendalltau
 from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext, load_context
 from alrq_core.memory.cores import usable_cores
-from alrq_core.records import Recipe, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TrialReport
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.trial import TrialRun

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from alrq_core.context import TrialContext
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable, flat_table
 from alrq_core.trial import TrialRun

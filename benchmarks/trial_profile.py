@@ -37,7 +37,7 @@ from matplotlib.axes import Axes
 from alrq_core.context import make_context
 from alrq_core.data.encode import train_batches
 from alrq_core.memory.machine import pick_device
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.weights.cache import PackedCache
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space

@@ -8,7 +8,8 @@ from zlib import crc32
 import numpy as np
 from sklearn.metrics import f1_score
 
-from alrq_core.records import Recipe, TestScore, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TestScore, TrialReport
 from alrq_core.sensitivity.table import flat_table
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space

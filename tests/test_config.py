@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from tune.flags import build_parser
 from tune.study.config import (
     CHANGEABLE,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import alrq_core
 from alrq_core.context import TrialContext
 from alrq_core.export.exact import save
-from alrq_core.records import Recipe, TaskKind
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from tests.tiny import save_bert, save_reviews
 from tune.report.describe import describe_plan
 from tune.study.config import StudyConfig, resumed_config

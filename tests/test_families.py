@@ -46,7 +46,8 @@ from alrq_core.export.exact import save
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.receipt import take_receipt
-from alrq_core.records import Recipe, TaskKind
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import STORAGE_DTYPE
 from search_spaces.allocation import Allocation

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.prediction import StepMemory, base_bytes, packing_bytes, step_memory
 from alrq_core.models.loading import inspect_model, load_model
-from alrq_core.records import Recipe, TaskKind
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
 from alrq_core.weights.packing import layer_tensors, pack
 from alrq_core.weights.quantise import quantise
 from benchmarks.peak_memory import measure, peak_and_rest, recorded

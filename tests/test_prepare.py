@@ -9,7 +9,7 @@ import pytest
 from alrq_core.memory import machine
 from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
 from alrq_core.memory.cores import usable_cores
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from tests.tiny import save_reviews
 from tune.on_ray.run import _resources
 from tune.report import describe

@@ -12,7 +12,7 @@ from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext
 from alrq_core.data.answers import Answers, divergences, likeliest
 from alrq_core.data.encode import collate
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import make_context, mixed, uniform

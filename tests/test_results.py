@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from alrq_core.files import write_json
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from search_spaces.allocation import from_json
 from tests.simulated import LABELS, drive, make_inventory, make_study
 from tune.report.confirmation import Confirmed, confirmed

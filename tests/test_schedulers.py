@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from tune.search.front import ranks
 from tune.study.schedulers import SCHEDULERS, rung_steps, rungs_of
 

@@ -11,7 +11,8 @@ from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext
 from alrq_core.data.encode import collate
 from alrq_core.data.losses import logits_of
-from alrq_core.records import Recipe, TaskKind
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
 from alrq_core.sensitivity.shifts import Shifts, answer_shifts, projected, visibility_table
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from alrq_core.adapters.lora import adapter_tensors, lora_layers
-from alrq_core.records import EXECUTIONS, LORA_INITS, TrialReport
+from alrq_core.recipe import EXECUTIONS, LORA_INITS
+from alrq_core.records import TrialReport
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import multiplied_layers

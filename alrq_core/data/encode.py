@@ -13,7 +13,8 @@ from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
 from alrq_core.models.loading import load_tokenizer, read_config
 from alrq_core.models.vocabulary import check_tokens
-from alrq_core.records import Recipe, TaskKind
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
 
 # Batches that are sorted by length together: enough for tight padding, few enough to keep
 # the order of an epoch random.

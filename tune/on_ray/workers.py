@@ -16,7 +16,8 @@ from alrq_core.context import TrialContext, make_context
 from alrq_core.data.encode import EncodedTask
 from alrq_core.files import spared
 from alrq_core.receipt import ReceiptError
-from alrq_core.records import Recipe, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import TrialReport
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from search_spaces.formats import GROUP_SIZE, check_backend_name, check_storage
 from search_spaces.spaces import check_space_name
 from tune.search.searchers import NEED_TABLE, SEARCHERS

@@ -33,7 +33,7 @@ from alrq_core.models.loading import (
     load_tokenizer,
     resolve_model,
 )
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from search_spaces.allocation import Allocation
 from search_spaces.costs import format_bytes, memory_bytes
 from search_spaces.fixed import fixed_allocation, unavailable

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
-from alrq_core.records import Recipe
+from alrq_core.recipe import Recipe
 from tune.search.front import Point, order
 from tune.study.events import Role
 

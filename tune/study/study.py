@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from alrq_core.files import write_json
-from alrq_core.records import Receipt, Recipe, TestScore, TrialReport
+from alrq_core.recipe import Recipe
+from alrq_core.records import Receipt, TestScore, TrialReport
 from alrq_core.sensitivity.table import VisibilityTable
 from tune.study.events import (
     Calibrated,
