@@ -25,6 +25,7 @@ from tests.simulated import (
     make_study,
 )
 from tune.search.searchers import SEARCHERS
+from tune.study.confirming import CONFIRM_SEEDS, START_SEEDS
 from tune.study.events import (
     LOG_NAME,
     Calibrated,
@@ -40,7 +41,6 @@ from tune.study.events import (
     Stopped,
 )
 from tune.study.finalists import TOLERANCES, compared_finalist
-from tune.study.plan import CONFIRM_SEEDS, START_SEEDS
 from tune.study.schedulers import SCHEDULERS
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study, load_study_table
@@ -76,7 +76,7 @@ def test_phases_come_in_order(tmp_path: Path) -> None:
     study = make_study(tmp_path, budget=10)
     drive(study)
     roles = [event.role for event in events(tmp_path) if isinstance(event, Proposed)]
-    finals = study.plan.finalists()
+    finals = study.plan.confirmation.finalists()
 
     assert roles[:2] == ["baseline", "baseline"]
     assert roles[2:12] == ["search"] * 10
@@ -102,13 +102,13 @@ def test_finalists_are_chosen_by_what_the_model_expects(
     drive(study)
     done = study.state.of_role("search")
     first = min(done, key=lambda trial: trial.reports[-1].loss)
-    before = [trial for trial in study.plan.finalists() if trial.role == "search"]
+    before = [trial for trial in study.plan.confirmation.finalists() if trial.role == "search"]
     assert first in before
 
     lucky = {trial.id: 9.0 for trial in before}
     expected = {trial.id: trial.reports[-1].loss for trial in done} | lucky
     monkeypatch.setattr(study.plan.proposer, "expected_losses", lambda: expected)
-    after = [trial for trial in study.plan.finalists() if trial.role == "search"]
+    after = [trial for trial in study.plan.confirmation.finalists() if trial.role == "search"]
 
     assert not set(lucky) & {trial.id for trial in after}
     assert min(done, key=lambda trial: expected[trial.id]) in after

@@ -11,8 +11,8 @@ from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.report.recommendation import too_few_sequences
+from tune.study.confirming import CONFIRM_SEEDS, START_SEEDS
 from tune.study.digests import combined
-from tune.study.plan import CONFIRM_SEEDS, START_SEEDS
 from tune.study.prepare import Prepared
 
 

@@ -11,7 +11,7 @@ from search_spaces.costs import format_bytes
 from tune.report.confirmation import REFERENCE, Confirmed
 from tune.report.intervals import LEVEL
 from tune.report.table import difference_text
-from tune.study.plan import CONFIRM_SEEDS
+from tune.study.confirming import CONFIRM_SEEDS
 
 # Of normal values, an interval of a mean that is drawn from so few holds the truth in 93 rather
 # than 95 of 100 cases, and from 8 in 89.

@@ -5,19 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from search_spaces.allocation import Allocation
-from search_spaces.costs import memory_bytes
 from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
 from search_spaces.spaces import Space
 from tune.search.proposer import Proposer
 from tune.search.searchers import NEED_TABLE
-from tune.study.controls import Control, controls, longer
+from tune.study.confirming import Confirmation, Proposal, proposed
 from tune.study.events import Proposed, Role
-from tune.study.finalists import REFERENCE_TRIAL, compared_finalist, finalists
-from tune.study.state import StudyState, TrialState
+from tune.study.finalists import REFERENCE_TRIAL
+from tune.study.state import StudyState
 
-# Fresh seeds of what learns the task from nothing, the fewest of which anything is recommended, and
-# of what starts from a reference, and of it: they cost no more.
-CONFIRM_SEEDS, START_SEEDS = 3, 5
 DEFAULT_REFERENCE = "B-FP"
 
 
@@ -53,8 +49,7 @@ class Plan:
 
     def next(self) -> Proposed | None:
         """Return the next trial; None while it depends on running ones, or at the end."""
-        first = self._reference() or self._baseline() or self._search()
-        return first or self._control() or self._confirmation()
+        return self._reference() or self._baseline() or self._search() or self._confirmation()
 
     @property
     def search_closed(self) -> bool:
@@ -78,7 +73,7 @@ class Plan:
             return False
         if not self.search_closed:
             return False
-        return not (self._baseline() or self._control() or self._confirmation())
+        return not (self._baseline() or self._confirmation())
 
     @property
     def _without_reference(self) -> bool:
@@ -86,9 +81,23 @@ class Plan:
         trial = self.state.trials.get(REFERENCE_TRIAL)
         return self.reference is not None and trial is not None and trial.status == "failed"
 
-    def finalists(self) -> list[TrialState]:
-        """Return the trials to confirm: see `finalists`."""
-        return finalists(self.state, self.proposer.expected_losses(), self.budget)
+    @property
+    def confirmation(self) -> Confirmation:
+        """What follows the search."""
+        return Confirmation(
+            self.space, self.state, self.proposer, self.budget, self.seed, self.reference
+        )
+
+    def _confirmation(self) -> Proposed | None:
+        """Return what confirms the search's best; before its end, or while it waits for its
+        reference, what is confirmed whatever it finds.
+        """
+        reference = self.state.trials.get(REFERENCE_TRIAL)
+        if self.search_closed and not self._unended_search():
+            return self.confirmation.next()
+        if self.search_closed or (reference is not None and reference.status == "running"):
+            return self.confirmation.baselines()
+        return None
 
     def _tried(self, role: Role) -> int:
         return len(self.state.of_role(role))
@@ -99,15 +108,16 @@ class Plan:
         if self.search_closed or not needed or REFERENCE_TRIAL in self.state.trials:
             return None
         name = self.reference or DEFAULT_REFERENCE
-        return self._proposed(
-            REFERENCE_TRIAL, "reference", name, self.seed, _fixed(name, self.space)
-        )
+        why = Proposal(REFERENCE_TRIAL, "reference", name, self.seed)
+        allocation = fixed_allocation(name, self.space.inventory, self.space.formats)
+        return proposed(self.space, why, allocation)
 
     def _baseline(self) -> Proposed | None:
         for name, allocation in baselines(self.space).items():
             if name not in self.state.trials:
                 # On the first of the fresh seeds: nothing chose it, so it needs no other for that.
-                return self._proposed(name, "baseline", "fixed", self.seed + 1, allocation)
+                why = Proposal(name, "baseline", "fixed", self.seed + 1)
+                return proposed(self.space, why, allocation)
         return None
 
     def _search(self) -> Proposed | None:
@@ -124,113 +134,12 @@ class Plan:
             origin, allocation = "anchor", anchors[number]
         else:
             allocation = self.proposer.propose(trial)
-        return self._proposed(trial, role, origin, self.seed, allocation, start)
-
-    def _control(self) -> Proposed | None:
-        """Return what a finalist is compared to, for the first of the fresh seeds."""
-        if not self.search_closed or self._unended_search():
-            return None
-        for control in self._controls():
-            start = self._start(0) if control.started else None
-            if control.id not in self.state.trials and self._ready(start):
-                return self._proposed(
-                    control.id,
-                    "control",
-                    control.origin,
-                    self.seed + 1,
-                    control.allocation,
-                    start,
-                    control.labels,
-                )
-        return None
-
-    def _controls(self) -> list[Control]:
-        found = compared_finalist(self.state, self.proposer.expected_losses())
-        if found is None:
-            return []
-        best = self.proposer.tables_best(found.memory_bytes)
-        every = controls(self.space, found, best, self.seed)
-        # Where the finalist is uniform itself, or the table's best, it needs no such control.
-        made = [c for c in every if not c.started or c.allocation != found.allocation]
-        if self.reference is not None:
-            made.append(longer(self.reference, _fixed(self.reference, self.space)))
-        return made
-
-    def _confirmation(self) -> Proposed | None:
-        waiting = self.state.trials.get(REFERENCE_TRIAL)
-        if not self.search_closed and (waiting is None or waiting.status != "running"):
-            return None
-        sources = self.finalists()
-        if not self.search_closed or self._unended_search():
-            # Who the others are isn't known yet.
-            sources = [source for source in sources if source.role == "baseline"]
-        else:
-            wanted = {control.id for control in self._controls()}
-            known = self.state.of_role("control")
-            sources += [t for t in known if t.status == "completed" and t.id in wanted]
-        for repeat in range(START_SEEDS):
-            for source in sources:
-                started = source.reference is not None
-                if repeat >= self._seeds(source) or (repeat == 0 and source.test is not None):
-                    continue
-                trial, start = f"{source.id}-s{repeat + 1}", self._start(repeat)
-                if trial not in self.state.trials and (not started or self._ready(start)):
-                    return self._proposed(
-                        trial,
-                        "confirm",
-                        source.id,
-                        self.seed + 1 + repeat,
-                        source.allocation,
-                        start if started else None,
-                        source.labels,
-                    )
-        return None
-
-    def _seeds(self, source: TrialState) -> int:
-        started = source.reference is not None or source.id == self.reference
-        return START_SEEDS if started else CONFIRM_SEEDS
-
-    def _start(self, repeat: int) -> str | None:
-        """Return the trial that is the reference of a fresh seed."""
-        if self.reference is None or repeat == 0:
-            return self.reference
-        return f"{self.reference}-s{repeat + 1}"
-
-    def _ready(self, start: str | None) -> bool:
-        """Tell whether what a trial starts from is there; what fails leaves its seed out."""
-        if start is None:
-            return True
-        return start in self.state.trials and self.state.trials[start].status == "completed"
+        return proposed(self.space, Proposal(trial, role, origin, self.seed), allocation, start)
 
     def _unended_search(self) -> bool:
         """Tell whether finalists may still change."""
         unended = [*self.state.with_status("running"), *self.state.with_status("paused")]
         return any(trial.role == "baseline" or trial.searched for trial in unended)
-
-    def _proposed(
-        self,
-        trial: str,
-        role: Role,
-        origin: str,
-        seed: int,
-        allocation: Allocation,
-        start: str | None = None,
-        labels: bool = False,
-    ) -> Proposed:
-        return Proposed(
-            trial=trial,
-            role=role,
-            origin=origin,
-            seed=seed,
-            allocation=allocation.encode(),
-            memory_bytes=memory_bytes(allocation, self.space.inventory),
-            reference=start,
-            labels=labels,
-        )
-
-
-def _fixed(name: str, space: Space) -> Allocation:
-    return fixed_allocation(name, space.inventory, space.formats)
 
 
 def baselines(space: Space) -> Mapping[str, Allocation]:
