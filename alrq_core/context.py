@@ -120,8 +120,13 @@ class TrialContext:
 
     def let_go(self) -> None:
         """Let go of moments where only codes are made from them, which are in the cache by now."""
-        if self.recipe.lora_init == "default":
+        if self.recipe.lora_init == "default" and not self._started:
             self.moments.forget()
+
+    @cached_property
+    def _started(self) -> set[int]:
+        """Seeds of the references that trials started from: others will, and need the moments."""
+        return set()
 
     @cached_property
     def scored(self) -> Tokens:
@@ -167,6 +172,7 @@ class TrialContext:
         seed: int,
     ) -> None:
         """Start a built model's adapters and head from a reference, see `Reference.start`."""
+        self._started.add(reference.seed)
         initialise_nested(model, seed)
         tuned = partial(self.tuned_weight, reference)
         reference.start(model, allocation, tuned, self.moments, self.recipe.alpha_over_rank)
