@@ -20,7 +20,7 @@ KINDS = {
     "nothing": "itself, trained from nothing",
     "+": "the reference, trained as many steps longer",
 }
-UNSEARCHED = ("uniform", "random", "table")
+UNSEARCHED = ("uniform", "random")
 # Fewer order nothing.
 MIN_TRIALS = 4
 RESAMPLES = 1000

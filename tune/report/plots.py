@@ -7,13 +7,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from tune.report.confirmation import Confirmed
 from tune.study.state import StudyState, TrialState
 
 BASELINE_COLOUR = "#c44e52"
 FRONT_COLOUR = "#4c72b0"
-OTHER_COLOUR = "#b0b0b0"
+OTHER_COLOUR, PALE_COLOUR = "#8c8c8c", "#c8d2e6"
+# Of a divergence, which may be 0.
+LEAST = 1e-5
+# Offsets of labels in points, so that those of neighbours don't meet.
+PLACES = ((7, 7), (-7, -14), (7, -14), (-7, 9))
 
 
 def draw_front(
@@ -47,37 +52,31 @@ def draw_front(
 def _draw_search(axes: Axes, state: StudyState) -> None:
     front = state.front()
     on_front = {trial.id for trial in front}
-    completed = [
-        t for t in state.of_role("search") if t.status == "completed" and t.id not in on_front
-    ]
-    baselines = [t for t in state.of_role("baseline") if t.status == "completed"]
-    _errorbars(axes, completed, OTHER_COLOUR, "o", "completed, not on the front")
-    _errorbars(axes, front, FRONT_COLOUR, "o", "front")
-    axes.plot(*_points(front), color=FRONT_COLOUR, drawstyle="steps-post", linewidth=1)
-    _errorbars(axes, baselines, BASELINE_COLOUR, "s", "fixed configurations")
-    for trial in baselines:
-        axes.annotate(
-            trial.id,
-            (trial.memory_bytes / 1e6, trial.reports[-1].loss),
-            xytext=(-6, 8),
-            textcoords="offset points",
-            fontsize=8,
-            ha="right",
-            color=BASELINE_COLOUR,
-        )
-    axes.set_xlabel("memory of the deployed model (MB)")
-    axes.set_ylabel("validation loss, full fidelity (bars: standard error)")
-    axes.set_title("One seed a trial", fontsize=10)
+    searched = [trial for trial in state.trials.values() if trial.searched and trial.reports]
+    completed = [t for t in searched if t.status == "completed" and t.id not in on_front]
+    begun = [trial for trial in searched if trial.status != "completed"]
+    started = any(trial.reference is not None for trial in searched)
+    if started:
+        _points(axes, begun, PALE_COLOUR, ".", "scored before any step")
+    _points(axes, completed, OTHER_COLOUR, "o", "completed, not on the front")
+    _points(axes, front, FRONT_COLOUR, "o", "front")
+    axes.plot(*_places(front), color=FRONT_COLOUR, drawstyle="steps-post", linewidth=1)
+    if not started:
+        fixed = [t for t in state.of_role("baseline") if t.status == "completed"]
+        _points(axes, fixed, BASELINE_COLOUR, "s", "fixed configurations")
+    _log_bytes(axes)
+    axes.set_yscale("log")
+    what = "divergence from the reference" if started else "validation loss, full fidelity"
+    axes.set_ylabel(f"{what} (bars: standard error)")
+    axes.set_title("The search, one seed", fontsize=10)
     axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    axes.margins(x=0.12)
 
 
 def _draw_confirmation(
     axes: Axes, state: StudyState, rows: list[Confirmed], best: Confirmed | None
 ) -> None:
     scale = 100 if rows[0].metric == "accuracy" else 1
-    for row in rows:
+    for number, row in enumerate(rows):
         colour = _colour(state.trials[row.trial])
         low, high = row.interval
         axes.errorbar(
@@ -92,17 +91,26 @@ def _draw_confirmation(
         axes.annotate(
             row.trial,
             (row.memory_bytes / 1e6, scale * row.value),
-            xytext=(6, 6),
+            xytext=PLACES[number % len(PLACES)],
             textcoords="offset points",
             fontsize=8,
+            ha="left" if PLACES[number % len(PLACES)][0] > 0 else "right",
         )
-    axes.set_xlabel("memory of the deployed model (MB)")
+    _log_bytes(axes)
     unit = " (%)" if scale == 100 else ""
     axes.set_ylabel(f"test {rows[0].metric}{unit}, 95 % interval")
     star = "; star: recommended" if best is not None else ""
     axes.set_title(f"Confirmation: {len(rows[0].seeds)} fresh seeds{star}", fontsize=10)
+
+
+def _log_bytes(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("memory of the deployed model (MB)")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.12)
+    axes.margins(x=0.14)
 
 
 def _colour(trial: TrialState) -> str:
@@ -111,19 +119,24 @@ def _colour(trial: TrialState) -> str:
     return OTHER_COLOUR if trial.role == "control" else FRONT_COLOUR
 
 
-def _points(trials: list[TrialState]) -> tuple[list[float], list[float]]:
+def _places(trials: list[TrialState]) -> tuple[list[float], list[float]]:
     return (
         [trial.memory_bytes / 1e6 for trial in trials],
-        [trial.reports[-1].loss for trial in trials],
+        [max(trial.reports[-1].objective, LEAST) for trial in trials],
     )
 
 
-def _errorbars(axes: Axes, trials: list[TrialState], colour: str, mark: str, label: str) -> None:
+def _points(axes: Axes, trials: list[TrialState], colour: str, mark: str, label: str) -> None:
+    """Draw the last objective of trials with its standard error."""
     if not trials:
         return
-    errors = [trial.reports[-1].loss_standard_error for trial in trials]
+    last = [trial.reports[-1] for trial in trials]
+    errors = [
+        r.loss_standard_error if r.divergence is None else r.divergence_standard_error or 0.0
+        for r in last
+    ]
     axes.errorbar(
-        *_points(trials),
+        *_places(trials),
         yerr=errors,
         fmt=mark,
         color=colour,

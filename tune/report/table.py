@@ -12,7 +12,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
     Accuracy and macro F1, or perplexity with its context and stride in the title.
     """
     classification = rows[0].metric == "accuracy"
-    metrics = ("test\naccuracy (%)", "macro F1 (%)") if classification else ("test\nperplexity",)
+    metrics = ("test\naccuracy (%)", "macro\nF1 (%)") if classification else ("test\nperplexity",)
     table = Table(title=_title(rows), title_justify="left")
     # Headers of two lines keep the table within 120 columns.
     for column in (
@@ -63,19 +63,12 @@ def _title(rows: list[Confirmed]) -> str:
 
 
 def _with_intervals(row: Confirmed) -> list[str]:
-    """Return accuracy and macro F1, or perplexity, each with its interval."""
+    """Return accuracy with its interval and macro F1, or perplexity with its interval."""
     low, high = row.interval
     if row.metric == "perplexity":
         return [f"{row.value:.2f} [{low:.2f}, {high:.2f}]"]
-    return [_in_per_cent(row.value, row.interval), _in_per_cent(row.f1, row.f1_interval)]
-
-
-def _in_per_cent(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return "-"
-    if interval is None:
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    f1 = "-" if row.f1 is None else f"{100 * row.f1:.1f}"
+    return [f"{100 * row.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]", f1]
 
 
 def difference_text(row: Confirmed) -> str:

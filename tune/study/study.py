@@ -230,7 +230,10 @@ class Study:
 def _passing(study: Study, rung: int, closing: bool) -> list[TrialState]:
     """Return the trials of the search that may go on from a rung, of all that reached it."""
     there = [t for t in study.state.of_role("search") if len(t.reports) > rung]
-    points = [(t.reports[rung].objective, float(t.memory_bytes)) for t in there]
+    # As the search sees them: spread counts by the root of a divergence and by shares of bytes.
+    points = [
+        (math.sqrt(max(0.0, t.reports[rung].objective)), math.log(t.memory_bytes)) for t in there
+    ]
     factor = RUNG_FACTOR if study.plan.reference is None else START_FACTOR
     return list(compress(there, study.scheduler.passes(points, closing, factor)))
 
