@@ -3,8 +3,8 @@
     python benchmarks/main_job.py --picture docs/main_job.png
 
 `main_job.csv` beside this file has the rows that `python run_search.py --space joint --budget 50`
-printed at commit 221d398, `codes_and_allocations.csv` what that benchmark wrote at commit c5f321b.
-Nothing is computed here.
+printed at commits b09d195 and 2bd2922, `codes_and_allocations.csv` what that benchmark wrote at
+commit c5f321b. Nothing is computed here.
 """
 
 import argparse
@@ -25,19 +25,20 @@ MARGIN_POINTS = 2
 BARS = "bars: 95 %, paired over sentences and seeds"
 DARK, DIM, GREY, BLUE, RED = "#222222", "#555555", "#8a8a8a", "#2f5fa8", "#b5413e"
 COLOURS = {"recommended": BLUE, "found": BLUE, "uniform": GREY, "random": GREY, "fixed": RED}
+# Rows that are only in the table: they lie on others.
+HIDDEN = ("table", "nothing", "longer")
 CODE_COLOURS = {"hqq": RED, "gptq": BLUE}
 OFFSETS = {"hqq": -0.24, "gptq": 0.08}
 CODE_NAMES = {"hqq": "HQQ's codes", "gptq": "calibrated codes"}
 # Trial -> the label, its offset from the point in points, and its alignment.
 LABELS: Mapping[str, tuple[str, tuple[int, int], str]] = {
-    "random": ("random\n10.9 MB", (-9, 0), "right"),
-    "t001": ("recommended\n10.9 MB, 3.6 bits", (0, 78), "center"),
-    "t041": ("found", (-14, 3), "right"),
-    "uniform": ("uniform\n11.2 MB", (12, -72), "left"),
-    "t004": ("found", (8, 8), "left"),
-    "t038": ("found", (8, -10), "left"),
-    "B-Q4": ("4-bit LoRA\n(B-Q4), rank 8", (0, 62), "center"),
-    "B-FP": ("16-bit LoRA\n(B-FP), rank 8", (-4, -34), "center"),
+    "t029": ("found\n7.8 MB", (-8, -64), "center"),
+    "random": ("random\n8.8 MB", (12, 0), "left"),
+    "t040": ("recommended\n9.5 MB, 3.8 bits", (6, 84), "center"),
+    "uniform": ("uniform\n9.7 MB", (12, -44), "left"),
+    "t016": ("found\n11.3 MB", (12, -18), "left"),
+    "B-Q4": ("4-bit LoRA\n(B-Q4), rank 8", (-10, 62), "center"),
+    "B-FP": ("16-bit LoRA\n(B-FP), rank 8", (-4, -50), "center"),
 }
 
 
@@ -71,15 +72,16 @@ def draw(confirmed: list[dict[str, str]], codes: list[dict[str, str]], path: Pat
 
 
 def _main_job(axes: Axes, rows: list[dict[str, str]]) -> None:
-    axes.set_title("The main job: 50 trials, 200 steps", loc="left", weight="bold")
+    axes.set_title("The main job: 50 trials", loc="left", weight="bold")
     axes.axhspan(-MARGIN_POINTS, 0, color=RED, alpha=0.07, linewidth=0)
     axes.axhline(0, color=RED, linewidth=1.2, linestyle="--")
     for row in rows:
-        _point(axes, row, float(row["difference"] or 0))
+        if row["kind"] not in HIDDEN:
+            _point(axes, row, float(row["difference"] or 0))
     axes.set_xscale("log")
     axes.set_xlim(6.7, 62)
-    axes.set_ylim(-5.4, 3.4)
-    ticks = (8, 11, 15, 20, 30, 46)
+    axes.set_ylim(-8.4, 3.0)
+    ticks = (8, 10, 15, 20, 30, 46)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])

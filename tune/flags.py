@@ -151,14 +151,13 @@ def _add_search(group: Any) -> None:
     group.add_argument(
         "--reference",
         help="B-FP, B-Q4 or none: the fine-tune that trials start from, or none to learn the task "
-        "from nothing (default: B-FP; B-Q4 where 16 bits don't fit)",
+        "from nothing (default: B-FP)",
     )
     group.add_argument(
         "--screen",
         type=_whole("--screen"),
         metavar="N",
-        help="allocations that are scored beside the trials, before any step (default: as many as "
-        "take a tenth of the study)",
+        help="allocations that are scored beside the trials, before any step (default: 0)",
     )
     group.add_argument("--searcher", help="one of alrq, tpe, nsga2, gp, random (default: alrq)")
     group.add_argument("--scheduler", help="front-asha, asha, median or none (default: front-asha)")

@@ -86,7 +86,12 @@ class StudyScheduler(_Uncopied, TrialScheduler):
         self.on_trial_result(tune_controller, trial, result)
 
     def on_trial_error(self, tune_controller: "TuneController", trial: Trial) -> None:
-        """Fail a trial whose worker was lost more often than it is restarted."""
+        """Fail a trial whose worker was lost more often than it is restarted.
+
+        Tune calls this too where it starts the trial again: it has given it this status before.
+        """
+        if trial.status == Trial.ERROR:
+            return
         error = trial.get_error()
         reason = " ".join(str(error).split())[:300] if error else "no reason given"
         self._study.fail(trial.config[TRIAL], f"worker lost: {reason}")

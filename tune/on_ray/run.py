@@ -106,7 +106,7 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
         state=state,
         proposer=proposer,
         budget=config.budget,
-        screen=prepared.screen,
+        screen=config.screen,
         anchors=config.anchor_count,
         seed=config.seed,
         max_memory_bytes=config.max_memory_bytes,

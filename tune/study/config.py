@@ -47,10 +47,9 @@ class StudyConfig:
         budget: Trials of the search, baselines and confirmation not counted.
         anchors: Uniform allocations that the search tries first; None for 0 with the searcher alrq,
             and a sixth of the budget with others.
-        screen: Allocations that are scored beside the trials, before any step; None for as many as
-            take a tenth of the study.
+        screen: Allocations that are scored beside the trials, before any step.
         reference: What trials start from: `B-FP`, `B-Q4`, or `none` to learn the task from nothing;
-            None for B-FP, or B-Q4 where 16 bits don't fit.
+            None for B-FP, or in a fixed space for none.
         tie: Whether modules that engines fuse take the same choice.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
@@ -81,7 +80,7 @@ class StudyConfig:
     scheduler: str = "front-asha"
     budget: int = 50
     anchors: int | None = None
-    screen: int | None = None
+    screen: int = 0
     reference: str | None = None
     tie: bool = False
     epochs: float | None = None

@@ -46,8 +46,6 @@ from tune.study.digests import Digests, digests_of
 from tune.study.plan import DEFAULT_REFERENCE
 from tune.study.schedulers import rungs_of
 
-DEFAULT_SCREEN = 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -84,13 +82,6 @@ class Prepared:
         if self.reference is None:
             return None
         return fixed_allocation(self.reference, self.inventory, self.space.formats)
-
-    @property
-    def screen(self) -> int:
-        """Allocations that are scored before any step, beside the trials."""
-        if self.reference is None:
-            return 0
-        return DEFAULT_SCREEN if self.config.screen is None else self.config.screen
 
 
 def prepare(config: StudyConfig) -> Prepared:
