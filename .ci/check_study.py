@@ -18,7 +18,7 @@ def main(results: Path, name: str, budget: int) -> None:
     check(sorted(ends) == sorted(proposed), "every trial ended once, none failed")
     searched = [e["trial"] for e in events if e.get("role") == "search"]
     check(len(searched) == budget, f"{budget} trials were searched")
-    sizes = {"proposed": 2000, "reported": 300, "tested": 300}
+    sizes = {"proposed": 2000, "reported": 500, "tested": 300}
     lengths = [
         (len(line), sizes[e["event"]])
         for line, e in zip(lines, events, strict=True)
