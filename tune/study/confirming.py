@@ -1,6 +1,6 @@
 """What a study confirms with fresh seeds once its search is over, and what that is compared to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from search_spaces.allocation import Allocation
@@ -38,9 +38,11 @@ class Confirmation:
     seed: int
     reference: str | None
 
-    def finalists(self) -> list[TrialState]:
-        """Return the trials to confirm: see `finalists`."""
-        return finalists(self.state, self.proposer.expected_losses(), self.budget)
+    def finalists(self, expected: Mapping[str, float] | None = None) -> list[TrialState]:
+        """Return the trials to confirm, see `finalists`, by what the model expects of them."""
+        if expected is None:
+            expected = self.proposer.expected_losses()
+        return finalists(self.state, expected, self.budget)
 
     def baselines(self) -> Proposed | None:
         """Return the next run of what is confirmed whatever the search finds."""
@@ -48,9 +50,9 @@ class Confirmation:
 
     def next(self) -> Proposed | None:
         """Return the next control or run, once all finalists are known."""
-        wanted = {}
-        for control in self._controls():
-            wanted[control.id] = control
+        wanted, expected = set(), self.proposer.expected_losses()
+        for control in self._controls(expected):
+            wanted.add(control.id)
             start = self._start(0) if control.started else None
             if control.id not in self.state.trials and self._ready(start):
                 # On the first of the fresh seeds: nothing chose it, so it needs no other for that.
@@ -62,10 +64,10 @@ class Confirmation:
                     control.labels,
                 )
         known = [t for t in self.state.of_role("control") if t.status == "completed"]
-        return self._run([*self.finalists(), *(t for t in known if t.id in wanted)])
+        return self._run([*self.finalists(expected), *(t for t in known if t.id in wanted)])
 
-    def _controls(self) -> Iterator[Control]:
-        found = compared_finalist(self.state, self.proposer.expected_losses())
+    def _controls(self, expected: Mapping[str, float]) -> Iterator[Control]:
+        found = compared_finalist(self.state, expected)
         if found is None:
             return
         best = self.proposer.tables_best(found.memory_bytes)
