@@ -6,9 +6,10 @@
 MiniLM-L6 with the default recipe, codes and space. For each seed, B-FP is trained, and searches of
 50 trials start from it: `alrq` as by default, and Optuna's TPE with the same rungs. At each limit
 on the deployed model, what a search offers is the best of its front that fits, by its model's
-expectation where it has one. Those, the smallest uniform allocation of no fewer bytes, a random one
-and the visibility table's own best of no more start from a B-FP of another seed that no search has
-seen, are trained towards its answers, and are scored on the test split. Prints Markdown tables with
+expectation where it has one. Those, the uniform allocation of no fewer bytes and up to a tenth more
+that the visibility table expects most of, a random one and the table's own best of no more start
+from a B-FP of another seed that no search has seen, are trained towards its answers, and are scored
+on the test split. Prints Markdown tables with
 95 % intervals (Student's t over seeds). Everything is kept, and the command may be given again.
 """
 
@@ -240,7 +241,7 @@ class Search:
 
 def controls(space: Space, table: VisibilityTable, size: int, seed: int) -> Iterator[Allocation]:
     """Yield a uniform allocation of no fewer bytes, a random one and the table's best."""
-    yield uniform_of_bytes(space, size)
+    yield uniform_of_bytes(space, size, table.predict)
     yield random_of_bytes(space, size, Random(f"{seed}-{size}"))
 
     solver = BudgetSolver(space.inventory, space_choices(space))

@@ -7,7 +7,7 @@ without Ray: each trial through all its rungs, with receipts, checkpoints, and r
 pickled as for the driver. Ray's messages and the driver's proposals are no part of it. Functions
 are wrapped from outside and their times are exclusive: what a wrapped function calls counts for the
 innermost part, but for the probe of gradients, which keeps the passes that it makes. The first
-trial, which loads the base model, stands apart.
+trial, which loads the base model and is the reference of all others, stands apart.
 """
 
 import argparse
@@ -40,10 +40,14 @@ from alrq_core.memory.machine import pick_device
 from alrq_core.recipe import Recipe
 from alrq_core.weights.cache import PackedCache
 from search_spaces.allocation import Allocation
+from search_spaces.fixed import fixed_allocation
 from search_spaces.spaces import Space
 from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
 from tune.study.config import StudyConfig
+from tune.study.finalists import REFERENCE_TRIAL
+from tune.study.plan import DEFAULT_REFERENCE
 from tune.study.prepare import Prepared, prepare
+from tune.study.schedulers import rungs_of
 
 FORWARD, BACKWARD, OPTIMISER, SCORING = "forward", "backward", "optimiser", "evaluation, forward"
 PROBE, BATCHES, REPORT, REST = "receipt: probe of gradients", "batches", "report", "the rest"
@@ -51,6 +55,7 @@ PROBE, BATCHES, REPORT, REST = "receipt: probe of gradients", "batches", "report
 WRAPPED = {
     "alrq_core.training.logits_of": FORWARD,
     "alrq_core.training.losses_of": FORWARD,
+    "alrq_core.training.divergences": FORWARD,
     "torch.Tensor.backward": BACKWARD,
     "torch.nn.utils.clip_grad_norm_": OPTIMISER,
     "torch.optim.AdamW.step": OPTIMISER,
@@ -58,10 +63,12 @@ WRAPPED = {
     "torch.optim.lr_scheduler.LambdaLR.step": OPTIMISER,
     "alrq_core.scoring.logits_of": SCORING,
     "alrq_core.scoring.losses_of": SCORING,
+    "alrq_core.scoring.divergences": SCORING,
     "alrq_core.scoring.Scorer.evaluate": "evaluation, the rest",
     "alrq_core.weights.cache.PackedCache.__call__": "build: packed weights",
     "alrq_core.build._copy_without": "build: copy of all else",
     "alrq_core.build.attach_adapters": "build: adapters",
+    "alrq_core.context.TrialContext.start_from": "build: start from the reference",
     "alrq_core.trial.keep_dequantised": "build: dequantised copy",
     "alrq_core.trial.reset_peak_memory": "build: collecting garbage",
     "alrq_core.trial.TrialRun.__init__": "build: the rest",
@@ -131,7 +138,7 @@ def main() -> None:
     """Run the trials, print the table, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--trials", type=int, default=6, help="at least 2")
-    parser.add_argument("--max-steps", type=int, default=100)
+    parser.add_argument("--max-steps", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cold", action="store_true", help="let the trials quantise all weights")
     parser.add_argument("--picture", type=Path, help="PNG")
@@ -147,7 +154,7 @@ def main() -> None:
     recipe = prepared.config.recipe
     caption = (
         f"MiniLM on Rotten Tomatoes, random allocations of joint, {recipe.max_steps} steps of "
-        f"{recipe.batch_size} sentences, rungs {', '.join(map(str, prepared.rungs))},\n"
+        f"{recipe.batch_size} sentences; later trials {recipe.tuning.max_steps} from its start,\n"
         f"{recipe.cpu_dtype}, {recipe.execution} weights, one thread, cache of packed weights "
         f"{'empty' if flags.cold else 'filled'} at the start; load averages "
         f"{', '.join(f'{value:.1f}' for value in os.getloadavg())}"
@@ -178,15 +185,17 @@ def run_trials(
 ) -> tuple[list[Trial], list[float]]:
     """Return trials, run by a worker of this process, and the seconds between them.
 
-    They count from a trial's last report to the first step of the next.
+    They count from a trial's last report to the first batch of the next, which scores its start.
+    The first trial is the reference that all others start from.
     """
+    reference = fixed_allocation(DEFAULT_REFERENCE, prepared.inventory, prepared.space.formats)
     context = WorkerContext(
         inventory=prepared.inventory,
         task=prepared.task,
         recipe=prepared.config.recipe,
-        rungs=prepared.rungs,
-        checkpoints=folder,
+        folder=folder,
         space=prepared.space,
+        reference=reference,
         threads=1,
     )
     clock, generator, found, gaps, ended = Clock(), random.Random(seed), [], [], 0.0
@@ -202,23 +211,35 @@ def run_trials(
         # Ray would call `setup` from the constructor.
         worker = object.__new__(AllocationTrainable)
         for number in range(trials):
-            allocation = random_allocation(prepared.space, generator).encode()
-            spec = TrialSpec(trial=f"t{number}", role="search", allocation=allocation, seed=number)
+            allocation = random_allocation(prepared.space, generator)
+            spec = TrialSpec(
+                trial=f"t{number}" if number else REFERENCE_TRIAL,
+                role="search" if number else "reference",
+                allocation=(allocation if number else reference).encode(),
+                seed=seed,
+                reference=REFERENCE_TRIAL if number else None,
+            )
             clock.take()
             if number == 0:
                 worker.setup(spec.to_config(), context)
             else:
                 worker.reset_config(spec.to_config())
-            for _ in prepared.rungs:
-                outcome = worker.step()[OUTCOME]
-                send(outcome)
-                if outcome.error is not None:
-                    raise RuntimeError(f"trial {number} failed: {outcome.error}")
-            # The first step begins with the first batch.
+            run_rungs(worker, rungs_of(context.recipe, spec.role, number > 0)[-1], send)
             gaps.append(clock.begun[BATCHES] - ended)
             found.append(clock.take())
             ended = time.perf_counter()
     return found, gaps[1:]
+
+
+def run_rungs(worker: AllocationTrainable, last: int, send: Callable[..., Any]) -> None:
+    """Take a trial to its last rung."""
+    report = None
+    while report is None or report.step < last:
+        outcome = worker.step()[OUTCOME]
+        send(outcome)
+        if outcome.error is not None:
+            raise RuntimeError(f"a trial failed: {outcome.error}")
+        report = outcome.report
 
 
 def print_profile(trials: list[Trial], gaps: list[float], caption: str) -> None:
@@ -236,7 +257,7 @@ def print_profile(trials: list[Trial], gaps: list[float], caption: str) -> None:
     print(f"In {', '.join(TRAINING)}: {shares(later, *TRAINING)} %.")
     print(f"With the forward passes of evaluation: {shares(later, *LARGE)} %.")
     between = f"median {np.median(gaps):.3f} s, largest {max(gaps):.3f} s"
-    print(f"From a trial's last report to the first step of the next: {between}.")
+    print(f"From a trial's last report to the first batch of the next: {between}.")
 
 
 def shares(trials: list[Trial], *parts: str) -> str:
@@ -251,7 +272,7 @@ def draw(path: Path, trials: list[Trial], caption: str) -> None:
         1, 2, figsize=(12, 1.9 + 0.42 * len(trials)), layout="constrained", width_ratios=(5, 4)
     )
     names, large = [f"trial {number}" for number in range(1, len(trials) + 1)], []
-    names[0] += " (loading)"
+    names[0] += " (loading, reference)"
     for row, trial in enumerate(trials):
         total = sum(trial.values())
         large.append({part: 100 * trial[part] / total for part in LARGE})

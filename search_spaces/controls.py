@@ -1,10 +1,15 @@
 """Allocations of given bytes that nothing has chosen: uniform and random ones."""
 
+from collections.abc import Callable
 from random import Random
 
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space
+
+# As many times the bytes of what it is compared with may a uniform allocation have: its sizes are
+# so far apart that the next larger one is often the worse of two.
+MORE_BYTES = 1.1
 
 
 def lowered(allocation: Allocation, space: Space, limit: int, generator: Random) -> Allocation:
@@ -41,12 +46,24 @@ def random_of_bytes(space: Space, size: int, generator: Random) -> Allocation:
     return lowered(drawn, space, size, generator)
 
 
-def uniform_of_bytes(space: Space, size: int) -> Allocation:
-    """Return the smallest uniform allocation of no fewer bytes, or the largest one there is."""
-    every = uniform_allocations(space)
-    by_size = {memory_bytes(allocation, space.inventory): allocation for allocation in every}
-    enough = [found for found in by_size if found >= size]
-    return by_size[min(enough) if enough else max(by_size)]
+def uniform_of_bytes(
+    space: Space, size: int, cost: Callable[[Allocation], float] | None = None
+) -> Allocation:
+    """Return the uniform allocation that somebody with room for these bytes would take.
+
+    The one of the lowest cost of no fewer bytes and at most a tenth more; the next larger one
+    where none is in between, and the largest where none is larger.
+
+    Args:
+        space: A searched one.
+        size: Bytes of the deployed model.
+        cost: Of an allocation; None for its bytes.
+    """
+    inventory = space.inventory
+    every = sorted(uniform_allocations(space), key=lambda a: memory_bytes(a, inventory))
+    enough = [found for found in every if memory_bytes(found, inventory) >= size] or every[-1:]
+    near = [a for a in enough if memory_bytes(a, inventory) <= MORE_BYTES * size] or enough[:1]
+    return near[0] if cost is None else min(near, key=cost)
 
 
 def uniform_allocations(space: Space) -> list[Allocation]:

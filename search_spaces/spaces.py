@@ -93,6 +93,11 @@ class Space:
         every = points or [choice.format for choice in self.choices(name)]
         return tuple(dict.fromkeys(every))
 
+    @property
+    def adapted_formats(self) -> Mapping[str, tuple[Format, ...]]:
+        """The formats of each module of a searched space that may have an adapter."""
+        return {name: self.formats_of(name) for name, ranks in self.ranks.items() if max(ranks)}
+
     def draw(self, name: str, generator: Random) -> Choice:
         """Return a module's choice with bits, rank and group size each drawn evenly."""
         bits, rank = generator.choice(self.bits[name]), generator.choice(self.ranks[name])

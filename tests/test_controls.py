@@ -5,7 +5,12 @@ import random
 
 import pytest
 
-from search_spaces.controls import lowered, random_of_bytes, uniform_of_bytes
+from search_spaces.controls import (
+    lowered,
+    random_of_bytes,
+    uniform_allocations,
+    uniform_of_bytes,
+)
 from search_spaces.costs import memory_bytes, module_bytes
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory
@@ -45,6 +50,20 @@ def test_no_uniform_allocation_in_between_is_passed_over() -> None:
     for bits, rank in ((2, 2), (3, 8), (4, 2), (16, 32)):
         uniform = JOINT.nearest_uniform(bits, rank)
         assert uniform_of_bytes(JOINT, memory_bytes(uniform, INVENTORY)) == uniform
+
+
+def test_of_a_tenth_more_bytes_the_uniform_one_of_the_lowest_cost_is_taken() -> None:
+    every = uniform_allocations(JOINT)
+    sizes = {memory_bytes(a, INVENTORY): a for a in every}
+    first = max(sizes, key=lambda size: sum(size <= other <= 1.1 * size for other in sizes))
+    within = [size for size in sorted(sizes) if first <= size <= 1.1 * first]
+    assert 1 < len(within) < len(sizes) - 2
+    for wanted in within:
+        found = uniform_of_bytes(JOINT, first, lambda a, wanted=wanted: a != sizes[wanted])
+        assert found == sizes[wanted]
+    # The smallest and the largest are not asked.
+    found = uniform_of_bytes(JOINT, first, lambda a: -abs(memory_bytes(a, INVENTORY) - first))
+    assert memory_bytes(found, INVENTORY) == within[-1]
 
 
 def test_more_bytes_than_any_get_the_largest() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,15 @@ from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import make_context, mixed, uniform
 
-RECIPE = Recipe(max_steps=16, batch_size=8, learning_rate=1e-2, device="cpu", cpu_dtype="float32")
+RECIPE = Recipe(
+    max_steps=16,
+    batch_size=8,
+    learning_rate=1e-2,
+    tune_steps=4,
+    tune_learning_rate=5e-4,
+    device="cpu",
+    cpu_dtype="float32",
+)
 SEED = 3
 
 
@@ -191,6 +200,21 @@ def test_a_damaged_file_is_refused(bert: Setting, tmp_path: Path, damage: str) -
         path.write_text("nothing of ours")
     with pytest.raises(ValueError, match=r"must be the reference of a seed.*Remove it"):
         Reference.load(path, bert.context.inventory.names)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (100, 1e-3)),
+        ({"tune_steps": 50}, (50, 5e-4)),
+        ({"tune_steps": 400}, (400, 1e-3)),
+        ({"tune_steps": 50, "tune_learning_rate": 2e-3}, (50, 2e-3)),
+    ],
+)
+def test_fewer_steps_are_smaller_ones(given: dict[str, Any], expected: tuple[int, float]) -> None:
+    tuning = Recipe(max_steps=200, **given).tuning
+
+    assert (tuning.max_steps, tuning.learning_rate) == pytest.approx(expected)
 
 
 def test_adalora_starts_from_nothing(bert: Setting) -> None:

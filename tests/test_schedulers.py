@@ -20,8 +20,8 @@ def passes(
 def test_what_starts_from_a_reference_is_scored_before_any_step() -> None:
     recipe = Recipe(max_steps=200)
 
-    assert rungs_of(recipe, "search", started=True) == (0, 50)
-    assert rungs_of(recipe, "confirm", started=True) == (0, 50)
+    assert rungs_of(recipe, "search", started=True) == (0, 100)
+    assert rungs_of(recipe, "confirm", started=True) == (0, 100)
     assert rungs_of(recipe, "screen", started=True) == (0,)
     assert rungs_of(recipe, "search", started=False) == (50, 100, 200)
     assert rungs_of(recipe, "baseline", started=False) == (200,)

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from alrq_core.context import TrialContext
 from alrq_core.data.encode import Batch, collate
+from alrq_core.data.gradients import collect_gradients
 from alrq_core.data.losses import sequence_losses
 from alrq_core.records import TaskKind
-from alrq_core.sensitivity.gradients import collect_gradients
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable, flat_table
 from alrq_core.trial import TrialRun
@@ -61,7 +61,7 @@ def test_gradients_of_single_sequences_agree_with_autograd(
     batches = [collate(train, rows, context.task.pad_id) for rows in ([0, 1, 2], [3])]
     names = {name: name for name in context.inventory.names}
     sums = Sums()
-    collect_gradients(model, names, batches, sums, torch.float32, losses)
+    collect_gradients(model, names, batches, sums, losses)
     for row in range(4):
         model.zero_grad()
         losses(model, collate(train, [row], context.task.pad_id)).sum().backward()

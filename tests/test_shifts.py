@@ -13,7 +13,7 @@ from alrq_core.data.encode import collate
 from alrq_core.data.losses import logits_of
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
-from alrq_core.sensitivity.shifts import Shifts, answer_shifts, projected, visibility_table
+from alrq_core.sensitivity.shifts import Shifts, answer_shifts, visibility_table
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Formats
@@ -55,39 +55,6 @@ def settings(bert_folder: Path, llama_folder: Path) -> Callable[[TaskKind], Sett
     folders = dict(zip(KINDS, (bert_folder, llama_folder), strict=True))
     made = {kind: Setting(make_context(folders[kind], kind, RECIPE)) for kind in KINDS}
     return lambda kind: made[kind]
-
-
-def test_directions_of_two_answers_are_exact() -> None:
-    logits = torch.tensor([[1.5, -0.5], [0.0, 3.0]])
-    p = logits.softmax(-1)
-    change = torch.tensor([[0.3, 0.1], [-0.2, 0.4]])
-    generator = torch.Generator().manual_seed(0)
-    moved = projected(logits, generator) - 0
-    slope = torch.autograd.functional.jvp(lambda z: frozen(z, logits), logits, change)[1]
-    expected = ((p * change**2).sum(-1) - (p * change).sum(-1) ** 2).sqrt()
-
-    assert moved.shape == (2,)
-    torch.testing.assert_close(slope.abs(), expected)
-
-
-def frozen(z: Tensor, at: Tensor) -> Tensor:
-    """`projected` with its direction taken at `at`."""
-    p = at.softmax(-1)
-    root = p.prod(-1, keepdim=True).sqrt()
-    return (z * torch.cat((root, -root), -1)).sum(-1)
-
-
-def test_directions_of_many_answers_have_the_right_mean_square() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, change = torch.randn(2, 1, 5, generator=generator)
-    many = logits.expand(20_000, 5).clone().requires_grad_()
-    projected(many, generator).sum().backward()
-    assert many.grad is not None
-    squares = (many.grad * change).sum(-1).square()
-    p = logits.softmax(-1)
-    expected = float((p * change**2).sum() - (p * change).sum() ** 2)
-
-    assert float(squares.mean()) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from alrq_core.adapters.starts import (
 from alrq_core.build import build_model
 from alrq_core.context import TrialContext
 from alrq_core.data.encode import Batch, collate
+from alrq_core.data.fisher import Factors
 from alrq_core.data.moments import second_moments
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import make_context
@@ -69,7 +70,8 @@ class Setting:
             return self.context.base.get_submodule(name).get_parameter("weight")
 
         corrections = Corrections() if cache is None else cache
-        initialise_towards(model, weight, self.moments, ALPHA_OVER_RANK, corrections)
+        factors_of = lambda name: Factors(self.moments[name])  # noqa: E731
+        initialise_towards(model, weight, factors_of, ALPHA_OVER_RANK, corrections)
         return model
 
     def logits(self, model: nn.Module) -> Tensor:
@@ -187,7 +189,7 @@ def test_the_base_is_left_as_it_was(bert_folder: Path, training: bool) -> None:
 def test_the_correction_of_a_known_error() -> None:
     """The plain norm would correct 3, but the inputs make 2 x 2 of the 2."""
     error, moment = torch.diag(torch.tensor([3.0, 2.0])), torch.diag(torch.tensor([1.0, 4.0]))
-    a, b = starts._correction(error, torch.zeros(2, 2), moment, 1)
+    a, b = starts._correction(error, torch.zeros(2, 2), Factors(moment), 1)
 
     torch.testing.assert_close(b @ a, torch.diag(torch.tensor([0.0, 2.0])))
     # The usual mean square is (1 + 4) / (3 x 2), and A's only entry meets a second moment of 4.
@@ -201,7 +203,7 @@ def test_the_correction_is_the_papers(shape: tuple[int, int], rank: int) -> None
     generator = torch.Generator().manual_seed(1)
     weight, moment = torch.randn(shape, generator=generator), spd(shape[1], generator)
     stored = weight + 0.3 * torch.randn(shape, generator=generator)
-    a, b = starts._correction(weight, stored, moment, rank)
+    a, b = starts._correction(weight, stored, Factors(moment), rank)
 
     values, vectors = torch.linalg.eigh(moment.double())
     root = vectors @ values.sqrt().diag() @ vectors.T
@@ -217,7 +219,7 @@ def test_nothing_of_the_same_rank_is_better() -> None:
     generator = torch.Generator().manual_seed(2)
     weight, moment = torch.randn(64, 48, generator=generator), spd(48, generator)
     error = 0.3 * torch.randn(64, 48, generator=generator)
-    a, b = starts._correction(weight, weight - error, moment, 4)
+    a, b = starts._correction(weight, weight - error, Factors(moment), 4)
     ours = weighted_error(error - b @ a, moment)
 
     u, s, vt = torch.linalg.svd(error)

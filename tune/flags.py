@@ -186,12 +186,12 @@ def _add_recipe(group: Any) -> None:
     group.add_argument(
         "--tune-steps",
         type=_whole("--tune-steps"),
-        help="of what starts from a reference (default: a quarter of --max-steps)",
+        help="of what starts from a reference (default: half of --max-steps)",
     )
     group.add_argument(
         "--tune-learning-rate",
         type=_number("--tune-learning-rate"),
-        help="of what starts from a reference (default: 5e-4)",
+        help="of what starts from a reference (default: --learning-rate, less for fewer steps)",
     )
     group.add_argument(
         "--batch-size",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from alrq_core.adapters.lora import ADAPTER, lora_layers
 from alrq_core.adapters.starts import Corrections, initialise_towards
 from alrq_core.data.answers import Answers
-from alrq_core.data.moments import Moments
+from alrq_core.data.fisher import Factors
 from alrq_core.records import StartReceipt
 from alrq_core.weights.tensor_files import TensorFiles, checksum, read_tensors, write_tensors
 from search_spaces.allocation import Allocation, decode
@@ -39,7 +40,7 @@ class Reference:
     answers: Mapping[str, Answers]
     corrections: Corrections = field(default_factory=Corrections, compare=False)
 
-    @property
+    @cached_property
     def checksum(self) -> int:
         """CRC-32 of adapters and head."""
         return checksum(_adapter_tensors(self.adapters) | _head_tensors(self.head))
@@ -68,7 +69,7 @@ class Reference:
         model: nn.Module,
         allocation: Allocation,
         weight_of: Callable[[str], Tensor],
-        moments: Moments,
+        factors_of: Callable[[str], Factors],
         alpha_over_rank: float,
     ) -> None:
         """Bring a new model as near to the reference as its bits and ranks allow.
@@ -80,14 +81,14 @@ class Reference:
             model: As built for the allocation; overwritten in place.
             allocation: Its formats and ranks.
             weight_of: Module name to the tuned weight, see `weight`.
-            moments: Of the inputs of all modules with an adapter.
+            factors_of: Module name to what its errors cost.
             alpha_over_rank: LoRA's scaling.
         """
         same = self._copied(model, allocation)
         initialise_towards(
             model,
             weight_of,
-            moments,
+            factors_of,
             alpha_over_rank,
             self.corrections,
             negligible=0.0,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alrq_core.adapters.lora import ADAPTER, lora_layers
+from alrq_core.data.fisher import Factors
 from alrq_core.data.moments import Moments
 from alrq_core.weights.tensor_files import TensorFiles
 
@@ -85,7 +86,7 @@ def initialise_nested(model: nn.Module, seed: int) -> None:
 def initialise_towards(
     model: nn.Module,
     weight_of: Callable[[str], Tensor],
-    moments: Moments,
+    factors_of: Callable[[str], Factors],
     alpha_over_rank: float,
     corrections: Corrections,
     *,
@@ -95,15 +96,16 @@ def initialise_towards(
     """Start each adapter at the rank-r correction that brings its module's output nearest.
 
     Nearest to that of the weight V which is wanted: the base's, or a fine-tune's. The correction C
-    minimises the mean of |(V - Q(W) - C) x|^2 over the inputs x: exact QERA (arXiv:2410.06040,
-    section 3), the same as CLoQ (arXiv:2501.18475, section 3). How it is split into two halves is
-    free: see `_usual_response`. Directions beyond the size of the module, and modules that lost
-    next to nothing, keep the start that they have.
+    minimises the mean of |L^T (V - Q(W) - C) x|^2 over the inputs x. With L = 1 that is exact QERA
+    (arXiv:2410.06040, section 3), the same as CLoQ (arXiv:2501.18475, section 3); with both factors
+    of the Fisher information it is what the answers notice that comes nearest. How it is split into
+    two halves is free: see `_usual_response`. Directions beyond the size of the module, and modules
+    that lost next to nothing, keep the start that they have.
 
     Args:
         model: As built; its adapters are overwritten in place.
         weight_of: Module name to the weight that is wanted, out x in, float32.
-        moments: Of all modules with an adapter.
+        factors_of: Module name to what its errors cost.
         alpha_over_rank: LoRA's scaling.
         corrections: Of earlier calls, with any rank; new ones are added.
         negligible: Part of the output, as a norm, below which nothing is corrected.
@@ -120,7 +122,7 @@ def initialise_towards(
             narrow, wide = cached.of(
                 name,
                 stored,
-                partial(correct, name, weight_of, stored, moments, len(a), negligible),
+                partial(correct, name, weight_of, stored, factors_of, len(a), negligible),
             )
             rank = min(len(a), len(narrow))
             a[:rank] = narrow[:rank]
@@ -154,7 +156,7 @@ def correct(
     name: str,
     weight_of: Callable[[str], Tensor],
     stored: Tensor,
-    moments: Moments,
+    factors_of: Callable[[str], Factors],
     rank: int,
     negligible: float,
 ) -> tuple[Tensor, Tensor]:
@@ -164,29 +166,32 @@ def correct(
         name: Of the module.
         weight_of: Module name to the weight that is wanted.
         stored: Its dequantised weight, float32.
-        moments: Of its inputs.
+        factors_of: Module name to what its errors cost.
         rank: That is wanted.
         negligible: See `initialise_towards`.
     """
-    moment = moments[name].to(stored.device)
     rank = max(rank, CACHED_RANK)
-    return _correction(weight_of(name).to(stored), stored, moment, rank, negligible)
+    return _correction(weight_of(name).to(stored), stored, factors_of(name), rank, negligible)
 
 
 def _correction(
     weight: Tensor,
     stored: Tensor,
-    moment: Tensor,
+    factors: Factors,
     rank: int,
     negligible: float = NEGLIGIBLE_LOSS,
 ) -> tuple[Tensor, Tensor]:
     """Return A and B of the best correction, B before scaling; both empty where none is needed.
 
-    With R = W - Q(W), S^2 the second moment and R S = U Sigma V^T, the papers' solution
-    [R S]_r S^-1 = U_r Sigma_r V_r^T S^-1 is U_r U_r^T R: neither S nor its inverse is needed, and
-    a singular moment does no harm. U holds the eigenvectors of R S^2 R^T.
+    With R = L^T (W - Q(W)), S^2 the second moment and R S = U Sigma V^T, the solution
+    L^-T [R S]_r S^-1 = L^-T U_r Sigma_r V_r^T S^-1 is L^-T U_r U_r^T R: neither S nor its inverse
+    is needed, and a singular moment does no harm. U holds the eigenvectors of R S^2 R^T.
     """
+    moment, lower = factors.inputs.to(stored), factors.outputs
     lost = weight - stored
+    if lower is not None:
+        lower = lower.to(stored)
+        weight, lost = lower.T @ weight, lower.T @ lost
     weighted = lost @ moment
     signal = ((weight @ moment) * weight).sum()
     if not (weighted * lost).sum() > negligible**2 * signal:
@@ -196,7 +201,8 @@ def _correction(
     values, vectors = leading_eigenvectors(lambda x: weighted @ (lost.T @ x), lost, rank)
     # The eigenvalue is the mean square of the row's product with the inputs.
     root = (_floored(values) / _usual_response(moment)).sqrt()
-    return (vectors / root).T @ lost, vectors * root
+    a, b = (vectors / root).T @ lost, vectors * root
+    return a, b if lower is None else torch.linalg.solve_triangular(lower.T, b, upper=True)
 
 
 def _usual_response(moment: Tensor) -> Tensor:

@@ -18,17 +18,12 @@ from torch import Tensor
 
 from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext
-from alrq_core.data.encode import Batch, collate, eval_batches, part_tokens
-from alrq_core.data.losses import logits_of
+from alrq_core.data.gradients import collect_gradients
 from alrq_core.models.structure import tied_head
-from alrq_core.sensitivity.gradients import collect_gradients
 from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable
-from alrq_core.trial import TrialRun
 from search_spaces.formats import Format
 from search_spaces.spaces import Space
 
-# Tokens of one batch, whose activations are kept: the errors are made anew for each.
-BATCH_TOKENS = 4096
 # Of all sequences together, where they are drawn: their mean square is then off by a twelfth.
 LEAST_DIRECTIONS = 300
 # Module name -> format -> choices of ranks x sequences, or x directions of sequences.
@@ -36,25 +31,6 @@ Shifts = dict[str, dict[Format, Tensor]]
 # Module name -> each format with the error of its weight, out x in, and the halves of its
 # correction, largest x in and out x largest.
 Errors = Callable[[str], Iterator[tuple[Format, Tensor, Tensor | None, Tensor | None]]]
-
-
-def projected(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Return logits times a direction whose outer product is diag(p) - p p^T in the mean.
-
-    u = sqrt(p) e - p (sqrt(p) . e) with random signs e; of two answers, exactly sqrt(p q) (1, -1).
-
-    Args:
-        logits: ... x answers.
-        generator: On the CPU.
-    """
-    p = logits.detach().float().softmax(dim=-1)
-    if p.shape[-1] == 2:
-        root = p.prod(dim=-1, keepdim=True).sqrt()
-        return (logits.float() * torch.cat((root, -root), dim=-1)).sum(dim=-1)
-    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
-    signed = p.sqrt() * signs
-    direction = signed - p * signed.sum(dim=-1, keepdim=True)
-    return (logits.float() * direction).sum(dim=-1)
 
 
 def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> Shifts:
@@ -69,7 +45,9 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
         space: Formats and ranks.
         reference: What trials start from.
     """
-    model = TrialRun(context, reference.allocation, reference.seed, reference=reference)
+    # Before the gradients: the corrections need a backward pass of their own.
+    context.make_corrections(reference, space.adapted_formats)
+    model = context.tuned_model(reference)
     names = {module.name: module.name for module in space.inventory.modules}
     tied = tied_head(context.base, reference.allocation.choices)
     if tied is not None:
@@ -80,11 +58,11 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
     errors = partial(_errors, context, space, reference)
     found = _Collector(errors, space, draws * sequences)
     generator = torch.Generator().manual_seed(0)
-    score = partial(_scores, generator=generator)
+    score = partial(context.answer_scores, generator=generator)
     for draw in range(draws):
-        for batch in _batches(context, model):
+        for batch in context.batches(context.scored):
             found.rows = draw * sequences + batch.rows
-            collect_gradients(model.model, names, [batch], found, model.compute_dtype, score)
+            collect_gradients(model, names, [batch], found, score)
     return found.shifts
 
 
@@ -134,23 +112,6 @@ def visibility_table(
 def _ranks(space: Space, name: str) -> tuple[int, ...]:
     """Return the module's ranks, with 0 for the error as it is."""
     return tuple(sorted({0, *space.ranks.get(name, (0,))}))
-
-
-def _batches(context: TrialContext, run: TrialRun) -> Iterator[Batch]:
-    device = next(run.model.parameters()).device
-    most = max(1, BATCH_TOKENS // int(context.scored.lengths.max()))
-    for rows in eval_batches(context.scored, most, part_tokens(device) and BATCH_TOKENS):
-        yield collate(context.scored, rows, context.task.pad_id).to(device)
-
-
-def _scores(model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Return what is differentiated, a number a sequence."""
-    logits = logits_of(model, batch)
-    if logits.dim() == 2:
-        return projected(logits, generator)
-    counted = batch.labels[:, 1:] != -100
-    tokens = projected(logits[:, :-1], generator) * counted
-    return tokens.sum(dim=1) / counted.sum(dim=1).sqrt()
 
 
 def _errors(

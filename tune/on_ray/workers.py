@@ -19,6 +19,7 @@ from alrq_core.receipt import ReceiptError
 from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
 from alrq_core.sensitivity.shifts import visibility_table
+from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, decode
@@ -161,11 +162,17 @@ class AllocationTrainable(ray_tune.Trainable):
         test = run.test() if spec.tested and last else None
         if last and spec.confirm and self._references.is_one(spec.role, run.allocation):
             self._references.keep(spec.trial, run)
-        if last and spec.role == "reference":
-            reference = self._references.of(spec.trial, run.context, spec.seed)
-            error = report.loss_standard_error
-            table = visibility_table(run.context, self._context.space, reference, error)
+            table = self._table(report)
         return Outcome(report=report, receipt=run.receipt, test=test, table=table)
+
+    def _table(self, report: TrialReport) -> VisibilityTable | None:
+        """Make what trials need that will start from this one; return the table of the search."""
+        spec, context, space = self._spec, self._loaded(), self._context.space
+        reference = self._references.of(spec.trial, context, spec.seed)
+        if spec.role == "reference":
+            return visibility_table(context, space, reference, report.loss_standard_error)
+        context.make_corrections(reference, space.adapted_formats)
+        return None
 
     def _failed(self, reason: str) -> Outcome:
         receipt = self._run.receipt if self._run is not None else None

@@ -43,6 +43,10 @@ class Proposer:
         """Propose by this table from now on."""
         self._table, self._own, self._best = table, None, {}
 
+    def predicted(self, allocation: Allocation) -> float:
+        """Return the damage that the table predicts; of no meaning where none was measured."""
+        return 0.0 if self._table is None else self._table.predict(allocation)
+
     def tables_best(self, limit_bytes: int) -> Allocation | None:
         """Return the allocation of at most these bytes that the table alone names; None where no
         table was measured.

@@ -70,8 +70,7 @@ class Confirmation:
         found = compared_finalist(self.state, expected)
         if found is None:
             return
-        best = self.proposer.tables_best(found.memory_bytes)
-        for control in controls(self.space, found, best, self.seed):
+        for control in controls(self.space, found, self.proposer, self.seed):
             # Where the finalist is uniform itself, or the table's best, it needs no such control.
             if not control.started or control.allocation != found.allocation:
                 yield control

@@ -7,6 +7,7 @@ from random import Random
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.spaces import Space
+from tune.search.proposer import Proposer
 from tune.study.state import TrialState
 
 
@@ -29,28 +30,26 @@ class Control:
     labels: bool = False
 
 
-def controls(
-    space: Space, found: TrialState, tables_best: Allocation | None, seed: int
-) -> list[Control]:
+def controls(space: Space, found: TrialState, proposer: Proposer, seed: int) -> list[Control]:
     """Return the controls of one finalist, such as `uniform-t007`.
 
-    The uniform allocation of no fewer bytes, a random one and the table's best of no more, and, of
-    what started from a reference, the finalist itself trained from nothing. A larger budget may
-    lead to another finalist, which then has controls of its own.
+    The uniform allocation of no fewer bytes that the visibility table expects most of, a random one
+    and the table's best of no more, as far as there is a table, and, of what started from a
+    reference, the finalist itself trained from nothing. A larger budget may lead to another
+    finalist, which then has controls of its own.
 
     Args:
         space: Of the search.
         found: The finalist.
-        tables_best: The allocation of its bytes that the visibility table alone names; None where
-            there is no table.
+        proposer: Knows the table.
         seed: Of the study.
     """
     size, started = found.memory_bytes, found.reference is not None
     generator = Random(f"{seed}-{found.id}")
     allocations: Mapping[str, Allocation | None] = {
-        "uniform": uniform_of_bytes(space, size),
+        "uniform": uniform_of_bytes(space, size, proposer.predicted),
         "random": random_of_bytes(space, size, generator),
-        "table": tables_best,
+        "table": proposer.tables_best(size),
     }
     made = [
         Control(id=f"{kind}-{found.id}", origin=found.id, allocation=allocation, started=started)

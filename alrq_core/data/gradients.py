@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from alrq_core.data.encode import Batch
-from alrq_core.memory.machine import autocast
 
 
 class Collector(Protocol):
@@ -46,7 +45,6 @@ def collect_gradients(
     names: dict[str, str],
     batches: Iterable[Batch],
     into: Collector,
-    compute_dtype: torch.dtype,
     score: Callable[[nn.Module, Batch], Tensor],
 ) -> None:
     """Hand the gradients of each sequence's score to `into`.
@@ -59,16 +57,13 @@ def collect_gradients(
             tied output head.
         batches: On the model's device.
         into: What becomes of the gradients.
-        compute_dtype: Type of the matrix products.
         score: Model and batch to what is differentiated, a number a sequence.
     """
     model.eval()
-    with _frozen(model), _hooks(model, names, into) as expected:
+    with torch.enable_grad(), _frozen(model), _hooks(model, names, into) as expected:
         for batch in batches:
             expected["sequences"] = len(batch.input_ids)
-            with autocast(compute_dtype, batch.input_ids.device):
-                found = score(model, batch)
-            found.sum().backward()
+            score(model, batch).sum().backward()
 
 
 @contextmanager
