@@ -1,20 +1,19 @@
-"""What starts from a reference are worth by the moments they are made with, and what trains them.
+"""What starts from a reference are worth by what they are made with, and what trains them.
 
     python -m benchmarks.starts --results results/starts --seeds 2
 
 MiniLM-L6 on Rotten Tomatoes. For each seed, B-FP is trained with the default recipe. Starts are
-then made with the second moments of the base's inputs and with those of the reference's, and scored
-before any step; and the table's best allocations of two sizes are trained towards its answers at
-several rates, for several numbers of steps. Prints Markdown tables, a column a seed; every score is
-kept, and the command may be given again.
+then made with the second moments of the base's inputs alone, and with both factors of the Fisher
+information of the reference's answers, and scored before any step; and the table's best allocations
+of two sizes are trained towards its answers at several rates, for several numbers of steps. Prints
+Markdown tables, a column a seed; every score is kept, and the command may be given again.
 """
 
 import argparse
-import copy
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from alrq_core.adapters.reference import Reference
 from alrq_core.adapters.starts import Corrections
 from alrq_core.context import TrialContext
+from alrq_core.data.fisher import Factors
 from alrq_core.data.moments import InputMoments
 from alrq_core.memory.cores import usable_cores
 from alrq_core.trial import TrialRun
@@ -49,7 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
         found = list(pool.map(partial(scores, given.results), range(given.seeds)))
-    print_table("divergence, base's moments / reference's", found, "moments", show_moments)
+    print_table("divergence by inputs alone / by both factors", found, "start", show_starts)
     print_table("test loss (accuracy, %; step kept)", found, "recipe", show_recipe)
 
 
@@ -75,9 +75,8 @@ def scores(results: Path, seed: int) -> dict[str, Row]:
 
     every = {f"table's best of {size / 1e6} MB": found for size, found in best.items()}
     every |= {f"{b} bits, rank {r}": space.nearest_uniform(b, r) for b, r in UNIFORM}
-    theirs = reference_moments(context, reference)
     for name, allocation in every.items():
-        keep(f"moments {name}", partial(with_moments, context, reference, allocation, theirs))
+        keep(f"start {name}", partial(both_starts, context, reference, allocation))
     for size, allocation in best.items():
         for steps, rate in RECIPES:
             name = f"recipe {size / 1e6} MB, {steps} steps at {rate:g}"
@@ -85,35 +84,32 @@ def scores(results: Path, seed: int) -> dict[str, Row]:
     return rows
 
 
-def reference_moments(context: TrialContext, reference: Reference) -> InputMoments:
-    """Return the moments of the inputs of the tuned model's modules."""
-    tuned = copy.deepcopy(context.base)
-    for name in reference.adapters:
-        weight = tuned.get_submodule(name).get_parameter("weight")
-        weight.data = context.tuned_weight(reference, name)
-    modules = {target.name: target.name for target in context.inventory.targets}
-    return InputMoments(tuned, modules, context._calibration, torch.device("cpu"), ())
-
-
-def changed(
-    context: TrialContext, recipe: Mapping[str, float], moments: InputMoments
-) -> TrialContext:
-    """Return a context with another recipe and other moments, and the same codes."""
-    other = replace(context, recipe=replace(context.recipe, **recipe))  # type: ignore[arg-type]
-    other.__dict__.update(packed=context.packed, moments=moments)
-    return other
-
-
-def with_moments(
-    context: TrialContext, reference: Reference, allocation: Allocation, theirs: InputMoments
-) -> Row:
-    """Return divergences of starts that are made with both kinds of moments."""
+def both_starts(context: TrialContext, reference: Reference, allocation: Allocation) -> Row:
+    """Return divergences of starts by the inputs alone, and by both factors."""
     found = []
-    for moments in (context.moments, theirs):
-        fresh = replace(reference, corrections=Corrections())
-        run = TrialRun(changed(context, {}, moments), allocation, fresh.seed, reference=fresh)
-        found.append(run.advance(0).divergence or 0.0)
-    return {"base": found[0], "reference": found[1]}
+    for known in ({}, {"factors": lambda _: Even(context.moments)}):
+        other, fresh = changed(context, {}), replace(reference, corrections=Corrections())
+        other.__dict__.update(known)
+        found.append(TrialRun(other, allocation, fresh.seed, reference=fresh).advance(0).divergence)
+    return {"fisher": found[0] or 0.0, "inputs": found[1] or 0.0}
+
+
+@dataclass(frozen=True)
+class Even:
+    """Factors of the inputs alone."""
+
+    moments: InputMoments
+
+    def of(self, name: str) -> Factors:
+        """Return those of a module."""
+        return Factors(self.moments[name])
+
+
+def changed(context: TrialContext, recipe: Mapping[str, float]) -> TrialContext:
+    """Return a context with another recipe, and the same codes."""
+    other = replace(context, recipe=replace(context.recipe, **recipe))  # type: ignore[arg-type]
+    other.__dict__.update(packed=context.packed, moments=context.moments)
+    return other
 
 
 def with_recipe(
@@ -126,7 +122,7 @@ def with_recipe(
 ) -> Row:
     """Return what an allocation is worth after so many steps."""
     recipe = {"tune_steps": steps, "tune_learning_rate": rate}
-    other = changed(context, recipe, context.moments)
+    other = changed(context, recipe)
     # The reference's answers to as many sequences as these steps see.
     itself = TrialRun(other, reference.allocation, reference.seed, reference=reference)
     answers = {**reference.answers, "tuned": itself._scorer.answers_to(other.tuned)}
@@ -153,9 +149,9 @@ def print_table(
         print(f"| {name.removeprefix(kind).strip()} | {' | '.join(cells)} |")
 
 
-def show_moments(row: Row) -> str:
+def show_starts(row: Row) -> str:
     """Return both divergences."""
-    return f"{row['base']:.4f} / {row['reference']:.4f}"
+    return f"{row['inputs']:.4f} / {row['fisher']:.4f}"
 
 
 def show_recipe(row: Row) -> str:

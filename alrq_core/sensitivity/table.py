@@ -10,7 +10,7 @@ from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Format
 from search_spaces.spaces import Space
 
-VERSION = 2
+VERSION = 3
 # Divergence of uniform 2 bits without adapters, and the share of it that rank 1 takes away.
 FLAT_DAMAGE, FLAT_MENDED = 0.3, 0.15
 # Standard error of the loss over a thousand sentences.
