@@ -216,7 +216,7 @@ def take_turns(actions: Sequence[Callable[[], object]], rounds: int) -> np.ndarr
     """Return the seconds of each action in each round, rounds x actions, without the warm-up."""
     seconds = np.empty((WARM_UP + rounds, len(actions)))
     for number in range(WARM_UP + rounds):
-        for place in np.roll(np.arange(len(actions)), number):
+        for place in np.roll(np.arange(len(actions)), number).tolist():
             started = time.perf_counter()
             actions[place]()
             seconds[number, place] = time.perf_counter() - started

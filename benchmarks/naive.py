@@ -47,7 +47,8 @@ from transformers import (
     set_seed,
 )
 
-from alrq_core.data.tasks import TextSplit, load_task
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.tasks import load_task
 from alrq_core.models.loading import resolve_model
 
 BITS, RANKS, BLOCKS = (2, 3, 4, 8, 16), (0, 2, 4, 8, 16, 32), 6
@@ -82,7 +83,10 @@ def main() -> None:
         results = search(flags, folder)
         fit_seconds = time.time() - started
         process_start = psutil.Process().create_time()
-        trials = [describe(result, process_start) for result in results]
+        trials = [
+            describe(result, process_start)
+            for result in map(results.__getitem__, range(len(results)))
+        ]
     ray.shutdown()
     document = {
         "flags": vars(flags),

@@ -18,7 +18,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from alrq_core.data.tasks import TextSplit, load_task
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.tasks import load_task
 from alrq_core.models.loading import resolve_model
 
 STEPS, WARMUP, BATCH_SIZE, LEARNING_RATE, MAX_LENGTH, RANK = 200, 20, 32, 1e-3, 128, 8

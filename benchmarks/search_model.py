@@ -28,7 +28,7 @@ from search_spaces.spaces import Space
 from tune.search import effects
 from tune.search.budget import BudgetSolver, space_choices
 from tune.search.effects import Observation
-from tune.search.front_draws import FrontDraws
+from tune.search.front_draws import FrontDraws, Sized
 from tune.search.thompson import TOLD
 
 LIMITS = (8_000_000, 8_300_000, 8_600_000, 9_200_000, 10_000_000)
@@ -117,7 +117,9 @@ def searched(
     """Return what a search offers at each limit, of its trials by its model's expectation."""
     least, most = (RESOLUTION * part for part in TOLD)
     draws = FrontDraws(space, seen.table(), 1, None, (least, most))
-    tried, known, allocations = [], [], []
+    tried: list[Sized] = []
+    known: list[Observation] = []
+    allocations = []
     before, effects.OWN = effects.OWN, dict(own)
     for number in range(screened + TRIALS):
         chance = np.random.default_rng(np.random.SeedSequence((seed, number)))

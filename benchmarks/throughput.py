@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from counts import check_counts
+from counts import check_counts  # type: ignore[import-not-found]
 from scipy import stats
 
 from search_spaces.allocation import decode

@@ -2,14 +2,16 @@
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from alrq_core.context import TrialContext
+from alrq_core.recipe import Recipe
 from benchmarks.main_job import CODES, ROWS, read
+from tests.tiny import make_context
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -121,23 +123,30 @@ def test_snippets_of_contributing_fit_the_code(snippet: str) -> None:
             assert re.search(rf"\b{name}\b", file), name
 
 
-def test_the_lines_of_references_run() -> None:
-    code = block("docs/python.md", "reference").replace("200", "2").replace("50", "2")
-    run = [sys.executable, "-c", code]
-    process = subprocess.run(run, capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def tiny_model(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, where `load_context` gives a tiny model and task."""
 
-    assert process.returncode == 0, process.stderr
-    predicted, divergences = process.stdout.splitlines()[-2:]
+    def load(model: str, task: str, recipe: Recipe) -> TrialContext:
+        assert (model, task) == ("minilm", "rotten_tomatoes")
+        return make_context(bert_folder, "classification", replace(recipe, batch_size=8))
+
+    monkeypatch.setattr("alrq_core.context.load_context", load)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_the_lines_of_references_run(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(block("docs/python.md", "reference").replace("200", "2").replace("50", "2"), {})
+    predicted, divergences = capsys.readouterr().out.splitlines()[-2:]
+
     assert float(predicted) > 0
     assert len(divergences.split()) == 2
 
 
-def test_the_python_lines_run(tmp_path: Path) -> None:
-    code = block("docs/python.md", "python").replace("200", "2")
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300
-    )
+def test_the_python_lines_run(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(block("docs/python.md", "python").replace("200", "2"), {})
 
-    assert process.returncode == 0, process.stderr
-    assert "BertForSequenceClassification" in process.stdout
-    assert (tmp_path / "my-model/weights.safetensors").is_file()
+    assert "BertForSequenceClassification" in capsys.readouterr().out
+    assert (tiny_model / "my-model/weights.safetensors").is_file()
