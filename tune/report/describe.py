@@ -11,7 +11,7 @@ from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.report.recommendation import too_few_sequences
-from tune.study.confirming import CONFIRM_SEEDS, START_SEEDS
+from tune.study.confirming import CONFIRM_SEEDS, start_seeds
 from tune.study.digests import combined
 from tune.study.prepare import Prepared
 
@@ -76,7 +76,7 @@ def _reference(prepared: Prepared) -> str:
 
 
 def _seeds(prepared: Prepared) -> int:
-    return CONFIRM_SEEDS if prepared.reference is None else START_SEEDS
+    return CONFIRM_SEEDS if prepared.reference is None else start_seeds(prepared.config.budget)
 
 
 def _ties(space: Space) -> str:

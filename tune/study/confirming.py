@@ -14,8 +14,10 @@ from tune.study.finalists import compared_finalist, finalists
 from tune.study.state import StudyState, TrialState
 
 # Fresh seeds of what learns the task from nothing, the fewest of which anything is recommended, and
-# of what starts from a reference, and of it: they cost no more.
+# of what starts from a reference, and of it, which cost no more: five would be most of the time of
+# a search of few trials.
 CONFIRM_SEEDS, START_SEEDS = 3, 5
+FEW_TRIALS = 20
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Confirmation:
 
     def _run(self, sources: Sequence[TrialState]) -> Proposed | None:
         """Return the next run of these trials with a fresh seed."""
-        for repeat in range(START_SEEDS):
+        for repeat in range(start_seeds(self.budget)):
             for source in sources:
                 started = source.reference is not None
                 if repeat >= self._seeds(source) or (repeat == 0 and source.test is not None):
@@ -98,7 +100,7 @@ class Confirmation:
 
     def _seeds(self, source: TrialState) -> int:
         started = source.reference is not None or source.id == self.reference
-        return START_SEEDS if started else CONFIRM_SEEDS
+        return start_seeds(self.budget) if started else CONFIRM_SEEDS
 
     def _start(self, repeat: int) -> str | None:
         """Return the trial that is the reference of a fresh seed."""
@@ -111,6 +113,11 @@ class Confirmation:
         if start is None:
             return True
         return start in self.state.trials and self.state.trials[start].status == "completed"
+
+
+def start_seeds(budget: int) -> int:
+    """Return the fresh seeds of what starts from a reference, after so many trials of a search."""
+    return START_SEEDS if budget >= FEW_TRIALS else CONFIRM_SEEDS
 
 
 @dataclass(frozen=True)
