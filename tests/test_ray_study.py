@@ -143,7 +143,7 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     kept = {path.stem for path in (study / "checkpoints").iterdir()}
     assert kept == set(trials(output, "tested")) | {"reference"}
     files = {path.name for path in (study / "references").iterdir()}
-    names = ["reference", "B-FP", *(f"B-FP-s{seed}" for seed in (2, 3, 4, 5))]
+    names = ["reference", "B-FP", "B-FP-s2", "B-FP-s3"]
     assert files == {f"{name}.safetensors" for name in names}
     content = json.loads((study / "study.json").read_text())
     assert [run["versions"]["ray"] for run in content["runs"]] == [ray.__version__]
