@@ -51,7 +51,7 @@ CALIBRATION_TOKENS = 8192
 MIN_CALIBRATION_TOKENS = 128
 CALIBRATION_BATCH = 16
 # Answers that tell what a reference depends on: so many sequences, or that many tokens of text.
-# Twice as many leave 0 to 7 % less of the divergence of MiniLM's starts at 2 and 3 bits.
+# Twice as many leave at most 4 % less of the divergence of MiniLM's starts at 2 and 3 bits.
 FISHER_SEQUENCES = 400
 # Of one batch whose activations are kept.
 BATCH_TOKENS = 4096
