@@ -52,7 +52,7 @@ from tune.search.searchers import Setting
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
 from tune.study.replay import replay_search
-from tune.study.schedulers import SCHEDULERS, rungs_of
+from tune.study.schedulers import SCHEDULERS, judging_rungs, rungs_of
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study
 
@@ -163,7 +163,7 @@ class Search:
         started = Started(time=0.0, budget=TRIALS)
         log.append(started)
         self.state.apply(started)
-        rungs = rungs_of(context.recipe, "search", started=True)
+        rungs = judging_rungs(context.recipe, started=True)
         setting = Setting(space=space, rungs=rungs, budget=TRIALS, seed=seed)
         self._proposer = Proposer(setting, searcher, folder, table)
         replay_search(events, self.state, self._proposer)
@@ -226,12 +226,12 @@ class Search:
         cost, costs, areas, points = 0.0, [], [], []
         for trial in done:
             cost += sum(r.step + SCORE_STEPS * self._scored(r) for r in trial.reports)
-            if trial.status == "completed":
-                points.append((trial.reports[-1].objective, log2(trial.memory_bytes)))
+            if trial.comparable and trial.judged is not None:
+                points.append((trial.judged.objective, log2(trial.memory_bytes)))
                 costs.append(cost)
                 areas.append(hypervolume(points, (WORST, log2(2 * max(LIMITS)))))
-        first = [trial.reports[0].objective for trial in done]
-        predicted = [self._table.predict(trial.allocation) for trial in done]
+        first = [trial.judged.objective for trial in done if trial.judged is not None]
+        predicted = [self._table.predict(t.allocation) for t in done if t.judged is not None]
         tau = float(kendalltau(predicted, first).statistic)
         return {"cost": cost, "costs": costs, "areas": areas, "tau": tau, "trials": len(done)}
 

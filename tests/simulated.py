@@ -19,7 +19,7 @@ from tune.search.tried import Tried
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
 from tune.study.replay import replay_search
-from tune.study.schedulers import SCHEDULERS, rungs_of
+from tune.study.schedulers import SCHEDULERS, judging_rungs, rungs_of
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Listener, Outcome, Study, known_table
 
@@ -117,7 +117,7 @@ def make_study(
     searched = make_space(space, inventory)
     setting = Setting(
         space=searched,
-        rungs=RUNGS if reference is None else START_RUNGS,
+        rungs=judging_rungs(RECIPE, reference is not None),
         budget=budget,
         seed=0,
         max_memory_bytes=max_memory_bytes,

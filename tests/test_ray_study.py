@@ -155,13 +155,15 @@ def test_optuna_was_told_the_truth(finished: tuple[Path, Any]) -> None:
     backend = optuna.storages.journal.JournalFileBackend(str(output / "studies/s/optuna.journal"))
     storage = optuna.storages.JournalStorage(backend)
     study = optuna.load_study(study_name="alrq", storage=storage)
-    states = {t.user_attrs["trial"]: t.state.name for t in study.trials}
-    expected = {
-        **dict.fromkeys(searched(trials(output, "completed")), "COMPLETE"),
-        **dict.fromkeys(searched(trials(output, "stopped")), "PRUNED"),
+    told = {t.user_attrs["trial"]: t.values for t in study.trials if t.state.name == "COMPLETE"}
+    sizes = {e["trial"]: e["memory_bytes"] for e in events(output) if e["event"] == "proposed"}
+    starts = {
+        event["trial"]: [event["divergence"], sizes[event["trial"]]]
+        for event in events(output)
+        if event["event"] == "reported" and event["step"] == 0
     }
 
-    assert states == expected
+    assert told == {name: starts[name] for name in searched(trials(output, "proposed"))}
 
 
 def test_a_confirmed_trial_is_exported(

@@ -310,19 +310,36 @@ def test_a_study_cut_anywhere_goes_on_from_its_log(tmp_path: Path, reports: int)
         assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize(("searcher", "part"), [("tpe", 0.6), ("alrq", 0.6), ("alrq", 0.9)])
-def test_a_cut_study_ends_as_an_uncut_one(tmp_path: Path, searcher: str, part: float) -> None:
+@pytest.mark.parametrize(
+    ("searcher", "part", "reference"),
+    [
+        ("tpe", 0.6, None),
+        ("alrq", 0.6, None),
+        ("alrq", 0.9, None),
+        ("nsga2", 0.2, "B-FP"),
+        ("tpe", 0.2, "B-FP"),
+        ("alrq", 0.2, "B-FP"),
+        ("alrq", 0.6, "B-FP"),
+    ],
+)
+def test_a_cut_study_ends_as_an_uncut_one(
+    tmp_path: Path, searcher: str, part: float, reference: str | None
+) -> None:
     """With one worker the order is fixed, so the same trials are proposed. Cut within the search,
     and while its finalists are confirmed."""
     for name in ("cut", "whole"):
         (tmp_path / name).mkdir()
-    whole = make_study(tmp_path / "whole", budget=12, searcher=searcher)
+
+    def made(name: str) -> Study:
+        return make_study(tmp_path / name, budget=12, searcher=searcher, reference=reference)
+
+    whole = made("whole")
     reports = round(part * drive(whole, workers=1))
-    begun = make_study(tmp_path / "cut", budget=12, searcher=searcher)
+    begun = made("cut")
     assert drive(begun, workers=1, reports=reports) == reports
-    assert bool(begun.state.of_role("confirm")) == (part > 0.8)
+    assert bool(begun.state.of_role("confirm")) == (part > (0.5 if reference else 0.8))
     assert not begun.finished
-    cut = make_study(tmp_path / "cut", budget=12, searcher=searcher)
+    cut = made("cut")
     drive(cut, workers=1)
 
     assert cut.state.trials == whole.state.trials
@@ -578,6 +595,32 @@ def test_what_starts_from_a_reference_waits_for_that_of_its_seed(tmp_path: Path)
     assert all([r.step for r in t.reports] == list(START_RUNGS) for t in done)
     assert 20 // START_FACTOR <= len(done) < 20
     assert set(ends(tmp_path).values()) == {1}
+
+
+def test_starts_are_judged_by_what_all_of_them_have(tmp_path: Path) -> None:
+    """Whatever training makes of a trial, and also where it fails: the search has its start."""
+
+    def ends_anywhere(trial: TrialState, step: int) -> float:
+        if step == 0 or not trial.searched:
+            return bytes_help(trial, step)
+        return float("nan") if trial.id == "t002" else 100 * luck(trial)
+
+    study = make_study(
+        tmp_path, budget=20, searcher="alrq", scheduler="none", reference="B-FP", screen=2
+    )
+    drive(study, ends_anywhere)
+    searched = [trial for trial in study.state.trials.values() if trial.searched]
+    starts = {trial.id: trial.reports[0].divergence for trial in searched}
+    told = {t.user_attrs["trial"]: t.values[0] for t in study.plan.proposer._journal.trials}
+    front = study.state.front()
+
+    assert told == starts
+    assert study.state.trials["t002"].status == "failed"
+    assert "t002" not in {trial.id for trial in front}
+    values = [starts[trial.id] or 0.0 for trial in front]
+    assert len(values) > 3
+    assert values == sorted(values, reverse=True)
+    assert set(study.plan.proposer.expected_losses()) == set(starts)
 
 
 def test_a_finalist_is_compared_to_what_it_must_beat(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from tune.study.plan import Plan
 from tune.study.prepare import Prepared
 from tune.study.record import run_content, study_content
 from tune.study.replay import replay_search
-from tune.study.schedulers import SCHEDULERS
+from tune.study.schedulers import SCHEDULERS, judging_rungs
 from tune.study.state import StudyState
 from tune.study.study import Listener, Study, StudyEnd, known_table
 
@@ -92,7 +92,7 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
     config = prepared.config
     setting = Setting(
         space=prepared.space,
-        rungs=prepared.rungs,
+        rungs=judging_rungs(config.recipe, prepared.reference is not None),
         budget=config.budget,
         seed=config.seed,
         max_memory_bytes=config.max_memory_bytes,

@@ -74,11 +74,11 @@ class Comparison:
 
 
 def agreements(state: StudyState, table: VisibilityTable | None) -> list[Agreement]:
-    """Return how table and rungs order the completed trials of the search."""
+    """Return how table and rungs order the completed trials of the search by their last losses."""
     done = [trial for trial in state.of_role("search") if trial.status == "completed"]
     if len(done) < MIN_TRIALS:
         return []
-    final = [trial.reports[-1].objective for trial in done]
+    final = [trial.reports[-1].loss for trial in done]
     found = []
     if table is not None:
         predicted = [table.predict(trial.allocation) for trial in done]
@@ -170,7 +170,7 @@ def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -
     if found:
         parts = [f"{one.source} {one.kendall:+.2f}{_in_brackets(one.interval)}" for one in found]
         lines.append(
-            f"Order of the {found[0].trials} completed trials by their objective, Kendall's tau: "
+            f"Order of the {found[0].trials} completed trials by validation loss, Kendall's tau: "
             f"{', '.join(parts)}."
         )
     for one in compared:

@@ -54,10 +54,10 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
     on_front = {trial.id for trial in front}
     searched = [trial for trial in state.trials.values() if trial.searched and trial.reports]
     completed = [t for t in searched if t.status == "completed" and t.id not in on_front]
-    begun = [trial for trial in searched if trial.status != "completed"]
+    begun = [t for t in searched if t.status != "completed" and t.id not in on_front]
     started = any(trial.reference is not None for trial in searched)
     if started:
-        _points(axes, begun, PALE_COLOUR, ".", "scored before any step")
+        _points(axes, begun, PALE_COLOUR, ".", "not trained, not on the front")
     _points(axes, completed, OTHER_COLOUR, "o", "completed, not on the front")
     _points(axes, front, FRONT_COLOUR, "o", "front")
     axes.plot(*_places(front), color=FRONT_COLOUR, drawstyle="steps-post", linewidth=1)
@@ -66,7 +66,7 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
         _points(axes, fixed, BASELINE_COLOUR, "s", "fixed configurations")
     _log_bytes(axes)
     axes.set_yscale("log")
-    what = "divergence from the reference" if started else "validation loss, full fidelity"
+    what = "divergence of starts" if started else "validation loss, full fidelity"
     axes.set_ylabel(f"{what} (bars: standard error)")
     axes.set_title("The search, one seed", fontsize=10)
     axes.legend(fontsize=8)
@@ -122,18 +122,18 @@ def _colour(trial: TrialState) -> str:
 def _places(trials: list[TrialState]) -> tuple[list[float], list[float]]:
     return (
         [trial.memory_bytes / 1e6 for trial in trials],
-        [max(trial.reports[-1].objective, LEAST) for trial in trials],
+        [max(trial.judged.objective, LEAST) for trial in trials if trial.judged is not None],
     )
 
 
 def _points(axes: Axes, trials: list[TrialState], colour: str, mark: str, label: str) -> None:
-    """Draw the last objective of trials with its standard error."""
+    """Draw what trials are judged by with its standard error."""
     if not trials:
         return
-    last = [trial.reports[-1] for trial in trials]
     errors = [
         r.loss_standard_error if r.divergence is None else r.divergence_standard_error or 0.0
-        for r in last
+        for r in (trial.judged for trial in trials)
+        if r is not None
     ]
     axes.errorbar(
         *_places(trials),

@@ -145,7 +145,7 @@ class Progress:
         return sum(trial.status != "running" for trial in state.of_role(self._role))
 
     def _view(self, state: StudyState) -> Group:
-        table = Table(title="Best front so far (full fidelity)", title_justify="left")
+        table = Table(title="Best front so far", title_justify="left")
         for column in ("trial", "memory", "average rank", "validation loss", self._metric):
             table.add_column(column, justify="left" if column == "trial" else "right")
         front = state.front()
@@ -161,7 +161,8 @@ class Progress:
 
 
 def _row(trial: TrialState, metric: str, inventory: Inventory) -> tuple[str, ...]:
-    report = trial.reports[-1]
+    report = trial.judged
+    assert report is not None
     return (
         trial.id,
         format_bytes(trial.memory_bytes),

@@ -24,8 +24,8 @@ def write_study_tables(
 ) -> None:
     """Write `trials.parquet` (a row a report) and `front.json` into the study's folder.
 
-    The latter has the front by the losses observed, and by those that the searcher's model
-    expects, of which finalists are chosen.
+    The latter has the front by the objectives observed, and by those that the searcher's model
+    expects, of which finalists are chosen; each trial with the report that it is judged by.
 
     Args:
         folder: Of the study.
@@ -144,9 +144,10 @@ def _report_row(trial: TrialState, rung: int, inventory: Inventory) -> dict[str,
 
 
 def _front_row(trial: TrialState, inventory: Inventory) -> dict[str, Any]:
+    assert trial.judged is not None
     return {
         **_identity(trial, inventory),
-        **trial.reports[-1].to_json(),
+        **trial.judged.to_json(),
         "modules": trial.allocation.to_json(),
     }
 

@@ -24,7 +24,7 @@ class Journal:
     """An Optuna study that is told the truth about every trial and its rung.
 
     Optuna counts a stopped trial as pruned, without values, and a failed one as failed: only
-    trials at full fidelity enter its front.
+    trials that are judged at equal fidelity enter its front.
 
     Attributes:
         numbers: Trial id to Optuna's number of the trial.
@@ -87,9 +87,11 @@ class Journal:
             sampler.get_parent_population(self._study, generation)
 
     def tell(self, trial: Tried) -> None:
-        """Note which rung a trial reached, and how it ended if it did."""
+        """Note which rung a trial reached, and how it ended if it did; what is known is final."""
         number = self.numbers[trial.id]
         frozen = self.trials[number]
+        if frozen.state.is_finished():
+            return
         storage = self._study._storage
         details: dict[str, Any] = {"memory_bytes": trial.memory_bytes, "rungs": trial.rungs}
         found = {"step": trial.step, "objective": trial.objective, "reason": trial.reason}

@@ -78,8 +78,8 @@ class Proposer:
         self._journal.tell(trial)
 
     def expected_losses(self) -> dict[str, float]:
-        """Return the objective that the searcher's model expects of each completed trial at full
-        fidelity, by id; nothing where it has no model.
+        """Return the objective that the searcher's model expects of each trial that is judged at
+        full fidelity, by id; nothing where it has no model.
         """
         if self._searcher not in NEED_TABLE:
             return {}

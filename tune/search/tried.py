@@ -16,7 +16,7 @@ class Tried:
         memory_bytes: Of the deployed model.
         ended: How it ended; None while it runs or waits.
         rungs: How many it has reached.
-        step, objective: Of the highest of them, see `TrialReport`; None before the first.
+        step, objective: Of the one that it is judged by, see `TrialReport`; None before the first.
         reason: Why it failed.
     """
 

@@ -19,8 +19,8 @@ REFERENCE_TRIAL = "reference"
 def finalists(state: StudyState, expected: Mapping[str, float], budget: int) -> list[TrialState]:
     """Return the trials to confirm: the baselines, and the best of the front by their bytes.
 
-    Of the front these are the smallest allocations whose divergence from the reference is at most
-    so many standard errors of its validation loss; where none is that near, the nearest. From
+    Of the front these are the smallest allocations whose starts diverge from the reference by at
+    most so many standard errors of its validation loss; where none is that near, the nearest. From
     nothing, what the validation loss is above the lowest one found counts for the divergence.
 
     Args:
@@ -51,7 +51,7 @@ def _within(
     front = state.front(expected)
     if not front:
         return None
-    values = {t.id: t.reports[-1].objective for t in front} | dict(expected)
+    values = {t.id: t.judged.objective for t in front if t.judged is not None} | dict(expected)
     reference, zero = state.trials.get(REFERENCE_TRIAL), 0.0
     if front[0].reference is None or reference is None or reference.last is None:
         baselines = [t for t in state.of_role("baseline") if t.status == "completed"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tune.search.proposer import Proposer
-from tune.study.events import Ended, Event, Proposed
+from tune.study.events import Ended, Event, Proposed, Reported
 from tune.study.state import StudyState
 
 
@@ -15,11 +15,14 @@ def replay_search(events: Iterable[Event], state: StudyState, proposer: Proposer
         state: Made from them.
         proposer: Has seen no trial yet.
     """
-    searched = {trial.id: trial.tried for trial in state.trials.values() if trial.searched}
+    searched = {trial.id: trial for trial in state.trials.values() if trial.searched}
     for event in events:
         if isinstance(event, Proposed) and event.trial in searched:
-            proposer.adopt(searched[event.trial])
-        elif isinstance(event, Ended) and event.trial in searched:
-            proposer.tell(searched.pop(event.trial))
+            proposer.adopt(searched[event.trial].tried)
+        elif isinstance(event, Reported | Ended) and event.trial in searched:
+            trial = searched[event.trial]
+            # A start is judged by its first report, all others by how they ended.
+            if isinstance(event, Ended) or trial.reference is not None:
+                proposer.tell(searched.pop(trial.id).tried)
     for trial in searched.values():
-        proposer.tell(trial)
+        proposer.tell(trial.tried)

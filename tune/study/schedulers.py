@@ -11,8 +11,8 @@ from tune.study.events import Role
 
 RUNG_FACTOR = 2
 RUNGS = 3
-# Of what started from a reference so many trials are scored for each that is trained on: training
-# costs as much as seven scores, and hardly changes their order.
+# Of what started from a reference so many trials are scored for each that is trained on, to show
+# how well starts order what they come to: it costs as much as seven scores, and nothing goes by it.
 START_FACTOR = 5
 # The median of fewer says nothing.
 MEDIAN_TRIALS = 4
@@ -47,6 +47,11 @@ def rungs_of(recipe: Recipe, role: Role, started: bool) -> tuple[int, ...]:
     if started:
         return 0, recipe.tuning.max_steps
     return rung_steps(recipe.max_steps) if role == "search" else (recipe.max_steps,)
+
+
+def judging_rungs(recipe: Recipe, started: bool) -> tuple[int, ...]:
+    """Return the steps whose reports the search may go by, see `TrialState.judged`."""
+    return (0,) if started else rung_steps(recipe.max_steps)
 
 
 def rung_steps(max_steps: int) -> tuple[int, ...]:

@@ -75,6 +75,22 @@ class TrialState:
         return self.reports[-1] if self.reports else None
 
     @property
+    def judged(self) -> TrialReport | None:
+        """The report that the search goes by.
+
+        Where trials start from a reference it is that of the start, which all of them have: what
+        training adds is nearly the same for all, and which state is kept is chance besides. From
+        nothing, it is that of the highest rung.
+        """
+        return self.reports[0] if self.reports and self.reference is not None else self.last
+
+    @property
+    def comparable(self) -> bool:
+        """Whether it may be on the front: judged at the same fidelity as others."""
+        known = self.status == "completed" if self.reference is None else self.status != "failed"
+        return known and self.judged is not None
+
+    @property
     def searched(self) -> bool:
         """Whether a searcher proposed it, and is told of it."""
         return self.role in SEARCHED
@@ -82,15 +98,19 @@ class TrialState:
     @property
     def tried(self) -> Tried:
         """What the search knows of it."""
-        last, status = self.last, self.status
+        judged, status = self.judged, self.status
+        ended = None if status == "running" or status == "paused" else status
+        if judged is not None and self.reference is not None:
+            # Whatever comes of it: the search has got what it asked for.
+            ended = "completed"
         return Tried(
             id=self.id,
             allocation=self.allocation,
             memory_bytes=self.memory_bytes,
-            ended=None if status == "running" or status == "paused" else status,
+            ended=ended,
             rungs=len(self.reports),
-            step=last.step if last else None,
-            objective=last.objective if last else None,
+            step=judged.step if judged else None,
+            objective=judged.objective if judged else None,
             reason=self.reason,
         )
 
@@ -167,14 +187,14 @@ class StudyState:
         return [trial for trial in done if trial.test is not None]
 
     def front(self, expected: Mapping[str, float] | None = None) -> list[TrialState]:
-        """Return the front of the search: completed trials only, so of equal fidelity,
-        from the smallest to the largest.
+        """Return the front of the search, of trials that are judged at equal fidelity, from the
+        smallest to the largest.
 
         Args:
             expected: Trial id to the objective that counts, instead of the one observed.
         """
-        done = [t for t in self.of_role("search") if t.status == "completed" and t.reports]
-        objectives = {trial.id: trial.reports[-1].objective for trial in done}
+        done = [trial for trial in self.of_role("search") if trial.comparable]
+        objectives = {t.id: t.judged.objective for t in done if t.judged is not None}
         objectives |= dict(expected or {})
         points = [(objectives[trial.id], float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
