@@ -4,7 +4,7 @@
     python -m benchmarks.real_search --results results/real-sst2 --task sst2 --data DIR
 
 MiniLM-L6 with the default recipe, codes and space. For each seed, B-FP is trained, and searches of
-50 trials start from it: `alrq` as by default, and Optuna's TPE with the same rungs. At each limit
+50 trials start from it: `alrq` as by default, and Optuna's TPE by the same scores. At each limit
 on the deployed model, what a search offers is the best of its front that fits, by its model's
 expectation where it has one. Those, the uniform allocation of no fewer bytes and up to a tenth more
 that the visibility table expects most of, a random one and the table's own best of no more start
@@ -52,7 +52,7 @@ from tune.search.searchers import Setting
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
 from tune.study.replay import replay_search
-from tune.study.schedulers import SCHEDULERS, judging_rungs, rungs_of
+from tune.study.schedulers import Scheduler, judging_rungs
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study
 
@@ -63,6 +63,8 @@ CONTROLS = ("uniform", "random", "table")
 FRESH = 1000
 # What scoring a sequence costs beside a step of 32, which goes forward and backward.
 SCORE_STEPS = 1 / 3 / 32
+# No search goes by what training makes of its trials, so that none is trained for show.
+SCORED_ONLY = Scheduler(passes=lambda points, closing, factor: [False] * len(points), pauses=False)
 # Areas count below these.
 WORST = 0.1
 Row = dict[str, Any]
@@ -186,29 +188,25 @@ class Search:
             state=self.state,
             plan=plan,
             recipe=context.recipe,
-            scheduler=SCHEDULERS["front-asha"],
+            scheduler=SCORED_ONLY,
         )
 
     def run(self) -> None:
-        """Train until the search is over."""
+        """Score starts until the search is over."""
         while (trial := self._study.next_trial()) is not None:
             if trial.role == "reference":
                 self._study.take(trial.id, Outcome(report=self._report, table=self._table))
             elif trial.role == "search":
-                self._train(trial)
+                self._score(trial)
             elif trial.role == "baseline":
                 self._study.take(trial.id, Outcome(error="not trained for this search"))
             else:
                 break
         self._study.log.close()
 
-    def _train(self, trial: TrialState) -> None:
-        rungs = rungs_of(self._context.recipe, "search", started=True)
+    def _score(self, trial: TrialState) -> None:
         run = TrialRun(self._context, trial.allocation, self._seed, reference=self._reference)
-        for step in rungs:
-            report = run.advance(step)
-            if self._study.take(trial.id, Outcome(report=report)) == "stop":
-                return
+        self._study.take(trial.id, Outcome(report=run.advance(0)))
 
     def offers(self) -> dict[int, Allocation]:
         """Return the best that fits in each limit, as far as anything does."""
@@ -225,7 +223,7 @@ class Search:
         done = self.state.of_role("search")
         cost, costs, areas, points = 0.0, [], [], []
         for trial in done:
-            cost += sum(r.step + SCORE_STEPS * self._scored(r) for r in trial.reports)
+            cost += sum(SCORE_STEPS * self._scored(report) for report in trial.reports)
             if trial.comparable and trial.judged is not None:
                 points.append((trial.judged.objective, log2(trial.memory_bytes)))
                 costs.append(cost)
