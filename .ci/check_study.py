@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pyarrow.parquet
 
+# Of everything that is confirmed after so few trials.
+SEEDS = 3
+
 
 def main(results: Path, name: str, budget: int) -> None:
     """Check the results of one study of the space `joint` on Rotten Tomatoes."""
@@ -61,14 +64,13 @@ def main(results: Path, name: str, budget: int) -> None:
             low - 1e-9 <= entry["f1"] <= high + 1e-9,
             f"{entry['experiment']}: F1 inside its interval",
         )
-        seeds = 3 if entry["experiment"] == "B-Q4" else 5
-        check(len(entry["seeds"]) == seeds, f"{entry['experiment']}: {seeds} seeds")
+        check(len(entry["seeds"]) == SEEDS, f"{entry['experiment']}: {SEEDS} seeds")
     evidence = json.loads((study / "evidence.json").read_text())
     compared = {c["kind"]: c["seeds"] for c in evidence["comparisons"]}
     kinds = {"uniform", "random", "table", "nothing", "+"}
     check({"nothing", "+"} < set(compared) <= kinds, "a finalist has controls")
     for kind, seeds in compared.items():
-        check(seeds == (3 if kind == "nothing" else 5), f"{kind}: {seeds} seeds")
+        check(seeds == SEEDS, f"{kind}: {seeds} seeds")
     files = ("front.json", "front.png", "study.json", "optuna.journal", "confirmation.json")
     for file in (*files, "mcnemar.csv", "visibility.json"):
         check((study / file).stat().st_size > 0, f"{file} was written")
