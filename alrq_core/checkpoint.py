@@ -28,7 +28,7 @@ def write_checkpoint(
         randomness: The trial's own random numbers.
         receipt: Of the trial so far.
         report: Its last one.
-        best: Of a trial that started from a reference, its best state.
+        best: Of a trial that started from a reference, the state that it keeps.
 
     Raises:
         OSError: The file can't be written.
@@ -37,7 +37,7 @@ def write_checkpoint(
         "report": report.to_json(),
         "receipt": receipt.to_json(),
         "randomness": randomness.states,
-        "best": None if best is None else [best.report.to_json(), best.trained],
+        "best": None if best is None else [best.report.to_json(), best.trained, best.losses],
         **training.state(),
     }
     # Torch's own writer calls a full disk a RuntimeError without an errno.
@@ -59,12 +59,12 @@ def read_checkpoint(
         device: Of the model.
 
     Returns:
-        The receipt, the last report and the best state.
+        The receipt, the last report and the state that is kept.
     """
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
     receipt = Receipt.from_json(state["receipt"])
     training.load_state(state, receipt.ranks)
     randomness.states = [generator.cpu() for generator in state["randomness"]]
     best = state["best"]
-    kept = None if best is None else Kept(TrialReport(**best[0]), best[1])
+    kept = None if best is None else Kept(TrialReport(**best[0]), best[1], best[2].cpu())
     return receipt, TrialReport(**state["report"]), kept

@@ -22,8 +22,8 @@ class TrialReport:
         divergence: Of a trial that started from a reference: mean Kullback-Leibler divergence from
             its answers, on training text that no trial is trained on.
         divergence_standard_error: Of it, over these sequences.
-        kept_step: Of such a trial at its end: the step whose state it keeps, which is that of the
-            lowest validation loss. What is reported then is of that step.
+        kept_step: Of such a trial at its end: the step whose state it keeps, which is the last one
+            unless its validation loss is shown to be higher. What is reported is of that step.
         context_tokens, stride_tokens: Language modelling only: tokens of a window, and from the
             start of one window of the split to that of the next.
         train_seconds, eval_seconds: Wall time since the rung before.

@@ -145,8 +145,8 @@ class TrialRun:
 
         Below full fidelity a fixed half of the split is scored. After a start from a reference, it
         is always the same part, and the divergence from the reference is measured with it; step 0
-        scores the start, and the last report is of the state with the lowest validation loss,
-        which the trial keeps.
+        scores the start, and the last report is of the state that the trial keeps: the last one,
+        unless its validation loss is shown to be above that of the start.
 
         Raises:
             TrainingDivergedError: The training loss is not finite.
@@ -175,7 +175,7 @@ class TrialRun:
             peak_memory_bytes=peak_memory_bytes(self._device),
             start=apart,
         )
-        return report if self._reference is None else self._kept(report, last)
+        return report if self._reference is None else self._kept(report, result.losses, last)
 
     def test(self) -> TestScore:
         """Score the test split once, with adapters and head in the 16 bits of deployment."""
@@ -256,11 +256,14 @@ class TrialRun:
         check_receipt(taken, self.allocation.with_ranks(ranks), inventory)
         self.receipt = with_final_ranks(self.receipt, taken, adaptive.budget, adaptive.steps)
 
-    def _kept(self, report: TrialReport, last: bool) -> TrialReport:
-        """Keep the state of the lowest validation loss; at the end, return to it and report it."""
+    def _kept(self, report: TrialReport, losses: np.ndarray, last: bool) -> TrialReport:
+        """Keep this state, unless the one before beats it; at the end, return to what is kept and
+        report it.
+        """
         trained = self.training.trained
-        if self._best is None or report.loss < self._best.report.loss:
-            self._best = Kept(report, [parameter.detach().clone() for parameter in trained])
+        if self._best is None or not self._best.beats(losses):
+            values = [parameter.detach().clone() for parameter in trained]
+            self._best = Kept(report, values, torch.from_numpy(losses))
         if not last:
             return report
         for parameter, value in zip(trained, self._best.trained, strict=True):

@@ -14,8 +14,10 @@ from alrq_core.context import TrialContext
 from alrq_core.data.answers import Answers, divergences, likeliest
 from alrq_core.data.encode import collate
 from alrq_core.recipe import Recipe
+from alrq_core.training import Kept
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
+from tests.simulated import make_report
 from tests.tiny import make_context, mixed, uniform
 
 RECIPE = Recipe(
@@ -121,7 +123,20 @@ def test_training_towards_the_reference_brings_nearer(llama: Setting) -> None:
     assert run.receipt.unchanged_after_training
 
 
-def test_the_better_state_is_kept(bert: Setting) -> None:
+@pytest.mark.parametrize(
+    ("rise", "beaten"),
+    [(0.5, False), (-0.5, False), (0.0, False), (1.9, False), (2.1, True), (9.0, True)],
+)
+def test_a_state_is_kept_if_a_later_one_is_shown_to_be_worse(rise: float, beaten: bool) -> None:
+    """Differences have a mean of 0 and an error of 1, and then rise."""
+    before = torch.linspace(0.1, 3.0, 25, dtype=torch.float64)
+    apart = np.random.default_rng(0).normal(size=25)
+    apart = 5 * (apart - apart.mean()) / apart.std(ddof=1)
+
+    assert Kept(make_report(0, 0.5), [], before).beats(before.numpy() + apart + rise) == beaten
+
+
+def test_a_ruined_state_is_not_kept(bert: Setting) -> None:
     """At a rate that ruins the adapters, the start stays."""
     context = replace(bert.context, recipe=replace(RECIPE, tune_learning_rate=0.9))
     run = TrialRun(context, uniform(context.inventory, 4, 4), SEED, reference=bert.reference)

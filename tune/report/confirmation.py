@@ -32,8 +32,7 @@ class Confirmed:
         peak_memory_bytes: The highest of the seeds: see `TrialReport`.
         validation_loss: Mean over the fresh seeds.
         started: Whether each seed started from the reference of that seed.
-        kept_steps: Of such seeds, the steps after which their validation loss was lowest, which is
-            what was kept.
+        kept_steps: Of such seeds, the steps after which they were kept: see `TrialReport`.
         value, interval: The test metric and its 95 % interval.
         f1, f1_interval: Mean macro F1 of the seeds and its 95 % interval; None for language
             modelling, the interval also where predictions were not logged.
