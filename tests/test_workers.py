@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from alrq_core.trial import TrialRun
 from search_spaces.spaces import make_space
 from tests.tiny import RECIPE, make_context, uniform
+from tune.on_ray.references import References
 from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.study.events import Role
 from tune.study.study import Outcome
 
 
@@ -49,6 +52,21 @@ def first_without_codes(worker: AllocationTrainable) -> tuple[Outcome, list[tupl
     while (outcome := worker.step()[OUTCOME]).codes is not None:
         told.append(outcome.codes)
     return outcome, told
+
+
+def test_only_what_learnt_from_nothing_is_a_reference(bert_folder: Path, tmp_path: Path) -> None:
+    context = make_context(bert_folder, "classification")
+    allocation = uniform(context.inventory, 16, 2)
+    references = References(tmp_path, allocation)
+    run = TrialRun(context, allocation, 0)
+    run.advance(RECIPE.max_steps)
+    started = TrialRun(context, allocation, 0, reference=run.reference())
+    other = TrialRun(context, uniform(context.inventory, 4, 2), 0)
+    roles: tuple[Role, ...] = ("reference", "baseline", "confirm", "control")
+
+    assert [references.is_one(role, run) for role in roles] == [True, True, True, False]
+    assert not any(references.is_one(role, started) for role in roles)
+    assert [references.is_one(role, other) for role in roles] == [True, False, False, False]
 
 
 def test_a_worker_tells_how_far_its_codes_are(

@@ -35,14 +35,15 @@ class References:
         """Return the file of a trial that is a reference."""
         return self._folder / REFERENCES / f"{trial}.safetensors"
 
-    def is_one(self, role: Role, allocation: Allocation) -> bool:
-        """Tell whether a trial is a reference once it is trained."""
-        return role == "reference" or (role != "control" and allocation == self._allocation)
+    def is_one(self, role: Role, run: TrialRun) -> bool:
+        """Tell whether others start from a trial once it is trained: it has learnt from nothing."""
+        if run.receipt.start is not None:
+            return False
+        return role == "reference" or (role != "control" and run.allocation == self._allocation)
 
     def keep(self, trial: str, run: TrialRun) -> None:
-        """Write what a trial learnt, from nothing and to its end."""
-        if run.receipt.start is None:
-            run.reference().save(self.path(trial))
+        """Write what a trial learnt."""
+        run.reference().save(self.path(trial))
 
     def of(self, trial: str, context: TrialContext, seed: int) -> Reference:
         """Return the reference that a trial became.

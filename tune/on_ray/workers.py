@@ -160,7 +160,7 @@ class AllocationTrainable(ray_tune.Trainable):
         self._reported = report.step
         last = report.step == self._rungs[-1]
         test = run.test() if spec.tested and last else None
-        if last and spec.confirm and self._references.is_one(spec.role, run.allocation):
+        if last and spec.confirm and self._references.is_one(spec.role, run):
             self._references.keep(spec.trial, run)
             table = self._table(report)
         return Outcome(report=report, receipt=run.receipt, test=test, table=table)
