@@ -102,7 +102,7 @@ class TrialContext:
             elif (head := tied_head(self.base, (module.name,))) is not None:
                 modules[module.name] = head
         head_parts = head_names(self.base, self.task.kind)
-        return InputMoments(self.base, modules, self._calibration, self._device, head_parts)
+        return InputMoments(self.base, modules, self._calibration, self.device, head_parts)
 
     def _calibration(self) -> list[Batch]:
         train = self.task.train
@@ -117,7 +117,7 @@ class TrialContext:
     @cached_property
     def packed(self) -> PackedCache:
         """What all trials on this machine pack."""
-        return PackedCache(cache_folder(), self._device, self.moments)
+        return PackedCache(cache_folder(), self.device, self.moments)
 
     def make_codes(self, formats: Mapping[str, Iterable[Format]]) -> Iterator[tuple[int, int]]:
         """Make the codes of modules in formats that take long, together with other processes.
@@ -223,7 +223,7 @@ class TrialContext:
     def tuned_model(self, reference: Reference) -> nn.Module:
         """Return a reference's own model. A trial that is just being built draws on as before."""
         head, alpha = head_names(self.base, self.task.kind), self.recipe.alpha_over_rank
-        device, dtype = self._device, self.compute_dtype
+        device, dtype = self.device, self.compute_dtype
         with Randomness(reference.seed, device):
             model = build_model(
                 self.base, reference.allocation, head, alpha, dtype, device, self.packed.of
@@ -233,22 +233,23 @@ class TrialContext:
 
     def answer_scores(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return `answer_scores` in the type that trials compute with."""
-        with autocast(self.compute_dtype, self._device):
+        with autocast(self.compute_dtype, self.device):
             return answer_scores(model, batch, generator)
 
     def batches(self, tokens: Tokens) -> Iterator[Batch]:
         """Yield sequences in batches whose activations may be kept, on the device."""
         most = max(1, BATCH_TOKENS // int(tokens.lengths.max()))
-        for rows in eval_batches(tokens, most, part_tokens(self._device) and BATCH_TOKENS):
-            yield collate(tokens, rows, self.task.pad_id).to(self._device)
+        for rows in eval_batches(tokens, most, part_tokens(self.device) and BATCH_TOKENS):
+            yield collate(tokens, rows, self.task.pad_id).to(self.device)
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """Type of the matrix products."""
-        return pick_compute_dtype(self._device, self.recipe.cpu_dtype)
+        return pick_compute_dtype(self.device, self.recipe.cpu_dtype)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """Where trials run."""
         return pick_device(self.recipe.device)
 
     def make_corrections(

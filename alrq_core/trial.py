@@ -15,8 +15,6 @@ from alrq_core.checkpoint import read_checkpoint, write_checkpoint
 from alrq_core.context import TrialContext
 from alrq_core.memory.machine import (
     peak_memory_bytes,
-    pick_compute_dtype,
-    pick_device,
     reset_peak_memory,
 )
 from alrq_core.models.heads import head_names, reset_head
@@ -90,8 +88,7 @@ class TrialRun:
         self._reference = reference
         self._measured = None if confirming or reference is None else reference.answers["scored"]
         self.recipe = context.recipe if reference is None else context.recipe.tuning
-        self._device = pick_device(context.recipe.device)
-        self.compute_dtype = pick_compute_dtype(self._device, context.recipe.cpu_dtype)
+        self._device, self.compute_dtype = context.device, context.compute_dtype
         reset_peak_memory(self._device)
         adaptive = self._build()
         self.receipt = take_receipt(self.model, context.inventory, self.compute_dtype)

@@ -9,8 +9,8 @@ on the deployed model, what a search offers is the best of its front that fits, 
 expectation where it has one. Those, the uniform allocation of no fewer bytes and up to a tenth more
 that the visibility table expects most of, a random one and the table's own best of no more start
 from a B-FP of another seed that no search has seen, are trained towards its answers, and are scored
-on the test split. Prints Markdown tables with
-95 % intervals (Student's t over seeds). Everything is kept, and the command may be given again.
+on the test split. Prints Markdown tables with 95 % intervals (Student's t over seeds). Everything
+is kept, and the command may be given again.
 """
 
 import argparse
@@ -224,7 +224,7 @@ class Search:
         cost, costs, areas, points = 0.0, [], [], []
         for trial in done:
             cost += sum(SCORE_STEPS * self._scored(report) for report in trial.reports)
-            if trial.comparable and trial.judged is not None:
+            if trial.judged is not None:
                 points.append((trial.judged.objective, log2(trial.memory_bytes)))
                 costs.append(cost)
                 areas.append(hypervolume(points, (WORST, log2(2 * max(LIMITS)))))
