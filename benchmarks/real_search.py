@@ -56,7 +56,8 @@ from tune.study.schedulers import Scheduler, judging_rungs
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study
 
-LIMITS = (8_300_000, 9_200_000, 10_700_000)
+# Between the smallest allocation, 7.04 MB, and the smallest uniform one of 3 bits, 9.99 MB.
+LIMITS = (7_700_000, 8_300_000, 9_200_000)
 SEARCHES, TRIALS = ("alrq", "tpe"), 50
 CONTROLS = ("uniform", "random", "table")
 # Of the seed that is searched with, to that which scores what was found.
