@@ -39,8 +39,8 @@ class Recipe:
             one that is faster there.
         tune_steps: Optimiser steps of a trial that starts from a reference; None for half of
             `max_steps`.
-        tune_learning_rate: Peak of its schedule; None for `learning_rate`, or as much less as
-            there are fewer steps than that half.
+        tune_learning_rate: Peak of its schedule; None for `learning_rate`, less by as much as
+            there are fewer steps than that half, and by the root of how near the start is.
     """
 
     learning_rate: float = 1e-3
@@ -80,9 +80,14 @@ class Recipe:
         """Sequences of one forward pass in training."""
         return self.batch_size // self.micro_batches
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises."""
+        return max(1, round(self.warmup_fraction * self.max_steps))
+
     def learning_rate_factor(self, step: int) -> float:
         """Return the part of the peak learning rate after so many steps: linear, then cosine."""
-        warmup = max(1, round(self.warmup_fraction * self.max_steps))
+        warmup = self.warmup_steps
         if step < warmup:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, self.max_steps - warmup)

@@ -9,24 +9,21 @@ on the deployed model, what a search offers is the best of its front that fits, 
 expectation where it has one. Those, the uniform allocation of no fewer bytes and up to a tenth more
 that the visibility table expects most of, a random one and the table's own best of no more start
 from a B-FP of another seed that no search has seen, are trained towards its answers, and are scored
-on the test split. Prints Markdown tables with 95 % intervals (Student's t over seeds). Everything
-is kept, and the command may be given again.
+on the test split before and after. Prints Markdown tables with 95 % intervals over seeds and
+sentences, and writes `offers.csv` beside what each seed keeps: the command may be given again.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from math import log2
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Any
 
-import numpy as np
 import torch
 from scipy.stats import kendalltau
 
@@ -35,10 +32,11 @@ from alrq_core.context import TrialContext, load_context
 from alrq_core.memory.cores import usable_cores
 from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
+from alrq_core.scoring import Scorer
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.trial import TrialRun
-from benchmarks.codes import gaps, half_interval
+from benchmarks.search_tables import Row, print_limits, print_searches, write_scores
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
@@ -68,7 +66,6 @@ SCORE_STEPS = 1 / 3 / 32
 SCORED_ONLY = Scheduler(passes=lambda points, closing, factor: [False] * len(points), pauses=False)
 # Areas count below these.
 WORST = 0.1
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -92,8 +89,9 @@ def main() -> None:
     jobs = [Job(given.results, seed, given.task, given.data) for seed in range(given.seeds)]
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
         rows = [row for found in pool.map(run_seed, jobs) for row in found]
+    write_scores(rows, given.task, given.results / "offers.csv")
     print_limits(rows)
-    print_searches(rows)
+    print_searches(rows, SEARCHES)
 
 
 def run_seed(job: Job) -> list[Row]:
@@ -105,9 +103,8 @@ def run_seed(job: Job) -> list[Row]:
     reference, report = trained(context, space, job.seed, folder)
     table = known_table(context, space, reference, report.loss_standard_error, folder)
     fresh, _ = trained(context, space, FRESH + job.seed, folder)
-    log, rows = Log(folder / "scores.jsonl"), []
-    score = partial(tested, context, fresh, log)
-    rows.append({"kind": "B-FP", "seed": job.seed, **score(None)})
+    tester = Tester(context, fresh, Log(folder / "scores.jsonl"))
+    rows: list[Row] = [{"kind": "B-FP", "seed": job.seed, **tester.reference_score()}]
     offers: dict[str, Mapping[int, Allocation]] = {}
     for name in SEARCHES:
         search = Search(context, space, reference, report, table, folder / name, name, job.seed)
@@ -119,7 +116,7 @@ def run_seed(job: Job) -> list[Row]:
         size = memory_bytes(found["alrq"], space.inventory)
         found |= dict(zip(CONTROLS, controls(space, table, size, job.seed), strict=True))
         rows += [
-            {"kind": kind, "seed": job.seed, "limit": limit, **score(allocation)}
+            {"kind": kind, "seed": job.seed, "limit": limit, **tester.score(allocation)}
             for kind, allocation in found.items()
         ]
     return rows
@@ -272,29 +269,58 @@ def known_table(
     return VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
-def tested(
-    context: TrialContext, reference: Reference, log: Log, allocation: Allocation | None
-) -> Row:
-    """Return the test score of an allocation from a reference, or of the reference itself."""
-    wanted = reference.allocation if allocation is None else allocation
-    name = f"{'' if allocation else 'itself '}{wanted.encode()}"
-    if name in log.known:
-        return log.known[name]
-    run = TrialRun(context, wanted, reference.seed, confirming=True, reference=reference)
-    # What starts with the reference's own bits and ranks is the reference.
-    report = run.advance(0)
-    if allocation is not None:
-        report = run.advance(run.recipe.max_steps)
-    test = run.test()
-    return log.keep(
-        {
-            "allocation": name,
-            "mb": memory_bytes(wanted, context.inventory) / 1e6,
-            "kept": report.kept_step,
-            "test_loss": test.loss,
-            "accuracy": 100 * test.value,
+class Tester:
+    """Scores allocations on the test split, as they start from a reference and after training."""
+
+    def __init__(self, context: TrialContext, reference: Reference, log: Log) -> None:
+        """Ask the reference for its answers."""
+        self._context, self._reference, self._log = context, reference, log
+        self.name = f"itself {reference.allocation.encode()}"
+        run = self._start(reference.allocation)
+        self._answers = self._scorer(run).answers_to(context.task.test)
+        if self.name not in log.known:
+            log.keep({"allocation": self.name, **self._sized(run), "start": self._score(run)})
+
+    def reference_score(self) -> Row:
+        """Return that of the reference."""
+        return self._log.known[self.name]
+
+    def score(self, allocation: Allocation) -> Row:
+        """Return those of an allocation."""
+        name = allocation.encode()
+        if name not in self._log.known:
+            start = self._score(self._start(allocation))
+            run = self._start(allocation)
+            report = run.advance(run.recipe.max_steps)
+            about = {"allocation": name, "kept": report.kept_step, **self._sized(run)}
+            self._log.keep({**about, "start": start, "trained": self._score(run)})
+        return self._log.known[name]
+
+    def _start(self, allocation: Allocation) -> TrialRun:
+        reference = self._reference
+        run = TrialRun(
+            self._context, allocation, reference.seed, confirming=True, reference=reference
+        )
+        run.advance(0)
+        return run
+
+    def _score(self, run: TrialRun) -> Row:
+        """Return losses and divergences of the test sequences, and which answers are right."""
+        run.round_to_storage()
+        found = self._scorer(run).evaluate(self._context.task.test, self._answers)
+        assert found.divergences is not None
+        return {
+            "losses": [round(float(loss), 5) for loss in found.losses],
+            "divergences": [float(f"{value:.4g}") for value in found.divergences],
+            "right": (found.predictions == found.labels).astype(int).tolist(),
         }
-    )
+
+    def _scorer(self, run: TrialRun) -> Scorer:
+        context = self._context
+        return Scorer(run.model, context.task, run.recipe, run.compute_dtype, context.device)
+
+    def _sized(self, run: TrialRun) -> Row:
+        return {"mb": memory_bytes(run.allocation, self._context.inventory) / 1e6}
 
 
 @cache
@@ -302,70 +328,6 @@ def load(task: str, data: Path | None) -> tuple[TrialContext, Space]:
     """Return what all trials of a process share, and the space."""
     context = load_context("minilm", task, Recipe(execution="dequantized", device="cpu"), data)
     return context, make_space("joint", context.inventory, Formats(backend="gptq"))
-
-
-def print_limits(rows: list[Row]) -> None:
-    """Print what is lost at each limit, and differences seed by seed."""
-    whole = {row["seed"]: row for row in rows if row["kind"] == "B-FP"}
-    print(f"B-FP: {ranged([r['test_loss'] for r in whole.values()], 4)}, accuracy", end=" ")
-    print(ranged([row["accuracy"] for row in whole.values()], 1), "%\n")
-    titles = ("limit, MB", "allocation", "MB", "test loss", "accuracy, %", "to B-FP, points")
-    print(f"| {' | '.join(titles)} | loss minus alrq's | seeds |\n|{'-|' * (len(titles) + 2)}")
-    groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
-    for row in rows:
-        if "limit" in row:
-            groups[row["limit"], row["kind"]][row["seed"]] = row
-    for (limit, kind), found in groups.items():
-        ours = [row["accuracy"] for row in found.values()]
-        apart = gaps(ours, [whole[seed]["accuracy"] for seed in found])
-        best = groups[limit, "alrq"]
-        shared = [seed for seed in found if seed in best]
-        over = [found[seed]["test_loss"] - best[seed]["test_loss"] for seed in shared]
-        cells = (
-            f"{limit / 1e6:.1f}",
-            kind,
-            f"{np.mean([row['mb'] for row in found.values()]):.2f}",
-            ranged([row["test_loss"] for row in found.values()], 4),
-            ranged(ours, 1),
-            ranged(apart, 2),
-            "-" if kind == "alrq" else ranged(over, 4),
-            str(len(found)),
-        )
-        print(f"| {' | '.join(cells)} |")
-
-
-def print_searches(rows: list[Row]) -> None:
-    """Print costs and areas of the searches, and what it costs to get as far as TPE in the end."""
-    found = {(row["kind"], row["seed"]): row for row in rows if row["kind"] in SEARCHES}
-    found = {key: row for key, row in found.items() if "areas" in row}
-    print("\n| search | cost, steps | area in the end | share of TPE's cost to its area | tau |")
-    print("|---|---|---|---|---|")
-    for kind in SEARCHES:
-        mine = {seed: row for (name, seed), row in found.items() if name == kind}
-        shares = []
-        for seed, row in mine.items():
-            peer = found["tpe", seed]
-            reached = [
-                cost
-                for cost, area in zip(row["costs"], row["areas"], strict=True)
-                if area >= peer["areas"][-1]
-            ]
-            shares.append(reached[0] / peer["cost"] if reached else float("inf"))
-        cells = (
-            kind,
-            ranged([row["cost"] for row in mine.values()], 0),
-            ranged([row["areas"][-1] for row in mine.values()], 4),
-            ", ".join(f"{share:.2f}" for share in shares),
-            ranged([row["tau"] for row in mine.values()], 2),
-        )
-        print(f"| {' | '.join(cells)} |")
-
-
-def ranged(values: list[float], digits: int) -> str:
-    """Return the mean and its 95 % interval."""
-    if len(values) < 2:
-        return f"{np.mean(values):.{digits}f}"
-    return f"{np.mean(values):.{digits}f} +- {half_interval(values):.{digits}f}"
 
 
 if __name__ == "__main__":

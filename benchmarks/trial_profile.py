@@ -60,7 +60,6 @@ WRAPPED = {
     "torch.nn.utils.clip_grad_norm_": OPTIMISER,
     "torch.optim.AdamW.step": OPTIMISER,
     "torch.optim.AdamW.zero_grad": OPTIMISER,
-    "torch.optim.lr_scheduler.LambdaLR.step": OPTIMISER,
     "alrq_core.scoring.logits_of": SCORING,
     "alrq_core.scoring.losses_of": SCORING,
     "alrq_core.scoring.divergences": SCORING,

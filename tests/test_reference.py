@@ -1,5 +1,6 @@
 """Trials that start where a reference ended: exact where they can be, and never made worse."""
 
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from alrq_core.context import TrialContext
 from alrq_core.data.answers import Answers, divergences, likeliest
 from alrq_core.data.encode import collate
 from alrq_core.recipe import Recipe
-from alrq_core.training import Kept
+from alrq_core.training import FAR, Kept
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from tests.simulated import make_report
@@ -50,6 +51,12 @@ class Setting:
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask
             ).logits
         return logits
+
+    def with_recipe(self, recipe: Recipe) -> "Setting":
+        """Return the same reference where trials are trained otherwise."""
+        other = copy(self)
+        other.context = replace(self.context, recipe=recipe)
+        return other
 
     def start(self, allocation: Allocation) -> TrialRun:
         return TrialRun(self.context, allocation, SEED, reference=self.reference)
@@ -138,8 +145,8 @@ def test_a_state_is_kept_if_a_later_one_is_shown_to_be_worse(rise: float, beaten
 
 def test_a_ruined_state_is_not_kept(bert: Setting) -> None:
     """At a rate that ruins the adapters, the start stays."""
-    context = replace(bert.context, recipe=replace(RECIPE, tune_learning_rate=0.9))
-    run = TrialRun(context, uniform(context.inventory, 4, 4), SEED, reference=bert.reference)
+    ruinous = bert.with_recipe(replace(RECIPE, tune_learning_rate=0.9))
+    run = ruinous.start(uniform(bert.context.inventory, 4, 4))
     start = run.advance(0)
     answer = bert.answer(run)
     end = run.advance(4)
@@ -149,8 +156,29 @@ def test_a_ruined_state_is_not_kept(bert: Setting) -> None:
     assert torch.equal(bert.answer(run), answer)
 
 
+def test_near_starts_take_small_steps(bert: Setting) -> None:
+    """The rate is that of the schedule times the root of the mean divergence over `FAR`."""
+    recipe = replace(RECIPE, tune_learning_rate=None, warmup_fraction=0.5)
+    rate = recipe.tuning.learning_rate
+    setting, inventory = bert.with_recipe(recipe), bert.context.inventory
+    near, far = (setting.start(uniform(inventory, bits, 4)).training for bits in (4, 2))
+    losses = [float(near.train_step()) for _ in range(3)]
+    far._first = [10.0]
+    far.train_step()
+
+    part = (sum(losses[:2]) / 2 / FAR) ** 0.5
+    assert 0 < part < 1
+    assert near._optimizer.param_groups[0]["lr"] == pytest.approx(rate * part)
+    assert far._optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
+
+
+@pytest.mark.parametrize("rate", [5e-4, None])
 @pytest.mark.parametrize("stop", [0, 2, 4])
-def test_a_trial_goes_on_from_its_checkpoint(setting: Setting, tmp_path: Path, stop: int) -> None:
+def test_a_trial_goes_on_from_its_checkpoint(
+    setting: Setting, tmp_path: Path, stop: int, rate: float | None
+) -> None:
+    recipe = replace(RECIPE, tune_learning_rate=rate, warmup_fraction=0.9)
+    setting = setting.with_recipe(recipe)
     allocation = mixed(setting.context.inventory)
     rungs = (0, 2, 4)
     straight = setting.start(allocation)

@@ -191,7 +191,7 @@ def _add_recipe(group: Any) -> None:
     group.add_argument(
         "--tune-learning-rate",
         type=_number("--tune-learning-rate"),
-        help="of what starts from a reference (default: --learning-rate, less for fewer steps)",
+        help="of what starts from a reference (default: --learning-rate, less for near starts)",
     )
     group.add_argument(
         "--batch-size",

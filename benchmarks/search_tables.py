@@ -1,0 +1,117 @@
+"""The tables of `real_search.py`: what was lost at each limit, and what the searches cost."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.codes import half_interval
+from tune.report.intervals import mean_interval
+
+SCORES = ("losses", "divergences", "right")
+STATES = ("start", "trained")
+MEANS = tuple(f"{state}_{score}" for state in STATES for score in SCORES)
+COLUMNS = ("task", "seed", "kind", "limit", "mb", "kept", *MEANS)
+TITLES = (
+    "limit, MB",
+    "allocation",
+    "MB",
+    "start: divergence",
+    "test loss",
+    "minus the search's",
+    "trained: divergence",
+    "test loss",
+    "minus the search's",
+    "accuracy minus B-FP's, points",
+)
+# Whose test loss others are compared with.
+OURS = "alrq"
+Row = dict[str, Any]
+
+
+def write_scores(rows: list[Row], task: str, path: Path) -> None:
+    """Write the mean scores of each allocation on the test split, a line each."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            means = {
+                f"{state}_{score}": f"{np.mean(values):.5f}"
+                for state in STATES
+                for score, values in row.get(state, {}).items()
+            }
+            if means:
+                writer.writerow(row | means | {"task": task, "mb": round(row["mb"], 3)})
+
+
+def print_limits(rows: list[Row]) -> None:
+    """Print what is lost at each limit, with differences to the search and to B-FP."""
+    whole = {row["seed"]: row for row in rows if row["kind"] == "B-FP"}
+    of = {score: _table(whole, "start", score) for score in SCORES}
+    print(f"B-FP: test loss {of['losses'].mean():.4f}, accuracy {100 * of['right'].mean():.1f} %\n")
+    print(f"| {' | '.join(TITLES)} | seeds |\n|{'---|' * (len(TITLES) + 1)}")
+    groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        if "limit" in row:
+            groups[row["limit"], row["kind"]][row["seed"]] = row
+    for (limit, kind), found in groups.items():
+        best = groups[limit, OURS]
+        shared = sorted(found.keys() & best.keys())
+        mine, theirs = ({seed: of_kind[seed] for seed in shared} for of_kind in (found, best))
+        cells = [f"{limit / 1e6:.1f}", kind, f"{np.mean([row['mb'] for row in mine.values()]):.2f}"]
+        for state in STATES:
+            losses = _table(mine, state, "losses")
+            cells += [f"{_table(mine, state, 'divergences').mean():.4f}", f"{losses.mean():.4f}"]
+            over = losses - _table(theirs, state, "losses")
+            cells.append("-" if kind == OURS else _with_interval(over, 4))
+        full = {seed: whole[seed] for seed in shared}
+        right = _table(mine, "trained", "right") - _table(full, "start", "right")
+        cells += [_with_interval(100 * right, 1), str(len(shared))]
+        print(f"| {' | '.join(cells)} |")
+
+
+def _table(rows: dict[int, Row], state: str, score: str) -> np.ndarray:
+    """Return a score of each test sequence, seeds x sequences."""
+    return np.array([rows[seed][state][score] for seed in sorted(rows)], dtype=float)
+
+
+def _with_interval(table: np.ndarray, digits: int) -> str:
+    low, high = mean_interval(table)
+    return f"{table.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def print_searches(rows: list[Row], searches: Sequence[str]) -> None:
+    """Print costs and areas of the searches, and what it costs to get as far as TPE in the end."""
+    found = {(row["kind"], row["seed"]): row for row in rows if row["kind"] in searches}
+    found = {key: row for key, row in found.items() if "areas" in row}
+    print("\n| search | cost, steps | area in the end | share of TPE's cost to its area | tau |")
+    print("|---|---|---|---|---|")
+    for kind in searches:
+        mine = {seed: row for (name, seed), row in found.items() if name == kind}
+        shares = []
+        for seed, row in mine.items():
+            peer = found["tpe", seed]
+            reached = [
+                cost
+                for cost, area in zip(row["costs"], row["areas"], strict=True)
+                if area >= peer["areas"][-1]
+            ]
+            shares.append(reached[0] / peer["cost"] if reached else float("inf"))
+        cells = (
+            kind,
+            ranged([row["cost"] for row in mine.values()], 0),
+            ranged([row["areas"][-1] for row in mine.values()], 4),
+            ", ".join(f"{share:.2f}" for share in shares),
+            ranged([row["tau"] for row in mine.values()], 2),
+        )
+        print(f"| {' | '.join(cells)} |")
+
+
+def ranged(values: list[float], digits: int) -> str:
+    """Return the mean and its 95 % interval."""
+    if len(values) < 2:
+        return f"{np.mean(values):.{digits}f}"
+    return f"{np.mean(values):.{digits}f} +- {half_interval(values):.{digits}f}"
