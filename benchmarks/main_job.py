@@ -1,16 +1,18 @@
-"""Draws README's picture from the recorded run of the main job, and from codes times allocations.
+"""Draws README's picture from the recorded run of the main job, and from recorded searches.
 
-    python benchmarks/main_job.py --picture docs/main_job.png
+    python -m benchmarks.main_job --picture docs/main_job.png
 
 `main_job.csv` beside this file has the rows that `python run_search.py --space joint --budget 50`
-printed at commits b09d195 and 2bd2922, `codes_and_allocations.csv` what that benchmark wrote at
-commit c5f321b. Nothing is computed here.
+printed at commits b09d195 and 2bd2922, `real_search.csv` what that benchmark wrote; nothing but the
+means and intervals of its rows over seeds is computed here.
 """
 
 import argparse
 import csv
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 
 import matplotlib
 
@@ -19,17 +21,22 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from benchmarks.codes import half_interval
+
 ROWS = Path(__file__).with_suffix(".csv")
-CODES = Path(__file__).with_name("codes_and_allocations.csv")
+SEARCHES = Path(__file__).with_name("real_search.csv")
 MARGIN_POINTS = 2
 BARS = "bars: 95 %, paired over sentences and seeds"
 DARK, DIM, GREY, BLUE, RED = "#222222", "#555555", "#8a8a8a", "#2f5fa8", "#b5413e"
 COLOURS = {"recommended": BLUE, "found": BLUE, "uniform": GREY, "random": GREY, "fixed": RED}
 # Rows that are only in the table: they lie on others.
 HIDDEN = ("table", "nothing", "longer")
-CODE_COLOURS = {"hqq": RED, "gptq": BLUE}
-OFFSETS = {"hqq": -0.24, "gptq": 0.08}
-CODE_NAMES = {"hqq": "HQQ's codes", "gptq": "calibrated codes"}
+FEWEST_SEEDS = 3
+# Kinds of `real_search.csv` on one curve, its colour and name.
+CURVES = (
+    (("next uniform", "best uniform"), GREY, "uniform"),
+    (("alrq",), BLUE, "found by 50 trials"),
+)
 # Trial -> the label, its offset from the point in points, and its alignment.
 LABELS: Mapping[str, tuple[str, tuple[int, int], str]] = {
     "t029": ("found\n7.8 MB", (-8, -64), "center"),
@@ -46,7 +53,7 @@ def main() -> None:
     """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--picture", type=Path, required=True)
-    draw(read(ROWS), read(CODES), parser.parse_args().picture)
+    draw(read(ROWS), read(SEARCHES), parser.parse_args().picture)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -55,15 +62,15 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def draw(confirmed: list[dict[str, str]], codes: list[dict[str, str]], path: Path) -> None:
-    """Draw the main job's confirmed allocations, and beside them codes times allocations."""
+def draw(confirmed: list[dict[str, str]], offers: list[dict[str, str]], path: Path) -> None:
+    """Draw the main job's confirmed allocations, and beside them what allocations lose by size."""
     style = {"font.size": 15, "axes.edgecolor": GREY, "text.color": DARK, "axes.titlesize": 16}
     with plt.rc_context(style):
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(14, 6.2), width_ratios=(3, 2.4), layout="constrained"
         )
         _main_job(left, confirmed)
-        _codes(right, codes)
+        _sizes(right, offers)
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(color=GREY)
@@ -112,35 +119,39 @@ def _point(axes: Axes, row: dict[str, str], difference: float) -> None:
     )
 
 
-def _codes(axes: Axes, rows: list[dict[str, str]]) -> None:
-    axes.set_title("Codes, and who chose bits and ranks", loc="left", weight="bold", pad=44)
-    kinds = list(dict.fromkeys(row["allocation"] for row in rows))
-    sizes = list(dict.fromkeys(row["target_mb"] for row in rows))
-    for row in rows:
-        second = row["target_mb"] == sizes[-1]
-        colour = CODE_COLOURS[row["codes"]]
-        axes.errorbar(
-            kinds.index(row["allocation"]) + OFFSETS[row["codes"]] + (0.16 if second else 0.0),
-            float(row["loss"]),
-            float(row["half_interval"]),
-            fmt="o",
-            color=colour,
-            markerfacecolor="white" if second else colour,
-            markersize=9,
-            linewidth=1.8,
-            label=CODE_NAMES[row["codes"]] if row is _first(rows, row["codes"]) else None,
-        )
-    axes.set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
-    axes.set_xlim(-0.6, len(kinds) - 0.4)
-    axes.set_ylabel("test loss")
-    axes.legend(loc="upper right", frameon=False)
-    axes.set_ylim(top=0.58)
-    note = f"filled: {sizes[0]} MB of target modules, open: {sizes[-1]} MB\nbars: 95 %, three seeds"
+def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
+    axes.set_title("What bits and ranks cost, by size", loc="left", weight="bold", pad=44)
+    whole = {row["seed"]: float(row["start_losses"]) for row in rows if row["kind"] == "B-FP"}
+    for kinds, colour, name in CURVES:
+        # A uniform allocation may answer to two limits.
+        chosen = {(row["mb"], row["seed"]): row for row in rows if row["kind"] in kinds}
+        groups: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for row in chosen.values():
+            groups[row["mb"] if len(kinds) > 1 else row["limit"]].append(row)
+        for state, filled in (("start", False), ("trained", True)):
+            points = []
+            for group in (group for group in groups.values() if len(group) >= FEWEST_SEEDS):
+                over = [float(row[f"{state}_losses"]) - whole[row["seed"]] for row in group]
+                size = mean(float(row["mb"]) for row in group)
+                points.append((size, mean(over), half_interval(over)))
+            x, y, halves = zip(*sorted(points), strict=True)
+            axes.errorbar(
+                x,
+                y,
+                halves,
+                fmt="o-" if filled else "o--",
+                color=colour,
+                markerfacecolor=colour if filled else "white",
+                markersize=8,
+                linewidth=1.8 if filled else 1.2,
+                label=f"{name}, {'trained' if filled else 'start'}",
+            )
+    axes.axhline(0, color=RED, linewidth=1.2, linestyle="--")
+    axes.set_xlabel("deployed model, MB")
+    axes.set_ylabel("test loss minus 16-bit LoRA's")
+    axes.legend(loc="upper right", frameon=False, fontsize=12.5)
+    note = f"open: before any step, filled: after 100 steps\nbars: 95 %, {len(whole)} seeds"
     axes.text(0.0, 1.01, note, transform=axes.transAxes, va="bottom", fontsize=12.5, color=DIM)
-
-
-def _first(rows: list[dict[str, str]], codes: str) -> dict[str, str]:
-    return next(row for row in rows if row["codes"] == codes)
 
 
 def _note(axes: Axes, text: str) -> None:
