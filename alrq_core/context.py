@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from alrq_core.data.encode import (
 )
 from alrq_core.data.fisher import Factors, FisherFactors, answer_scores
 from alrq_core.data.moments import InputMoments
+from alrq_core.data.parts import TrainParts
 from alrq_core.data.tasks import load_task
 from alrq_core.memory.machine import autocast, pick_compute_dtype, pick_device
 from alrq_core.models.heads import head_names
@@ -44,32 +44,8 @@ from search_spaces.allocation import Allocation
 from search_spaces.formats import Format
 from search_spaces.inventory import Inventory
 
-# Of the train split, in its order. MiniLM at 2 bits, on other text than its codes are made from,
-# loses 3.67 % of its outputs' energy with 4,096 tokens and 3.44 % with 16,384; these cost about as
-# much as eight training steps.
-CALIBRATION_TOKENS = 8192
-MIN_CALIBRATION_TOKENS = 128
-CALIBRATION_BATCH = 16
-# Answers that tell what a reference depends on: so many sequences, or that many tokens of text.
-# Twice as many leave at most 4 % less of the divergence of MiniLM's starts at 2 and 3 bits.
-FISHER_SEQUENCES = 400
 # Of one batch whose activations are kept.
 BATCH_TOKENS = 4096
-
-
-def check_calibration(train: Tokens) -> None:
-    """Check that a train split has enough text to learn from what enters each module.
-
-    Raises:
-        ValueError: It hasn't.
-    """
-    found = int(train.offsets[-1])
-    if found < MIN_CALIBRATION_TOKENS:
-        raise ValueError(
-            f"`--data` must have at least {MIN_CALIBRATION_TOKENS} tokens in its train split, to "
-            f"learn what enters each module, got {found}. Use more text, or neither the codes of "
-            "gptq (--quant-backend bnb, hqq or none) nor --lora-init residual or eva."
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +78,7 @@ class TrialContext:
             elif (head := tied_head(self.base, (module.name,))) is not None:
                 modules[module.name] = head
         head_parts = head_names(self.base, self.task.kind)
-        return InputMoments(self.base, modules, self._calibration, self.device, head_parts)
-
-    def _calibration(self) -> list[Batch]:
-        train = self.task.train
-        check_calibration(train)
-        count = int(np.searchsorted(train.offsets[1:], CALIBRATION_TOKENS)) + 1
-        rows = np.arange(min(count, len(train)))
-        return [
-            collate(train, rows[start : start + CALIBRATION_BATCH], self.task.pad_id)
-            for start in range(0, len(rows), CALIBRATION_BATCH)
-        ]
+        return InputMoments(self.base, modules, self.parts.calibration, self.device, head_parts)
 
     @cached_property
     def packed(self) -> PackedCache:
@@ -139,34 +105,9 @@ class TrialContext:
             self.moments.forget()
 
     @cached_property
-    def scored(self) -> Tokens:
-        """The part of the train split on which starts are scored, as many as half of validation."""
-        return self.task.train.take(self._shuffled[: self._scored])
-
-    @cached_property
-    def tuned(self) -> Tokens:
-        """The part of the train split on which trials are trained that start from a reference."""
-        count = self.recipe.tuning.max_steps * self.recipe.batch_size
-        return self.task.train.take(self._shuffled[self._scored : self._scored + count])
-
-    @cached_property
-    def _probed(self) -> Tokens:
-        """The part of the train split that tells what a reference's answers depend on.
-
-        None of it is scored, where starts that are made by it would look better than they are.
-        """
-        count = FISHER_SEQUENCES
-        if self.task.kind != "classification":
-            count = max(1, CALIBRATION_TOKENS // int(self.task.train.lengths[0]))
-        return self.task.train.take(self._shuffled[self._scored : self._scored + count])
-
-    @property
-    def _shuffled(self) -> np.ndarray:
-        return np.random.default_rng(0).permutation(len(self.task.train))
-
-    @property
-    def _scored(self) -> int:
-        return max(1, min(len(self.task.validation), len(self.task.train)) // 2)
+    def parts(self) -> TrainParts:
+        """Which part of the train split is used for what."""
+        return TrainParts(self.task, self.recipe.tuning.max_steps * self.recipe.batch_size)
 
     @cached_property
     def corrections(self) -> Corrections:
@@ -209,7 +150,7 @@ class TrialContext:
             found = FisherFactors(
                 partial(self.tuned_model, reference),
                 sizes,
-                partial(self.batches, self._probed),
+                partial(self.batches, self.parts.probed),
                 self.answer_scores,
             )
             self._factors.clear()

@@ -113,7 +113,7 @@ class Training:
         self._tokens, self._recipe = context.task.train, context.recipe
         self._answers: Answers | None = None
         if reference is not None:
-            self._tokens, self._recipe = context.tuned, context.recipe.tuning
+            self._tokens, self._recipe = context.parts.tuned, context.recipe.tuning
             self._answers = None if labels else reference.answers["tuned"]
         self._model = model
         self.adaptive = adaptive

@@ -161,7 +161,7 @@ class TrialRun:
         result = self._scorer.evaluate(self.context.task.validation if whole else self._screening)
         apart = None
         if self._measured is not None:
-            apart = self._scorer.evaluate(self.context.scored, self._measured)
+            apart = self._scorer.evaluate(self.context.parts.scored, self._measured)
         if last:
             self.receipt = confirm_unchanged(self.model, self.receipt, self.context.inventory)
         report = result.trial_report(
@@ -196,7 +196,7 @@ class TrialRun:
             for name, value in self.model.get_submodule(module).named_parameters()
         }
         context = self.context
-        parts = {"scored": context.scored, "tuned": context.tuned}
+        parts = {"scored": context.parts.scored, "tuned": context.parts.tuned}
         return Reference(
             allocation=self.allocation,
             seed=self.seed,

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from alrq_core.context import CALIBRATION_TOKENS
 from alrq_core.data.moments import HELD_BYTES
+from alrq_core.data.parts import CALIBRATION_TOKENS
 from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.weights.calibrate import calibrated_codes
 

@@ -232,7 +232,7 @@ class Search:
         return {"cost": cost, "costs": costs, "areas": areas, "tau": tau, "trials": len(done)}
 
     def _scored(self, report: TrialReport) -> int:
-        return report.sequences + len(self._context.scored)
+        return report.sequences + len(self._context.parts.scored)
 
 
 def controls(space: Space, table: VisibilityTable, size: int, seed: int) -> Iterator[Allocation]:

@@ -133,7 +133,7 @@ def with_recipe(
     other = changed(context, {"tune_steps": steps or None, "tune_learning_rate": rate})
     # The reference's answers to as many sequences as these steps see.
     itself = TrialRun(other, reference.allocation, reference.seed, reference=reference)
-    answers = {**reference.answers, "tuned": itself._scorer.answers_to(other.tuned)}
+    answers = {**reference.answers, "tuned": itself._scorer.answers_to(other.parts.tuned)}
     run = TrialRun(other, allocation, reference.seed, reference=replace(reference, answers=answers))
     report = run.advance(0)
     if steps:

@@ -204,7 +204,7 @@ def test_starts_by_what_answers_notice_are_nearer(context: TrialContext) -> None
 
 def test_scores_of_text_count_predicted_tokens_alone(llama_folder: Path) -> None:
     context = make_context(llama_folder, "language-modelling", RECIPE)
-    batch = next(context.batches(context.scored))
+    batch = next(context.batches(context.parts.scored))
     scores = answer_scores(context.base, batch, torch.Generator().manual_seed(0))
     batch.labels[:, -3:] = -100
     fewer = answer_scores(context.base, batch, torch.Generator().manual_seed(0))

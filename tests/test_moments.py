@@ -26,7 +26,7 @@ def parts(context: TrialContext, held_bytes: int) -> tuple[InputMoments, list[in
 
     def batches() -> Sequence[Batch]:
         passes.append(1)
-        return context._calibration()
+        return context.parts.calibration()
 
     names = {target.name: target.name for target in context.inventory.targets}
     return InputMoments(context.base, names, batches, CPU, held_bytes=held_bytes), passes
@@ -44,7 +44,7 @@ def test_a_part_at_a_time_gives_what_all_at_once_do(context: TrialContext) -> No
 
 def test_what_comes_after_the_last_module_runs_once(context: TrialContext) -> None:
     moments, _ = parts(context, 5 * 4 * 64**2)
-    batches = context._calibration()
+    batches = context.parts.calibration()
     first, last = (context.inventory.targets[place].name for place in (0, -1))
     ran: list[str] = []
     for name in (first, last):

@@ -107,7 +107,7 @@ def test_a_start_is_nearer_than_one_that_knows_the_base_alone(setting: Setting) 
     context = replace(setting.context, recipe=replace(RECIPE, lora_init="residual"))
     base = TrialRun(context, allocation, SEED)
     answers = setting.reference.answers["scored"]
-    far = base._scorer.evaluate(context.scored, answers).divergences
+    far = base._scorer.evaluate(context.parts.scored, answers).divergences
 
     assert near is not None
     assert far is not None

@@ -67,7 +67,7 @@ def test_a_module_s_shift_is_that_of_autograd(
     stored = next(f for f in setting.space.formats_of(name) if f.bits == 4)
     error = context.dequantised(name, stored) - context.tuned_weight(setting.reference, name)
     run = TrialRun(context, setting.reference.allocation, SEED, reference=setting.reference)
-    batch = collate(context.scored, torch.arange(1).numpy(), context.task.pad_id)
+    batch = collate(context.parts.scored, torch.arange(1).numpy(), context.task.pad_id)
     layer = run.model.get_submodule(name).get_base_layer()  # type: ignore[operator]
     weight = layer.dequantised().clone()
 
@@ -78,7 +78,7 @@ def test_a_module_s_shift_is_that_of_autograd(
 
     if kind == "language-modelling":
         # Its direction is drawn token by token: only the size can be told, see the next test.
-        assert setting.shifts[name][stored].shape == (6, 25 * len(context.scored))
+        assert setting.shifts[name][stored].shape == (6, 25 * len(context.parts.scored))
         return
     layer.weight.data = layer.weight.data.float()
     slope = (moved(0.01) - moved(-0.01)) / 0.02

@@ -53,14 +53,14 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
     if tied is not None:
         names[tied] = space.inventory.embeddings[0].name
     # Directions of two answers are exact; of others so many are drawn that their mean is.
-    sequences = len(context.scored)
+    sequences = len(context.parts.scored)
     draws = 1 if len(context.task.label_names) == 2 else -(-LEAST_DIRECTIONS // sequences)
     errors = partial(_errors, context, space, reference)
     found = _Collector(errors, space, draws * sequences)
     generator = torch.Generator().manual_seed(0)
     score = partial(context.answer_scores, generator=generator)
     for draw in range(draws):
-        for batch in context.batches(context.scored):
+        for batch in context.batches(context.parts.scored):
             found.rows = draw * sequences + batch.rows
             collect_gradients(model, names, [batch], found, score)
     return found.shifts
@@ -104,7 +104,7 @@ def visibility_table(
     return VisibilityTable(
         modules=modules,
         resolution=resolution,
-        sequences=len(context.scored),
+        sequences=len(context.parts.scored),
         seconds=round(time.perf_counter() - started, 2),
     )
 

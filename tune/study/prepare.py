@@ -9,8 +9,8 @@ import pyarrow
 import torch
 
 from alrq_core.adapters.adalora import MIN_STEPS
-from alrq_core.context import check_calibration
 from alrq_core.data.encode import EncodedTask, encode_task, epoch_batches
+from alrq_core.data.parts import check_calibration
 from alrq_core.data.tasks import check_task_name, load_task
 from alrq_core.memory.batch_plan import (
     BatchPlan,
