@@ -32,11 +32,11 @@ from alrq_core.context import TrialContext, load_context
 from alrq_core.memory.cores import usable_cores
 from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
-from alrq_core.scoring import Scorer
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.trial import TrialRun
 from benchmarks.search_tables import Row, print_limits, print_searches, write_scores
+from benchmarks.tester import Log, Tester
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
@@ -120,23 +120,6 @@ def run_seed(job: Job) -> list[Row]:
             for kind, allocation in found.items()
         ]
     return rows
-
-
-class Log:
-    """Scores by allocation, each kept once it is known."""
-
-    def __init__(self, path: Path) -> None:
-        """Begin with what the file holds."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self._path = path
-        self.known: dict[str, Row] = {row["allocation"]: row for row in map(json.loads, lines)}
-
-    def keep(self, row: Row) -> Row:
-        """Keep a score."""
-        self.known[row["allocation"]] = row
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        return row
 
 
 class Search:
@@ -268,60 +251,6 @@ def known_table(
         table = visibility_table(context, space, reference, resolution)
         path.write_text(json.dumps(table.to_json()), encoding="utf-8")
     return VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-
-
-class Tester:
-    """Scores allocations on the test split, as they start from a reference and after training."""
-
-    def __init__(self, context: TrialContext, reference: Reference, log: Log) -> None:
-        """Ask the reference for its answers."""
-        self._context, self._reference, self._log = context, reference, log
-        self.name = f"itself {reference.allocation.encode()}"
-        run = self._start(reference.allocation)
-        self._answers = self._scorer(run).answers_to(context.task.test)
-        if self.name not in log.known:
-            log.keep({"allocation": self.name, **self._sized(run), "start": self._score(run)})
-
-    def reference_score(self) -> Row:
-        """Return that of the reference."""
-        return self._log.known[self.name]
-
-    def score(self, allocation: Allocation) -> Row:
-        """Return those of an allocation."""
-        name = allocation.encode()
-        if name not in self._log.known:
-            start = self._score(self._start(allocation))
-            run = self._start(allocation)
-            report = run.advance(run.recipe.max_steps)
-            about = {"allocation": name, "kept": report.kept_step, **self._sized(run)}
-            self._log.keep({**about, "start": start, "trained": self._score(run)})
-        return self._log.known[name]
-
-    def _start(self, allocation: Allocation) -> TrialRun:
-        reference = self._reference
-        run = TrialRun(
-            self._context, allocation, reference.seed, confirming=True, reference=reference
-        )
-        run.advance(0)
-        return run
-
-    def _score(self, run: TrialRun) -> Row:
-        """Return losses and divergences of the test sequences, and which answers are right."""
-        run.round_to_storage()
-        found = self._scorer(run).evaluate(self._context.task.test, self._answers)
-        assert found.divergences is not None
-        return {
-            "losses": [round(float(loss), 5) for loss in found.losses],
-            "divergences": [float(f"{value:.4g}") for value in found.divergences],
-            "right": (found.predictions == found.labels).astype(int).tolist(),
-        }
-
-    def _scorer(self, run: TrialRun) -> Scorer:
-        context = self._context
-        return Scorer(run.model, context.task, run.recipe, run.compute_dtype, context.device)
-
-    def _sized(self, run: TrialRun) -> Row:
-        return {"mb": memory_bytes(run.allocation, self._context.inventory) / 1e6}
 
 
 @cache

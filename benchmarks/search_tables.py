@@ -19,15 +19,14 @@ TITLES = (
     "limit, MB",
     "allocation",
     "MB",
-    "start: divergence",
-    "test loss",
+    "divergence",
     "minus the search's",
-    "trained: divergence",
     "test loss",
     "minus the search's",
     "accuracy minus B-FP's, points",
+    "seeds",
 )
-# Whose test loss others are compared with.
+# What others are compared with.
 OURS = "alrq"
 Row = dict[str, Any]
 
@@ -48,29 +47,30 @@ def write_scores(rows: list[Row], task: str, path: Path) -> None:
 
 
 def print_limits(rows: list[Row]) -> None:
-    """Print what is lost at each limit, with differences to the search and to B-FP."""
+    """Print how allocations do at each limit, with differences to the search's and to B-FP."""
     whole = {row["seed"]: row for row in rows if row["kind"] == "B-FP"}
-    of = {score: _table(whole, "start", score) for score in SCORES}
-    print(f"B-FP: test loss {of['losses'].mean():.4f}, accuracy {100 * of['right'].mean():.1f} %\n")
-    print(f"| {' | '.join(TITLES)} | seeds |\n|{'---|' * (len(TITLES) + 1)}")
+    losses, right = (_table(whole, "start", score) for score in ("losses", "right"))
+    print(f"B-FP: test loss {losses.mean():.4f}, accuracy {100 * right.mean():.1f} %")
     groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         if "limit" in row:
             groups[row["limit"], row["kind"]][row["seed"]] = row
-    for (limit, kind), found in groups.items():
-        best = groups[limit, OURS]
-        shared = sorted(found.keys() & best.keys())
-        mine, theirs = ({seed: of_kind[seed] for seed in shared} for of_kind in (found, best))
-        cells = [f"{limit / 1e6:.1f}", kind, f"{np.mean([row['mb'] for row in mine.values()]):.2f}"]
-        for state in STATES:
-            losses = _table(mine, state, "losses")
-            cells += [f"{_table(mine, state, 'divergences').mean():.4f}", f"{losses.mean():.4f}"]
-            over = losses - _table(theirs, state, "losses")
-            cells.append("-" if kind == OURS else _with_interval(over, 4))
-        full = {seed: whole[seed] for seed in shared}
-        right = _table(mine, "trained", "right") - _table(full, "start", "right")
-        cells += [_with_interval(100 * right, 1), str(len(shared))]
-        print(f"| {' | '.join(cells)} |")
+    for state in STATES:
+        print(f"\n{state}\n\n| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
+        for (limit, kind), found in groups.items():
+            best = groups[limit, OURS]
+            shared = sorted(found.keys() & best.keys())
+            mine, theirs, full = (
+                {seed: of_kind[seed] for seed in shared} for of_kind in (found, best, whole)
+            )
+            size = np.mean([row["mb"] for row in mine.values()])
+            cells = [f"{limit / 1e6:.1f}", kind, f"{size:.2f}"]
+            for score in ("divergences", "losses"):
+                values = _table(mine, state, score)
+                over = values - _table(theirs, state, score)
+                cells += [f"{values.mean():.4f}", "-" if kind == OURS else _interval(over, 4)]
+            lost = _table(mine, state, "right") - _table(full, "start", "right")
+            print(f"| {' | '.join([*cells, _interval(100 * lost, 1), str(len(shared))])} |")
 
 
 def _table(rows: dict[int, Row], state: str, score: str) -> np.ndarray:
@@ -78,7 +78,7 @@ def _table(rows: dict[int, Row], state: str, score: str) -> np.ndarray:
     return np.array([rows[seed][state][score] for seed in sorted(rows)], dtype=float)
 
 
-def _with_interval(table: np.ndarray, digits: int) -> str:
+def _interval(table: np.ndarray, digits: int) -> str:
     low, high = mean_interval(table)
     return f"{table.mean():+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
