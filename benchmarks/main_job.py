@@ -120,8 +120,8 @@ def _point(axes: Axes, row: dict[str, str], difference: float) -> None:
 
 
 def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
-    axes.set_title("What bits and ranks cost, by size", loc="left", weight="bold", pad=44)
-    whole = {row["seed"]: float(row["start_losses"]) for row in rows if row["kind"] == "B-FP"}
+    axes.set_title("How far answers move from 16-bit LoRA's", loc="left", weight="bold", pad=44)
+    seeds = {row["seed"] for row in rows}
     for kinds, colour, name in CURVES:
         # A uniform allocation may answer to two limits.
         chosen = {(row["mb"], row["seed"]): row for row in rows if row["kind"] in kinds}
@@ -131,9 +131,9 @@ def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
         for state, filled in (("start", False), ("trained", True)):
             points = []
             for group in (group for group in groups.values() if len(group) >= FEWEST_SEEDS):
-                over = [float(row[f"{state}_losses"]) - whole[row["seed"]] for row in group]
+                apart = [float(row[f"{state}_divergences"]) for row in group]
                 size = mean(float(row["mb"]) for row in group)
-                points.append((size, mean(over), half_interval(over)))
+                points.append((size, mean(apart), half_interval(apart)))
             x, y, halves = zip(*sorted(points), strict=True)
             axes.errorbar(
                 x,
@@ -146,11 +146,11 @@ def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
                 linewidth=1.8 if filled else 1.2,
                 label=f"{name}, {'trained' if filled else 'start'}",
             )
-    axes.axhline(0, color=RED, linewidth=1.2, linestyle="--")
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("deployed model, MB")
-    axes.set_ylabel("test loss minus 16-bit LoRA's")
+    axes.set_ylabel("divergence on test sentences, nats")
     axes.legend(loc="upper right", frameon=False, fontsize=12.5)
-    note = f"open: before any step, filled: after 100 steps\nbars: 95 %, {len(whole)} seeds"
+    note = f"open: before any step, filled: after 100 steps\nbars: 95 %, {len(seeds)} seeds"
     axes.text(0.0, 1.01, note, transform=axes.transAxes, va="bottom", fontsize=12.5, color=DIM)
 
 

@@ -85,8 +85,7 @@ def _interval(table: np.ndarray, digits: int) -> str:
 
 def print_searches(rows: list[Row], searches: Sequence[str]) -> None:
     """Print costs and areas of the searches, and what it costs to get as far as TPE in the end."""
-    found = {(row["kind"], row["seed"]): row for row in rows if row["kind"] in searches}
-    found = {key: row for key, row in found.items() if "areas" in row}
+    found = {(row["kind"], row["seed"]): row for row in rows if "areas" in row}
     print("\n| search | cost, steps | area in the end | share of TPE's cost to its area | tau |")
     print("|---|---|---|---|---|")
     for kind in searches:
