@@ -147,9 +147,10 @@ def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
                 label=f"{name}, {'trained' if filled else 'start'}",
             )
     axes.set_ylim(bottom=0)
+    axes.set_xlim(7.5, 10.2)
     axes.set_xlabel("deployed model, MB")
     axes.set_ylabel("divergence on test sentences, nats")
-    axes.legend(loc="upper right", frameon=False, fontsize=12.5)
+    axes.legend(loc="lower left", frameon=False, fontsize=12.5)
     note = f"open: before any step, filled: after 100 steps\nbars: 95 %, {len(seeds)} seeds"
     axes.text(0.0, 1.01, note, transform=axes.transAxes, va="bottom", fontsize=12.5, color=DIM)
 
