@@ -2,15 +2,17 @@
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from alrq_core.context import TrialContext
 from alrq_core.recipe import Recipe
-from benchmarks.main_job import CODES, ROWS, read
+from benchmarks.main_job import ROWS, SEARCHES, read
 from tests.tiny import make_context
 
 ROOT = Path(__file__).parents[1]
@@ -105,10 +107,22 @@ def test_the_picture_shows_the_rows_of_the_table() -> None:
         difference = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}] |"
         wanted = difference if row["difference"] else " - |"
         assert any(row["trial"] in x and cells in x and x.endswith(wanted) for x in lines), row
-    for row in read(CODES):
-        start = f"| {row['target_mb']} MB | {row['codes']} | {row['allocation']} |".lower()
-        loss = f"| {row['loss']} ± {row['half_interval']} |"
-        assert any(x.lower().startswith(start) and loss in x for x in lines), row
+
+
+def test_the_tables_of_searches_show_the_recorded_scores() -> None:
+    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in read(SEARCHES):
+        if row["limit"]:
+            groups[f"{float(row['limit']) / 1e6:.1f}", row["kind"]].append(row)
+    lines = text("docs/search-measurements.md").splitlines()
+    for (limit, kind), rows in groups.items():
+        found = [x.split(" | ") for x in lines if x.startswith(f"| {limit} | {kind} | ")]
+        assert len(found) == 2
+        for state, cells in zip(("start", "trained"), found, strict=True):
+            assert float(cells[2]) == pytest.approx(mean(float(r["mb"]) for r in rows), abs=0.006)
+            for score, cell in (("divergences", cells[3]), ("losses", cells[5])):
+                recorded = mean(float(row[f"{state}_{score}"]) for row in rows)
+                assert float(cell) == pytest.approx(recorded, abs=6e-5)
 
 
 @pytest.mark.parametrize("snippet", snippets(), ids=lambda code: code.splitlines()[0])
