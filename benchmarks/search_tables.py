@@ -21,11 +21,15 @@ TITLES = (
     "MB",
     "divergence",
     "minus the search's",
+    "answers changed, %",
+    "minus the search's",
     "test loss",
     "minus the search's",
     "accuracy minus B-FP's, points",
     "seeds",
 )
+# Scores beside which the difference to the search's is printed.
+DIGITS = {"divergences": 4, "changed": 1, "losses": 4}
 # What others are compared with.
 OURS = "alrq"
 Row = dict[str, Any]
@@ -49,7 +53,7 @@ def write_scores(rows: list[Row], task: str, path: Path) -> None:
 def print_limits(rows: list[Row]) -> None:
     """Print how allocations do at each limit, with differences to the search's and to B-FP."""
     whole = {row["seed"]: row for row in rows if row["kind"] == "B-FP"}
-    losses, right = (_table(whole, "start", score) for score in ("losses", "right"))
+    losses, right = (_table(whole, sorted(whole), "start", score) for score in ("losses", "right"))
     print(f"B-FP: test loss {losses.mean():.4f}, accuracy {100 * right.mean():.1f} %")
     groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
     for row in rows:
@@ -58,24 +62,34 @@ def print_limits(rows: list[Row]) -> None:
     for state in STATES:
         print(f"\n{state}\n\n| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
         for (limit, kind), found in groups.items():
-            best = groups[limit, OURS]
-            shared = sorted(found.keys() & best.keys())
-            mine, theirs, full = (
-                {seed: of_kind[seed] for seed in shared} for of_kind in (found, best, whole)
-            )
-            size = np.mean([row["mb"] for row in mine.values()])
+            seeds = sorted(found.keys() & groups[limit, OURS].keys())
+            mine = _scores(found, whole, seeds, state)
+            best = _scores(groups[limit, OURS], whole, seeds, state)
+            size = np.mean([found[seed]["mb"] for seed in seeds])
             cells = [f"{limit / 1e6:.1f}", kind, f"{size:.2f}"]
-            for score in ("divergences", "losses"):
-                values = _table(mine, state, score)
-                over = values - _table(theirs, state, score)
-                cells += [f"{values.mean():.4f}", "-" if kind == OURS else _interval(over, 4)]
-            lost = _table(mine, state, "right") - _table(full, "start", "right")
-            print(f"| {' | '.join([*cells, _interval(100 * lost, 1), str(len(shared))])} |")
+            for score, digits in DIGITS.items():
+                over = "-" if kind == OURS else _interval(mine[score] - best[score], digits)
+                cells += [f"{mine[score].mean():.{digits}f}", over]
+            print(f"| {' | '.join([*cells, _interval(mine['gained'], 1), str(len(seeds))])} |")
 
 
-def _table(rows: dict[int, Row], state: str, score: str) -> np.ndarray:
-    """Return a score of each test sequence, seeds x sequences."""
-    return np.array([rows[seed][state][score] for seed in sorted(rows)], dtype=float)
+def _scores(
+    rows: dict[int, Row], whole: dict[int, Row], seeds: list[int], state: str
+) -> dict[str, np.ndarray]:
+    """Return every score of each test sequence, seeds x sequences; answers against B-FP's."""
+    right = _table(rows, seeds, state, "right")
+    gained = 100 * (right - _table(whole, seeds, "start", "right"))
+    return {
+        "divergences": _table(rows, seeds, state, "divergences"),
+        # Of two classes, an answer has changed where it is right for wrong, or wrong for right.
+        "changed": abs(gained),
+        "losses": _table(rows, seeds, state, "losses"),
+        "gained": gained,
+    }
+
+
+def _table(rows: dict[int, Row], seeds: list[int], state: str, score: str) -> np.ndarray:
+    return np.array([rows[seed][state][score] for seed in seeds], dtype=float)
 
 
 def _interval(table: np.ndarray, digits: int) -> str:

@@ -120,7 +120,7 @@ def test_the_tables_of_searches_show_the_recorded_scores() -> None:
         assert len(found) == 2
         for state, cells in zip(("start", "trained"), found, strict=True):
             assert float(cells[2]) == pytest.approx(mean(float(r["mb"]) for r in rows), abs=0.006)
-            for score, cell in (("divergences", cells[3]), ("losses", cells[5])):
+            for score, cell in (("divergences", cells[3]), ("losses", cells[7])):
                 recorded = mean(float(row[f"{state}_{score}"]) for row in rows)
                 assert float(cell) == pytest.approx(recorded, abs=6e-5)
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alrq_core.sensitivity.table import flat_table
@@ -92,6 +93,39 @@ def test_a_search_that_beats_its_controls_says_so(study: Study) -> None:
     assert all(one.beaten for one in found)
     assert "beats the random allocation of its size: test loss 0.3000 at" in "\n".join(lines)
     assert "not shown" not in "\n".join(lines)
+
+
+def test_changed_answers_are_counted_against_the_reference_of_the_seed(study: Study) -> None:
+    """The found ones change every tenth answer of theirs, all others every fifth."""
+    for trial in study.state.confirmed_runs():
+        assert trial.test is not None
+        answers = np.array(LABELS)
+        if trial.source != "B-FP":
+            answers[:: 10 if trial.source.startswith("t0") else 5] ^= 1
+        trial.test = replace(trial.test, predictions=tuple(answers.tolist()))
+    found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS), compared(study))
+
+    assert found
+    for one in found:
+        assert one.changed is not None
+        assert one.changed.share == pytest.approx(0.1)
+        assert one.changed.control_share == pytest.approx(0.1 if one.kind == "nothing" else 0.2)
+    uniform = next(one for one in found if one.kind == "uniform")
+    assert uniform.changed is not None
+    assert uniform.changed.difference_interval[1] < 0
+    line = next(x for x in evidence_lines([], found) if "the uniform allocation" in x)
+    assert "It changes 10.0 % of B-FP's answers, the other 20.0 %; difference -10.0 [" in line
+
+
+def test_answers_that_are_no_classes_are_not_counted(study: Study) -> None:
+    for trial in study.state.confirmed_runs():
+        assert trial.test is not None
+        trial.test = replace(trial.test, predictions=())
+    found = comparisons(study.state, confirmed(study.state, INVENTORY, LABELS), compared(study))
+
+    assert found
+    assert all(one.changed is None for one in found)
+    assert "answers" not in "\n".join(evidence_lines([], found))
 
 
 def test_controls_have_the_bytes_of_their_finalist(study: Study) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from alrq_core.sensitivity.table import VisibilityTable
-from tune.report.confirmation import Confirmed
+from tune.report.confirmation import REFERENCE, Confirmed
 from tune.report.intervals import mean_interval
 from tune.study.state import StudyState, TrialState
 
@@ -45,6 +45,23 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Changed:
+    """How many answers of B-FP's seed two allocations change, right or wrong ("flips",
+    arXiv:2407.09141, section 3).
+
+    No label's chance is in it, so that it tells allocations apart which no loss does.
+
+    Attributes:
+        share, control_share: Of the test sequences.
+        difference_interval: 95 % interval of the found one's share minus the control's.
+    """
+
+    share: float
+    control_share: float
+    difference_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A found allocation beside one of the same bytes, or beside another way to train.
 
@@ -55,6 +72,7 @@ class Comparison:
         loss, control_loss: Mean test loss of the seeds that both have.
         difference_interval: 95 % interval of the found one's loss minus the control's.
         seeds: That both have.
+        changed: None without answers that are classes, and where B-FP lacks one of the seeds.
     """
 
     trial: str
@@ -66,6 +84,7 @@ class Comparison:
     control_loss: float
     difference_interval: tuple[float, float]
     seeds: int
+    changed: Changed | None
 
     @property
     def beaten(self) -> bool:
@@ -144,9 +163,37 @@ def comparisons(
                 control_loss=float(losses[1].mean()),
                 difference_interval=mean_interval(losses[0] - losses[1]),
                 seeds=len(seeds),
+                changed=_changed(runs.get(REFERENCE, {}), ours, theirs, seeds),
             )
         )
     return compared
+
+
+def _changed(
+    reference: Mapping[int, TrialState],
+    ours: Mapping[int, TrialState],
+    theirs: Mapping[int, TrialState],
+    seeds: Sequence[int],
+) -> Changed | None:
+    """Return what two allocations change of a reference's answers with the same seeds."""
+    if not reference.keys() >= set(seeds):
+        return None
+    found = [[_answers(run[seed]) for seed in seeds] for run in (reference, ours, theirs)]
+    if not all(answers for run in found for answers in run):
+        return None
+    answers = np.array(found)
+    moved = (answers[1:] != answers[0]).astype(float)
+    share, control_share = moved.mean(axis=(1, 2))
+    return Changed(
+        share=float(share),
+        control_share=float(control_share),
+        difference_interval=mean_interval(moved[0] - moved[1]),
+    )
+
+
+def _answers(trial: TrialState) -> tuple[int, ...]:
+    assert trial.test is not None
+    return trial.test.predictions
 
 
 def _losses(trial: TrialState) -> tuple[float, ...]:
@@ -180,11 +227,22 @@ def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -
             f"{one.trial} {verdict} {KINDS[one.kind]}: test loss "
             f"{one.loss:.4f} at {one.memory_bytes / 1e6:.2f} MB, {one.control_loss:.4f} at "
             f"{one.control_bytes / 1e6:.2f} MB; difference {difference:+.4f}{interval}, "
-            f"{one.seeds} seeds."
+            f"{one.seeds} seeds.{_changed_in_words(one.changed)}"
         )
     if any(not one.beaten for one in compared if one.kind in UNSEARCHED):
         lines.append("The search is not shown to beat allocations that nobody searched for.")
     return lines
+
+
+def _changed_in_words(changed: Changed | None) -> str:
+    if changed is None:
+        return ""
+    share, other = 100 * changed.share, 100 * changed.control_share
+    low, high = (100 * bound for bound in changed.difference_interval)
+    return (
+        f" It changes {share:.1f} % of {REFERENCE}'s answers, the other {other:.1f} %; difference "
+        f"{share - other:+.1f}{_in_brackets((low, high), 1)} points."
+    )
 
 
 def _in_brackets(interval: tuple[float, float] | None, digits: int = 2) -> str:
