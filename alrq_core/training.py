@@ -133,7 +133,8 @@ class Training:
     def train_to(self, step: int) -> list[Tensor]:
         """Do the steps up to `step`; return the loss of each, on the device.
 
-        Losses are read now and then only, since a GPU must finish its queue for that.
+        Losses are read now and then only, since a GPU must finish its queue for that, and in the
+        few steps in which they tell the rate.
 
         Raises:
             TrainingDivergedError: A loss is not finite.

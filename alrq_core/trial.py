@@ -13,10 +13,7 @@ from alrq_core.adapters.reference import Reference, adapters_of
 from alrq_core.build import build_model
 from alrq_core.checkpoint import read_checkpoint, write_checkpoint
 from alrq_core.context import TrialContext
-from alrq_core.memory.machine import (
-    peak_memory_bytes,
-    reset_peak_memory,
-)
+from alrq_core.memory.machine import peak_memory_bytes, reset_peak_memory
 from alrq_core.models.heads import head_names, reset_head
 from alrq_core.randomness import Randomness
 from alrq_core.receipt import (

@@ -32,10 +32,10 @@ COLOURS = {"recommended": BLUE, "found": BLUE, "uniform": GREY, "random": GREY, 
 # Rows that are only in the table: they lie on others.
 HIDDEN = ("table", "nothing", "longer")
 FEWEST_SEEDS = 3
-# Kinds of `real_search.csv` on one curve, its colour and name.
+# Kinds of `real_search.csv` on one curve, what its points have in common, its colour and name.
 CURVES = (
-    (("next uniform", "best uniform"), GREY, "uniform"),
-    (("alrq",), BLUE, "found by 50 trials"),
+    (("next uniform", "best uniform"), "mb", GREY, "uniform"),
+    (("alrq",), "limit", BLUE, "found by 50 trials"),
 )
 # Trial -> the label, its offset from the point in points, and its alignment.
 LABELS: Mapping[str, tuple[str, tuple[int, int], str]] = {
@@ -122,18 +122,15 @@ def _point(axes: Axes, row: dict[str, str], difference: float) -> None:
 def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
     axes.set_title("How far answers move from 16-bit LoRA's", loc="left", weight="bold", pad=44)
     seeds = {row["seed"] for row in rows}
-    for kinds, colour, name in CURVES:
+    for kinds, by, colour, name in CURVES:
         # A uniform allocation may answer to two limits.
         chosen = {(row["mb"], row["seed"]): row for row in rows if row["kind"] in kinds}
         groups: dict[str, list[dict[str, str]]] = defaultdict(list)
         for row in chosen.values():
-            groups[row["mb"] if len(kinds) > 1 else row["limit"]].append(row)
+            groups[row[by]].append(row)
+        known = [group for group in groups.values() if len(group) >= FEWEST_SEEDS]
         for state, filled in (("start", False), ("trained", True)):
-            points = []
-            for group in (group for group in groups.values() if len(group) >= FEWEST_SEEDS):
-                apart = [float(row[f"{state}_divergences"]) for row in group]
-                size = mean(float(row["mb"]) for row in group)
-                points.append((size, mean(apart), half_interval(apart)))
+            points = [_mean_of(group, f"{state}_divergences") for group in known]
             x, y, halves = zip(*sorted(points), strict=True)
             axes.errorbar(
                 x,
@@ -153,6 +150,12 @@ def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
     axes.legend(loc="lower left", frameon=False, fontsize=12.5)
     note = f"open: before any step, filled: after 100 steps\nbars: 95 %, {len(seeds)} seeds"
     axes.text(0.0, 1.01, note, transform=axes.transAxes, va="bottom", fontsize=12.5, color=DIM)
+
+
+def _mean_of(rows: list[dict[str, str]], score: str) -> tuple[float, float, float]:
+    """Return mean size, mean score and half of its 95 % interval."""
+    scores = [float(row[score]) for row in rows]
+    return mean(float(row["mb"]) for row in rows), mean(scores), half_interval(scores)
 
 
 def _note(axes: Axes, text: str) -> None:

@@ -77,11 +77,10 @@ def scores(results: Path, seed: int) -> dict[str, Row]:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[name]) + "\n")
 
-    every = {f"table's best of {size / 1e6} MB": found for size, found in best.items()}
-    every |= {f"{b} bits, rank {r}": space.nearest_uniform(b, r) for b, r in UNIFORM}
-    for name, allocation in every.items():
+    tuned = {f"table's best of {size / 1e6} MB": found for size, found in best.items()}
+    uniform = {f"{b} bits, rank {r}": space.nearest_uniform(b, r) for b, r in UNIFORM}
+    for name, allocation in (tuned | uniform).items():
         keep(f"start {name}", partial(both_starts, context, reference, allocation))
-    tuned = {name: every[name] for name in list(every)[: len(SIZES)]}
     tuned["2 bits, rank 16"] = space.nearest_uniform(2, 16)
     generator = Random(f"{seed}-{SIZES[0]}")
     tuned["random"] = random_of_bytes(space, SIZES[0], generator)

@@ -46,10 +46,11 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """How many answers of B-FP's seed two allocations change, right or wrong ("flips",
-    arXiv:2407.09141, section 3).
+    """How many answers of B-FP with the same seed two allocations change.
 
-    No label's chance is in it, so that it tells allocations apart which no loss does.
+    After the flips of Dutta et al. 2024 (arXiv:2407.09141), which are between right and wrong: here
+    one wrong answer for another counts too. No label's chance is in it, so that it tells
+    allocations apart which no loss does.
 
     Attributes:
         share, control_share: Of the test sequences.
