@@ -152,6 +152,7 @@ class Search:
         replay_search(events, self.state, self._proposer)
         plan = Plan(
             space=space,
+            baselines={},
             state=self.state,
             proposer=self._proposer,
             budget=TRIALS,
@@ -179,8 +180,6 @@ class Search:
                 self._study.take(trial.id, Outcome(report=self._report, table=self._table))
             elif trial.role == "search":
                 self._score(trial)
-            elif trial.role == "baseline":
-                self._study.take(trial.id, Outcome(error="not trained for this search"))
             else:
                 break
         self._study.log.close()

@@ -40,12 +40,10 @@ from alrq_core.memory.machine import pick_device
 from alrq_core.recipe import Recipe
 from alrq_core.weights.cache import PackedCache
 from search_spaces.allocation import Allocation
-from search_spaces.fixed import fixed_allocation
 from search_spaces.spaces import Space
 from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
 from tune.study.config import StudyConfig
 from tune.study.finalists import REFERENCE_TRIAL
-from tune.study.plan import DEFAULT_REFERENCE
 from tune.study.prepare import Prepared, prepare
 from tune.study.schedulers import rungs_of
 
@@ -187,7 +185,8 @@ def run_trials(
     They count from a trial's last report to the first batch of the next, which scores its start.
     The first trial is the reference that all others start from.
     """
-    reference = fixed_allocation(DEFAULT_REFERENCE, prepared.inventory, prepared.space.formats)
+    reference = prepared.reference_allocation
+    assert reference is not None
     context = WorkerContext(
         inventory=prepared.inventory,
         task=prepared.task,

@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score
 from alrq_core.recipe import Recipe
 from alrq_core.records import TestScore, TrialReport
 from alrq_core.sensitivity.table import flat_table
+from search_spaces.fixed import BASELINES, fixed_allocation
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import make_space
 from tune.search.proposer import Proposer
@@ -127,6 +128,8 @@ def make_study(
     replay_search(events, state, proposer)
     plan = Plan(
         space=searched,
+        baselines=searched.points
+        or {name: fixed_allocation(name, inventory, searched.formats) for name in BASELINES},
         state=state,
         proposer=proposer,
         budget=budget,

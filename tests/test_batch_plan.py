@@ -210,3 +210,15 @@ def test_gpus_say_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 11_000_000_000)
     assert memory_limit_bytes("cuda", 2) == 24_000_000_000
     assert memory_limit_bytes("mps", 2) == 11_000_000_000
+
+
+@pytest.mark.parametrize(("most", "expected"), [(8_000_000_000, 8_000_000_000), (10**12, None)])
+def test_a_device_can_count_as_a_smaller_one(
+    most: int, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(batch_plan.CARDS, "cuda", lambda: 24_000_000_000)
+    whole = memory_limit_bytes("cpu", 2, meminfo=machine(tmp_path), cgroup=tmp_path)
+    cut = memory_limit_bytes("cpu", 2, most, meminfo=machine(tmp_path), cgroup=tmp_path)
+
+    assert memory_limit_bytes("cuda", 2, most) == (expected or 24_000_000_000)
+    assert cut == (whole if expected is None else expected // 2 - PROCESS_BASELINE_BYTES)

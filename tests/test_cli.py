@@ -82,6 +82,16 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--budget", "0"), "`--budget` must be a whole number of at least 1, got 0"),
         (("--budget", "-4"), "`--budget` must be a whole number of at least 1, got -4"),
         (("--budget", "many"), "`--budget` must be a whole number, got 'many'"),
+        (
+            ("--bits", "2,7"),
+            "`--bits` must be some of 2, 3, 4, 8, 16 in --space joint with",
+        ),
+        (("--ranks", "few"), "`--ranks` must be whole numbers with commas between, got 'few'"),
+        (("--space", "B-FP", "--ranks", "8"), "`--ranks` must go with a searched space, got"),
+        (
+            ("--device-memory", "50MB"),
+            "`workers` must leave each more than 0.70 GB",
+        ),
         (("--max-memory", "1MB"), "must be at least 7.04 MB"),
         (("--max-memory", "big"), "`--max-memory` must be a positive number with a unit"),
         (("--data", "absent.csv", "--text-column", "a", "--label-column", "b"), "must exist"),

@@ -26,6 +26,9 @@ FLAGS = {
     "--text-column",
     "--label-column",
     "--max-memory",
+    "--bits",
+    "--ranks",
+    "--device-memory",
     "--budget",
     "--searcher",
     "--scheduler",
@@ -92,6 +95,9 @@ def test_json_round_trip() -> None:
         name="n",
         recipe=Recipe(max_steps=9, dropout=0.1, lora_init="eva"),
         max_memory_bytes=5,
+        device_memory_bytes=7,
+        bits=(2, 3),
+        ranks=(0, 8),
         group_sizes=(32, 128),
         four_bit="fp4",
     )
@@ -197,6 +203,8 @@ def test_a_moved_study_resumes_in_its_new_place(tmp_path: Path) -> None:
         ({"task": "imdb"}, "--task"),
         ({"seed": 3}, "--seed"),
         ({"max_memory_bytes": 10}, "--max-memory"),
+        ({"device_memory_bytes": 10}, "--device-memory"),
+        ({"bits": (2, 3)}, "--bits"),
         ({"searcher": "random"}, "--searcher"),
     ],
 )

@@ -9,11 +9,13 @@ import pytest
 from alrq_core.memory import machine
 from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
 from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.prediction import base_bytes
 from alrq_core.recipe import Recipe
 from tests.tiny import save_reviews
 from tune.on_ray.run import _resources
 from tune.report import describe
 from tune.report.describe import describe_plan
+from tune.study import fitting
 from tune.study import prepare as module
 from tune.study.config import StudyConfig
 from tune.study.prepare import Prepared, prepare
@@ -53,7 +55,7 @@ def test_a_cluster_has_devices_of_its_own(bert_folder: Path, reviews: Path) -> N
 def test_a_cluster_keeps_the_predicted_memory_free(bert_folder: Path, reviews: Path) -> None:
     joined = prepared(bert_folder, reviews, address="10.0.0.1:6379")
     here = prepared(bert_folder, reviews)
-    base = module.base_bytes(joined.inventory) + PROCESS_BASELINE_BYTES
+    base = base_bytes(joined.inventory) + PROCESS_BASELINE_BYTES
 
     assert _resources(here, gpu=False) == {"cpu": 1.0, "gpu": 0.0}
     peak = joined.batch.memory.peak_bytes
@@ -66,7 +68,7 @@ def test_trials_share_a_gpu_and_on_the_cpu_take_none_of_its_time(
 ) -> None:
     monkeypatch.setattr(machine, "found_devices", lambda: ("cuda", "mps", "cpu"))
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: True)
-    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: 10**10)
+    monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: 10**10)
     monkeypatch.setattr(module, "trials_per_gpu", lambda *_: 4)
     on_cpu, on_cuda, on_mps = (
         prepared(bert_folder, reviews, Recipe(device=name)) for name in ("cpu", "cuda", "mps")
@@ -117,72 +119,6 @@ def test_the_plan_says_that_the_cache_can_not_be_written(
 
     assert "file/cache can't be written (Not a directory)" in describe_plan(ready)
     assert "Set HF_HOME" in describe_plan(ready)
-
-
-def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
-    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = prepared(bert_folder, reviews, Recipe(execution="packed"))
-    base = module.base_bytes(whole.inventory)
-    limit = base + whole.batch.memory.peak_bytes - 1
-    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: limit)
-    cut = prepared(bert_folder, reviews)
-    recipe = cut.config.recipe
-
-    assert recipe.accumulation_steps is not None
-    assert recipe.accumulation_steps > 1
-    assert cut.batch.micro_batch * recipe.accumulation_steps == recipe.batch_size == 8
-    assert "at once would take" in describe_plan(cut)
-    kept = prepared(bert_folder, reviews, Recipe(accumulation_steps=1))
-    assert kept.config.recipe.accumulation_steps == 1
-    assert cut.config.recipe.execution == "packed"
-
-
-def test_copies_are_made_where_they_fit_and_nobody_says_otherwise(
-    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def execution(**recipe: Any) -> tuple[str | None, int | None]:
-        found = prepared(bert_folder, reviews, Recipe(cpu_dtype="float32", **recipe)).config.recipe
-        return found.execution, found.accumulation_steps
-
-    assert execution() == ("dequantized", 1)
-    assert execution(execution="packed") == ("packed", 1)
-    assert execution(accumulation_steps=2) == ("dequantized", 2)
-    # In bfloat16 a copy takes no more than what autocast makes of packed weights.
-    packed = prepared(bert_folder, reviews, Recipe(execution="packed", cpu_dtype="float32"))
-    limit = module.base_bytes(packed.inventory) + packed.batch.memory.peak_bytes
-    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: limit)
-    assert execution() == ("packed", 1)
-
-
-def test_a_model_that_can_not_be_built_in_memory_is_refused(
-    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = module.base_bytes(prepared(bert_folder, reviews).inventory)
-    monkeypatch.setattr(module, "memory_limit_bytes", lambda *_: base + 1000)
-    with pytest.raises(ValueError, match="`--model` must leave memory to quantise its largest"):
-        prepared(bert_folder, reviews)
-
-
-def test_mps_safe_keeps_every_tensor_small(
-    bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a limit that the largest tensor of the whole batch just reaches."""
-    recipe = Recipe(execution="packed")
-    whole = prepared(bert_folder, reviews, recipe)
-    asked: list[str] = []
-
-    def limit(device: str) -> int | None:
-        asked.append(device)
-        return whole.batch.memory.largest_tensor_bytes if device == "mps" else None
-
-    monkeypatch.setattr(module, "tensor_limit_bytes", limit)
-    assert prepared(bert_folder, reviews, recipe).batch.micro_batch == 8
-    safe = prepared(bert_folder, reviews, recipe, mps_safe=True)
-
-    assert asked == ["cpu", "mps"]
-    assert safe.batch.micro_batch < 8
-    assert "one tensor of" in safe.batch.reason
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_a_search_that_beats_its_controls_says_so(study: Study) -> None:
     assert "not shown" not in "\n".join(lines)
 
 
+def test_changed_answers_are_counted_against_what_takes_the_place_of_b_fp(study: Study) -> None:
+    rows = confirmed(study.state, INVENTORY, LABELS, "B-Q4")
+    found = comparisons(study.state, rows, compared(study), "B-Q4")
+
+    assert {one.changed.comparator for one in found if one.changed is not None} == {"B-Q4"}
+    assert "of B-Q4's answers" in "\n".join(evidence_lines([], found))
+
+
 def test_changed_answers_are_counted_against_the_reference_of_the_seed(study: Study) -> None:
     """The found ones change every tenth answer of theirs, all others every fifth."""
     for trial in study.state.confirmed_runs():

@@ -280,6 +280,17 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
     assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0, None)
 
 
+def test_what_takes_the_place_of_b_fp_is_named(state: StudyState) -> None:
+    rows = confirmed(state, INVENTORY, LABELS, "B-Q4")
+    chosen = recommend(rows, 100.0, None)
+    assert chosen is not None
+
+    assert {row.trial for row in rows if row.difference == 0.0} >= {"B-Q4"}
+    assert "to B-Q4 (points)" in text_of(rows, 100.0)
+    assert "interval against B-Q4 stays" in recommendation_line(rows, chosen, 100.0, None)
+    assert "no interval against B-Q4 stays above" in recommendation_line(rows, None, -1.0, None)
+
+
 def test_the_table_shows_a_row_in_one_line(state: StudyState) -> None:
     row = replace(
         confirmed(state, INVENTORY, LABELS)[0],

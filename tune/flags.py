@@ -60,14 +60,17 @@ def _memory(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _group_sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"`--group-size` must be whole numbers with commas between, got {text!r}. "
-            "Write for example --group-size 64 or --group-size 32,128."
-        ) from None
+def _list(flag: str, example: str) -> Any:
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            return tuple(sorted({int(part) for part in text.split(",")}))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"`{flag}` must be whole numbers with commas between, got {text!r}. "
+                f"Write for example {flag} {example}."
+            ) from None
+
+    return parse
 
 
 def _device(text: str) -> str | None:
@@ -110,6 +113,18 @@ def _add_what(group: Any) -> None:
         metavar="30MB",
         help="limit on the deployed model; only allocations that fit are proposed",
     )
+    group.add_argument(
+        "--bits",
+        type=_list("--bits", "2,3,4"),
+        metavar="BITS",
+        help="bits that modules may take, of those of the space (default: all that fit in memory)",
+    )
+    group.add_argument(
+        "--ranks",
+        type=_list("--ranks", "0,2,4,8"),
+        metavar="RANKS",
+        help="ranks that adapters may take, of those of the space (default: all)",
+    )
 
 
 def _add_storage(group: Any) -> None:
@@ -131,7 +146,7 @@ def _add_storage(group: Any) -> None:
     group.add_argument(
         "--group-size",
         dest="group_sizes",
-        type=_group_sizes,
+        type=_list("--group-size", "32,128"),
         metavar="SIZES",
         help=f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}, or several with "
         f"commas, to be chosen module by module (default: {GROUP_SIZE})",
@@ -151,7 +166,7 @@ def _add_search(group: Any) -> None:
     group.add_argument(
         "--reference",
         help="B-FP, B-Q4 or none: the fine-tune that trials start from, or none to learn the task "
-        "from nothing (default: B-FP)",
+        "from nothing (default: B-FP if it fits in memory, else B-Q4)",
     )
     group.add_argument(
         "--screen",
@@ -232,6 +247,13 @@ def _add_places(group: Any) -> None:
         "--device",
         type=_device,
         help="auto, cpu, cuda or mps (default: auto, the fastest of this machine)",
+    )
+    group.add_argument(
+        "--device-memory",
+        dest="device_memory_bytes",
+        type=_memory,
+        metavar="8GB",
+        help="plan for a device that has no more than that (default: what this one has)",
     )
     group.add_argument(
         "--mps-safe",

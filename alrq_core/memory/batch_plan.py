@@ -26,6 +26,10 @@ PROCESS_BASELINE_BYTES = 700_000_000
 LINE_EXCESS = 0.1
 
 
+class DoesNotFitError(ValueError):
+    """A trial does not fit in memory, however small its batches are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """How a batch is cut for memory; every optimiser step still sees the whole of it.
@@ -41,6 +45,12 @@ class BatchPlan:
     accumulation_steps: int
     memory: StepMemory
     reason: str
+
+
+CARDS: dict[str, Callable[[], int]] = {
+    "cuda": lambda: int(torch.cuda.get_device_properties(0).total_memory),
+    "mps": lambda: int(torch.mps.recommended_max_memory()),
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ def plan_batch(
         device_type: See `step_memory`.
 
     Raises:
-        ValueError: Not even one sequence fits, or the model can't be built in this memory.
+        DoesNotFitError: Not even one sequence fits, or the model can't be built in this memory.
     """
     trace = partial(
         step_memory,
@@ -136,6 +146,7 @@ def plan_batch(
 def memory_limit_bytes(
     device_type: str,
     workers: int,
+    most: int | None = None,
     *,
     meminfo: Path = Path("/proc/meminfo"),
     cgroup: Path = Path("/sys/fs/cgroup"),
@@ -149,22 +160,22 @@ def memory_limit_bytes(
     Args:
         device_type: `cpu`, `cuda` or `mps`.
         workers: Processes that train at the same time.
+        most: The device counts as having no more than that; None for all it has.
         meminfo: Linux's report on its memory.
         cgroup: Where the container's limits are, version 1 or 2.
 
     Raises:
         ValueError: The workers leave nothing to each other.
     """
-    if device_type == "cuda":
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    if device_type == "mps":
-        return int(torch.mps.recommended_max_memory())
-    found = [_machine_bytes(meminfo)]
+    if device_type in CARDS:
+        found = CARDS[device_type]()
+        return found if most is None else min(found, most)
+    limits = [most, _machine_bytes(meminfo)]
     # Version 2 writes `max` and version 1 a number near 2**63 where there is no limit.
     for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
         text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-        found.append(int(text) if text.isdigit() else None)
-    known = [value for value in found if value is not None]
+        limits.append(int(text) if text.isdigit() else None)
+    known = [value for value in limits if value is not None]
     if not known:
         return None
     share = min(known) // workers - PROCESS_BASELINE_BYTES
@@ -202,9 +213,9 @@ def _largest(
     one, whole = predict(1), predict(batch_size)
     complaint = limits.complaint(one)
     if complaint is not None:
-        raise ValueError(
+        raise DoesNotFitError(
             f"`--max-length` must let one sequence fit in memory, got {length} tokens, which take "
-            f"{complaint}. Use a smaller one, fewer bits, smaller ranks, or fewer "
+            f"{complaint}. Use a smaller one, fewer --bits, smaller --ranks, or fewer "
             "cores (taskset -c 0), which share the memory."
         )
     line = partial(_between, one.step_bytes, whole.step_bytes, batch_size)
@@ -222,7 +233,7 @@ def _between(one: int, whole: int, batch_size: int, size: int) -> float:
 
 def _check_build(memory: StepMemory, limits: _Limits) -> None:
     if limits.peak is not None and memory.build_bytes > limits.peak:
-        raise ValueError(
+        raise DoesNotFitError(
             f"`allocation` must leave memory to quantise its largest matrix, got a peak of "
             f"{_gigabytes(memory.build_bytes)} of {_gigabytes(limits.peak)} while the model is "
             "built. Give fewer cores (taskset -c 0), or keep the embeddings in 16 bits."

@@ -103,6 +103,7 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
     limit = config.time_limit_seconds
     return Plan(
         space=prepared.space,
+        baselines=prepared.fitting.baselines,
         state=state,
         proposer=proposer,
         budget=config.budget,

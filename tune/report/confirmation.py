@@ -11,9 +11,9 @@ from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.inventory import Inventory
 from tune.report.intervals import f1_table, mean_interval
 from tune.study.events import Role
+from tune.study.plan import COMPARATOR
 from tune.study.state import StudyState, TrialState
 
-REFERENCE = "B-FP"
 SMALLER_THAN = "B-Q4"
 
 
@@ -37,8 +37,9 @@ class Confirmed:
         f1, f1_interval: Mean macro F1 of the seeds and its 95 % interval; None for language
             modelling, the interval also where predictions were not logged.
         context_tokens, stride_tokens: See `TrialReport`.
-        difference, difference_interval: To B-FP: points of accuracy, or per cent of perplexity;
-            positive is better. None for want of a confirmed B-FP.
+        comparator: The configuration that all are compared to: B-FP, or B-Q4 where it doesn't fit.
+        difference, difference_interval: To it: points of accuracy, or per cent of perplexity;
+            positive is better. None for want of one that is confirmed.
         seeds: The fresh seeds that were completed.
         values: The test metric of each seed.
     """
@@ -64,6 +65,7 @@ class Confirmed:
     f1_interval: tuple[float, float] | None
     context_tokens: int | None
     stride_tokens: int | None
+    comparator: str
     difference: float | None
     difference_interval: tuple[float, float] | None
     seeds: tuple[int, ...]
@@ -74,20 +76,23 @@ class Confirmed:
         return asdict(self)
 
 
-def confirmed(state: StudyState, inventory: Inventory, labels: np.ndarray) -> list[Confirmed]:
+def confirmed(
+    state: StudyState, inventory: Inventory, labels: np.ndarray, comparator: str = COMPARATOR
+) -> list[Confirmed]:
     """Return what was confirmed, from the smallest to the largest.
 
     Args:
         state: All trials.
         inventory: The target modules.
         labels: True class of each test sequence; empty for language modelling.
+        comparator: See `Confirmed`.
     """
     runs: dict[str, list[TrialState]] = {}
     for trial in state.confirmed_runs():
         runs.setdefault(trial.source, []).append(trial)
-    reference = runs.get(REFERENCE)
     rows = [
-        _row(state.trials[key], group, reference, inventory, labels) for key, group in runs.items()
+        _row(state.trials[key], group, comparator, runs.get(comparator), inventory, labels)
+        for key, group in runs.items()
     ]
     return sorted(rows, key=lambda row: row.memory_bytes)
 
@@ -95,6 +100,7 @@ def confirmed(state: StudyState, inventory: Inventory, labels: np.ndarray) -> li
 def _row(
     source: TrialState,
     runs: list[TrialState],
+    comparator: str,
     reference: list[TrialState] | None,
     inventory: Inventory,
     labels: np.ndarray,
@@ -136,6 +142,7 @@ def _row(
         f1_interval=_f1_interval(tests, labels),
         context_tokens=tests[0].context_tokens,
         stride_tokens=tests[0].stride_tokens,
+        comparator=comparator,
         difference=difference,
         difference_interval=difference_interval,
         seeds=tuple(run.seed for run in runs),

@@ -8,8 +8,9 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from alrq_core.sensitivity.table import VisibilityTable
-from tune.report.confirmation import REFERENCE, Confirmed
+from tune.report.confirmation import Confirmed
 from tune.report.intervals import mean_interval
+from tune.study.plan import COMPARATOR
 from tune.study.state import StudyState, TrialState
 
 # What a finalist is compared to, in words.
@@ -46,17 +47,19 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """How many answers of B-FP with the same seed two allocations change.
+    """How many answers of a configuration with the same seed two allocations change.
 
     After the flips of Dutta et al. 2024 (arXiv:2407.09141), which are between right and wrong: here
     one wrong answer for another counts too. No label's chance is in it, so that it tells
     allocations apart which no loss does.
 
     Attributes:
+        comparator: The configuration.
         share, control_share: Of the test sequences.
         difference_interval: 95 % interval of the found one's share minus the control's.
     """
 
+    comparator: str
     share: float
     control_share: float
     difference_interval: tuple[float, float]
@@ -73,7 +76,8 @@ class Comparison:
         loss, control_loss: Mean test loss of the seeds that both have.
         difference_interval: 95 % interval of the found one's loss minus the control's.
         seeds: That both have.
-        changed: None without answers that are classes, and where B-FP lacks one of the seeds.
+        changed: None without answers that are classes, and where the comparator lacks one of the
+            seeds.
     """
 
     trial: str
@@ -128,7 +132,10 @@ def _agreement(source: str, values: Sequence[float], final: Sequence[float]) -> 
 
 
 def comparisons(
-    state: StudyState, rows: Sequence[Confirmed], found: TrialState | None
+    state: StudyState,
+    rows: Sequence[Confirmed],
+    found: TrialState | None,
+    comparator: str = COMPARATOR,
 ) -> list[Comparison]:
     """Return how the finalist with controls compares to them.
 
@@ -136,6 +143,7 @@ def comparisons(
         state: All trials.
         rows: What was confirmed.
         found: The finalist; None where there is none.
+        comparator: See `Confirmed`.
     """
     if found is None:
         return []
@@ -164,19 +172,21 @@ def comparisons(
                 control_loss=float(losses[1].mean()),
                 difference_interval=mean_interval(losses[0] - losses[1]),
                 seeds=len(seeds),
-                changed=_changed(runs.get(REFERENCE, {}), ours, theirs, seeds),
+                changed=_changed(comparator, runs, ours, theirs, seeds),
             )
         )
     return compared
 
 
 def _changed(
-    reference: Mapping[int, TrialState],
+    comparator: str,
+    runs: Mapping[str, Mapping[int, TrialState]],
     ours: Mapping[int, TrialState],
     theirs: Mapping[int, TrialState],
     seeds: Sequence[int],
 ) -> Changed | None:
-    """Return what two allocations change of a reference's answers with the same seeds."""
+    """Return what two allocations change of the comparator's answers with the same seeds."""
+    reference = runs.get(comparator, {})
     if not reference.keys() >= set(seeds):
         return None
     found = [[_answers(run[seed]) for seed in seeds] for run in (reference, ours, theirs)]
@@ -186,6 +196,7 @@ def _changed(
     moved = (answers[1:] != answers[0]).astype(float)
     share, control_share = moved.mean(axis=(1, 2))
     return Changed(
+        comparator=comparator,
         share=float(share),
         control_share=float(control_share),
         difference_interval=mean_interval(moved[0] - moved[1]),
@@ -241,8 +252,8 @@ def _changed_in_words(changed: Changed | None) -> str:
     share, other = 100 * changed.share, 100 * changed.control_share
     low, high = (100 * bound for bound in changed.difference_interval)
     return (
-        f" It changes {share:.1f} % of {REFERENCE}'s answers, the other {other:.1f} %; difference "
-        f"{share - other:+.1f}{_in_brackets((low, high), 1)} points."
+        f" It changes {share:.1f} % of {changed.comparator}'s answers, the other {other:.1f} %; "
+        f"difference {share - other:+.1f}{_in_brackets((low, high), 1)} points."
     )
 
 

@@ -7,7 +7,6 @@ from alrq_core.memory.machine import found_devices, pick_compute_dtype
 from alrq_core.weights.cache import cache_folder
 from search_spaces.allocation import Allocation
 from search_spaces.costs import average_bits, average_rank, format_bytes, memory_bytes
-from search_spaces.fixed import BASELINES, unavailable
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.report.recommendation import too_few_sequences
@@ -44,11 +43,7 @@ def describe_plan(prepared: Prepared) -> str:
         f"confirmation     {_seeds(prepared)} fresh seeds a finalist, once on the test split",
         f"results          {config.folder}",
     ]
-    if not space.fixed:
-        for name in BASELINES:
-            reason = unavailable(name, inventory, space.formats)
-            if reason is not None:
-                lines.append(f"without          {name}: {reason}")
+    lines += [f"without          {name}: {why}" for name, why in prepared.fitting.without.items()]
     if config.tie:
         lines.append(f"tied             {_ties(space)}")
     few = too_few_sequences(len(task.test), config.margin, task.metric)

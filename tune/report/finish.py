@@ -44,7 +44,8 @@ class StudyResult:
 def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     """Write every result file that the study's state allows."""
     config, state = prepared.config, end.state
-    rows = confirmed(state, prepared.inventory, prepared.task.test.labels)
+    comparator = prepared.fitting.comparator
+    rows = confirmed(state, prepared.inventory, prepared.task.test.labels, comparator)
     verdict = judge(
         rows,
         sequences=len(prepared.task.test),
@@ -57,7 +58,7 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
     found = compared_finalist(state, end.expected)
-    ordered, compared = agreements(state, table), comparisons(state, rows, found)
+    ordered, compared = agreements(state, table), comparisons(state, rows, found, comparator)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
     files, skipped = write_results(config, prepared.task.splits, state, rows, verdict)
     if any(trial.reports for trial in state.trials.values()):

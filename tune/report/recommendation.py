@@ -8,7 +8,7 @@ import numpy as np
 
 from alrq_core.data.encode import EncodedTask
 from search_spaces.costs import format_bytes
-from tune.report.confirmation import REFERENCE, Confirmed
+from tune.report.confirmation import Confirmed
 from tune.report.intervals import LEVEL
 from tune.report.table import difference_text
 from tune.study.confirming import CONFIRM_SEEDS
@@ -40,7 +40,8 @@ def judge(
     max_memory_bytes: int | None,
     finished: bool,
 ) -> Verdict:
-    """Return the smallest allocation that is shown to do within the margin as well as B-FP.
+    """Return the smallest allocation that is shown to do within the margin as well as B-FP, or as
+    what takes its place.
 
     Args:
         rows: What was confirmed.
@@ -66,11 +67,11 @@ def _doubt(
     rows: Sequence[Confirmed], sequences: int, constant: float, margin: float, finished: bool
 ) -> str | None:
     """Return why no comparison of this study can carry a recommendation; None where they can."""
-    reference = next((row for row in rows if row.trial == REFERENCE), None)
+    reference = next((row for row in rows if row.trial == row.comparator), None)
     if not finished:
         return "the study has not ended. Go on with --resume."
     if reference is None or not _compared(rows):
-        return f"nothing was confirmed beside {REFERENCE}."
+        return _nothing(rows)
     if len(reference.seeds) < CONFIRM_SEEDS:
         return _too_few_seeds(reference)
     few = too_few_sequences(sequences, margin, reference.metric)
@@ -79,7 +80,7 @@ def _doubt(
     if not _has_learnt(reference, constant):
         low, high = reference.interval
         return (
-            f"{REFERENCE} has learnt nothing that the test split shows: {reference.metric} "
+            f"{reference.trial} has learnt nothing that the test split shows: {reference.metric} "
             f"{reference.value:.3g} [{low:.3g}, {high:.3g}], and one answer for all gives "
             f"{constant:.3g}. Train longer (--max-steps, --learning-rate) or check the labels."
         )
@@ -94,7 +95,11 @@ def _too_few_seeds(row: Confirmed) -> str:
 
 
 def _compared(rows: Sequence[Confirmed]) -> bool:
-    return any(row.difference is not None and row.trial != REFERENCE for row in rows)
+    return any(row.difference is not None and row.trial != row.comparator for row in rows)
+
+
+def _nothing(rows: Sequence[Confirmed]) -> str:
+    return f"nothing was confirmed{f' beside {rows[0].comparator}' if rows else ''}."
 
 
 def too_few_sequences(sequences: int, margin: float, metric: str) -> str | None:
@@ -150,9 +155,10 @@ def _has_learnt(reference: Confirmed, constant: float) -> bool:
 def recommend(
     rows: Sequence[Confirmed], margin: float, max_memory_bytes: int | None
 ) -> Confirmed | None:
-    """Return the smallest allocation that fits and whose interval against B-FP stays above -margin.
+    """Return the smallest allocation that fits and whose interval against the comparator stays
+    above -margin.
 
-    None if there is none, or no B-FP to compare with. What a search found is tested from the
+    None if there is none, or nothing to compare with. What a search found is tested from the
     largest down, until one fails: as the order is not chosen by the test split, many finalists are
     no likelier to yield a wrong recommendation than one (fixed-sequence testing: Maurer, Hothorn &
     Lehmacher 1995, "Multiple comparisons in drug clinical trials and preclinical assays: a-priori
@@ -177,7 +183,7 @@ def _tested(
     sequence = [
         row
         for row in sorted(rows, key=lambda row: -row.memory_bytes)
-        if row.trial != REFERENCE and row.role == candidate and _fits(row, max_memory_bytes)
+        if row.trial != row.comparator and row.role == candidate and _fits(row, max_memory_bytes)
     ]
     passed = []
     for row in sequence:
@@ -214,22 +220,25 @@ def recommendation_line(
     if recommendation is not None:
         return (
             f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
-            f"against {REFERENCE} stays above -{margin:g}: "
+            f"against {recommendation.comparator} stays above -{margin:g}: "
             f"{format_bytes(recommendation.memory_bytes)}, target modules "
             f"{format_bytes(recommendation.target_bytes)}.{ended}"
         )
     if not _compared(rows):
-        return f"No recommendation: nothing was confirmed beside {REFERENCE}."
+        return f"No recommendation: {_nothing(rows)}"
+    comparator = rows[0].comparator
     if max_memory_bytes is None:
-        return f"No recommendation: no interval against {REFERENCE} stays above -{margin:g}.{ended}"
+        return (
+            f"No recommendation: no interval against {comparator} stays above -{margin:g}.{ended}"
+        )
     line = (
         f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, no interval against "
-        f"{REFERENCE} stays above -{margin:g}.{ended}"
+        f"{comparator} stays above -{margin:g}.{ended}"
     )
     best = best_that_fits(rows, max_memory_bytes)
     if best is None:
         return line
     size = format_bytes(best.memory_bytes)
     return (
-        f"{line} The best that fits: {best.trial}, {size}, {difference_text(best)} to {REFERENCE}."
+        f"{line} The best that fits: {best.trial}, {size}, {difference_text(best)} to {comparator}."
     )

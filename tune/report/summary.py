@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alrq_core.files import replaced, write_json
+from tune.study.plan import COMPARATOR
 
 RESULTS_VERSION = 1
 SUMMARY_COLUMNS = (
@@ -26,7 +27,8 @@ SUMMARY_COLUMNS = (
     "context_tokens",
     "stride_tokens",
     "validation_loss",
-    "difference_to_b_fp",
+    "comparator",
+    "difference",
     "difference_low",
     "difference_high",
     "average_bits",
@@ -89,7 +91,8 @@ def _line(entry: Entry) -> Entry:
         "interval_high": interval_high,
         "f1_low": f1_low,
         "f1_high": f1_high,
-        "difference_to_b_fp": entry["difference"],
+        # Earlier releases knew no other.
+        "comparator": entry.get("comparator", COMPARATOR),
         "difference_low": low,
         "difference_high": high,
         "seeds": len(entry["seeds"]),

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from search_spaces.costs import format_bytes
-from tune.report.confirmation import REFERENCE, Confirmed
+from tune.report.confirmation import Confirmed
 
 
 def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
@@ -23,7 +23,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
         "targets",
         "val\nloss",
         *metrics,
-        f"to B-FP ({'points' if classification else '%'})",
+        f"to {rows[0].comparator} ({'points' if classification else '%'})",
     ):
         table.add_column(column, justify="left" if column == "allocation" else "right")
     for row in rows:
@@ -72,8 +72,8 @@ def _with_intervals(row: Confirmed) -> list[str]:
 
 
 def difference_text(row: Confirmed) -> str:
-    """Return a difference to B-FP with its interval; a dash where there is none."""
-    if row.trial == REFERENCE or row.difference is None or row.difference_interval is None:
+    """Return a difference to the comparator with its interval; a dash where there is none."""
+    if row.trial == row.comparator or row.difference is None or row.difference_interval is None:
         return "-"
     low, high = row.difference_interval
     return f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -34,7 +34,13 @@ ANCHOR_SHARE = 6
 NO_REFERENCE = "none"
 REFERENCES = ("B-FP", "B-Q4", NO_REFERENCE)
 # Flags that are not spelled like their field.
-FLAGS = {"max_memory_bytes": "--max-memory", "group_sizes": "--group-size"}
+FLAGS = {
+    "max_memory_bytes": "--max-memory",
+    "device_memory_bytes": "--device-memory",
+    "group_sizes": "--group-size",
+}
+# They are tuples here and lists in JSON.
+LISTS = ("bits", "ranks", "group_sizes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,8 @@ class StudyConfig:
         screen: Allocations that are scored beside the trials, before any step.
         reference: What trials start from: `B-FP`, `B-Q4`, or `none` to learn the task from nothing;
             None for B-FP, or in a fixed space for none.
+        comparator: The fixed configuration that all is compared to, settled when a study begins:
+            B-FP, or B-Q4 where that doesn't fit; None before.
         tie: Whether modules that engines fuse take the same choice.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
@@ -59,7 +67,9 @@ class StudyConfig:
         group_sizes: Group sizes that a searched module may take.
         mps_safe: Keep every tensor below MPS's limit of 2**32 bytes on other devices too.
         eval_sequences: Sequences of validation and of test split that are scored; None for all.
+        bits, ranks: Those that a searched space is narrowed to; None for all that fit.
         max_memory_bytes: Limit on the deployed model of every proposed allocation.
+        device_memory_bytes: Plan for a device of no more memory than that; None for all of it.
         time_limit_seconds: After it nothing is proposed; what runs ends, confirmation follows.
         margin: Loss against B-FP that still counts as none: points of accuracy or per cent of
             perplexity.
@@ -82,6 +92,7 @@ class StudyConfig:
     anchors: int | None = None
     screen: int = 0
     reference: str | None = None
+    comparator: str | None = None
     tie: bool = False
     epochs: float | None = None
     recipe: Recipe = Recipe()
@@ -91,7 +102,10 @@ class StudyConfig:
     group_sizes: tuple[int, ...] = (GROUP_SIZE,)
     mps_safe: bool = False
     eval_sequences: int | None = None
+    bits: tuple[int, ...] | None = None
+    ranks: tuple[int, ...] | None = None
     max_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
     time_limit_seconds: float | None = None
     margin: float = 2.0
     name: str = ""
@@ -191,8 +205,7 @@ class StudyConfig:
                 "Resume with the release that began the study."
             )
         typed: dict[str, Any] = {"recipe": Recipe(**data["recipe"])}
-        if "group_sizes" in data:
-            typed["group_sizes"] = tuple(data["group_sizes"])
+        typed |= {name: tuple(data[name]) for name in LISTS if data.get(name) is not None}
         return StudyConfig(**{**data, **typed})
 
 

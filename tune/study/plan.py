@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from search_spaces.allocation import Allocation
-from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
+from search_spaces.fixed import fixed_allocation
 from search_spaces.spaces import Space
 from tune.search.proposer import Proposer
 from tune.search.searchers import NEED_TABLE
@@ -14,7 +14,8 @@ from tune.study.events import Proposed, Role
 from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.state import StudyState
 
-DEFAULT_REFERENCE = "B-FP"
+# What all is compared to where it fits in memory.
+COMPARATOR = "B-FP"
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Plan:
 
     Attributes:
         space: Of the search.
+        baselines: Fixed configurations that are trained as they are.
         state: Kept up to date by the study.
         proposer: Optuna's side.
         budget: Trials of the search.
@@ -36,6 +38,7 @@ class Plan:
     """
 
     space: Space
+    baselines: Mapping[str, Allocation]
     state: StudyState
     proposer: Proposer
     budget: int
@@ -107,13 +110,13 @@ class Plan:
         needed = self.reference is not None or self.searcher in NEED_TABLE
         if self.search_closed or not needed or REFERENCE_TRIAL in self.state.trials:
             return None
-        name = self.reference or DEFAULT_REFERENCE
+        name = self.reference or next(iter(self.baselines))
         why = Proposal(REFERENCE_TRIAL, "reference", name, self.seed)
         allocation = fixed_allocation(name, self.space.inventory, self.space.formats)
         return proposed(self.space, why, allocation)
 
     def _baseline(self) -> Proposed | None:
-        for name, allocation in baselines(self.space).items():
+        for name, allocation in self.baselines.items():
             if name not in self.state.trials:
                 # On the first of the fresh seeds: nothing chose it, so it needs no other for that.
                 why = Proposal(name, "baseline", "fixed", self.seed + 1)
@@ -140,15 +143,3 @@ class Plan:
         """Tell whether finalists may still change."""
         unended = [*self.state.with_status("running"), *self.state.with_status("paused")]
         return any(trial.role == "baseline" or trial.searched for trial in unended)
-
-
-def baselines(space: Space) -> Mapping[str, Allocation]:
-    """Return the fixed configurations that a study runs, as far as its backend has them."""
-    if space.fixed:
-        return space.points
-    inventory, formats = space.inventory, space.formats
-    return {
-        name: fixed_allocation(name, inventory, formats)
-        for name in BASELINES
-        if unavailable(name, inventory, formats) is None
-    }

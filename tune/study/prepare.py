@@ -1,31 +1,17 @@
 """Everything about a study that is checked and computed before Ray starts."""
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow
-import torch
 
 from alrq_core.adapters.adalora import MIN_STEPS
 from alrq_core.data.encode import EncodedTask, encode_task, epoch_batches
 from alrq_core.data.parts import check_calibration
 from alrq_core.data.tasks import check_task_name, load_task
-from alrq_core.memory.batch_plan import (
-    BatchPlan,
-    memory_limit_bytes,
-    plan_batch,
-    tensor_limit_bytes,
-)
-from alrq_core.memory.cores import usable_cores
-from alrq_core.memory.machine import (
-    fastest_cpu_dtype,
-    give_back_memory,
-    pick_compute_dtype,
-    pick_device,
-)
-from alrq_core.memory.prediction import base_bytes, build_bytes
+from alrq_core.memory.batch_plan import BatchPlan
+from alrq_core.memory.machine import fastest_cpu_dtype, give_back_memory, pick_device
 from alrq_core.memory.sharing import trials_per_gpu
 from alrq_core.models.loading import (
     PACKAGED_MODELS,
@@ -36,14 +22,15 @@ from alrq_core.models.loading import (
 from alrq_core.recipe import Recipe
 from search_spaces.allocation import Allocation
 from search_spaces.costs import format_bytes, memory_bytes
-from search_spaces.fixed import fixed_allocation, unavailable
+from search_spaces.fixed import fixed_allocation
 from search_spaces.formats import BACKENDS, Formats
 from search_spaces.inventory import Inventory
-from search_spaces.spaces import ALL_BITS, Space, make_space
+from search_spaces.narrow import narrowed, target_bits
+from search_spaces.spaces import Space, make_space
 from search_spaces.ties import tied
 from tune.study.config import NO_REFERENCE, StudyConfig
 from tune.study.digests import Digests, digests_of
-from tune.study.plan import DEFAULT_REFERENCE
+from tune.study.fitting import Fitting, fitted
 from tune.study.schedulers import rungs_of
 
 
@@ -55,9 +42,7 @@ class Prepared:
         config: With the recipe's steps computed.
         inventory: The model's target modules.
         task: In tokens.
-        space: What is searched.
-        reference: The fixed configuration that trials start from; None to start from nothing.
-        batch: How a batch is cut for memory, planned for the largest allocation.
+        fitting: What of it fits in memory.
         trials_per_gpu: Trials that share a GPU.
         digests: Of the texts and of the model's files.
     """
@@ -65,11 +50,24 @@ class Prepared:
     config: StudyConfig
     inventory: Inventory
     task: EncodedTask
-    space: Space
-    reference: str | None
-    batch: BatchPlan
+    fitting: Fitting
     trials_per_gpu: int
     digests: Digests
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.fitting.space
+
+    @property
+    def reference(self) -> str | None:
+        """The fixed configuration that trials start from; None to start from nothing."""
+        return self.fitting.reference
+
+    @property
+    def batch(self) -> BatchPlan:
+        """How a batch is cut for memory."""
+        return self.fitting.batch
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -111,6 +109,8 @@ def prepare(config: StudyConfig) -> Prepared:
         )
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
     space = make_space(config.space, inventory, formats)
+    if config.bits is not None or config.ranks is not None:
+        space = narrowed(space, config.bits, config.ranks)
     if config.tie:
         space = tied(space)
     _check_adalora(space, config.recipe)
@@ -122,44 +122,23 @@ def prepare(config: StudyConfig) -> Prepared:
             f"smallest allocation of {config.space} with {config.model}, got "
             f"{format_bytes(config.max_memory_bytes)}. Raise it, or use a smaller model."
         )
-    execution, batch = _execution_plan(config, inventory, encoded, space)
-    recipe = replace(
-        config.recipe, accumulation_steps=batch.accumulation_steps, execution=execution
-    )
+    fitting = fitted(config, inventory, encoded, space)
+    steps = fitting.batch.accumulation_steps
+    recipe = replace(config.recipe, accumulation_steps=steps, execution=fitting.execution)
     _let_go()
-    reference = _reference(config, space)
+    # As settled now, so that a study that goes on in other memory stays the same.
+    bits = config.bits if fitting.space is space else target_bits(fitting.space)
+    reference = fitting.reference or NO_REFERENCE
     return Prepared(
-        config=replace(config, recipe=recipe, reference=reference or NO_REFERENCE),
+        config=replace(
+            config, recipe=recipe, reference=reference, comparator=fitting.comparator, bits=bits
+        ),
         inventory=inventory,
         task=encoded,
-        space=space,
-        reference=reference,
-        batch=batch,
-        trials_per_gpu=_trials_per_gpu(config, inventory, encoded, batch),
+        fitting=fitting,
+        trials_per_gpu=_trials_per_gpu(config, inventory, encoded, fitting.batch),
         digests=digests,
     )
-
-
-def _reference(config: StudyConfig, space: Space) -> str | None:
-    """Return what trials start from; None in a fixed space, which is trained by the plain recipe.
-
-    Raises:
-        ValueError: It can't be built here, or starts were to be screened without it.
-    """
-    name = config.reference or DEFAULT_REFERENCE
-    if name == NO_REFERENCE or space.fixed:
-        if config.screen:
-            raise ValueError(
-                f"`--screen` must be 0 where trials start from nothing, got {config.screen}. "
-                "Leave it out, or use a searched --space with a --reference."
-            )
-        return None
-    reason = unavailable(name, space.inventory, space.formats)
-    if reason is not None:
-        raise ValueError(
-            f"`--reference` must be one that the backend has, got {name} ({reason}). Use B-FP."
-        )
-    return name
 
 
 def _with_places(config: StudyConfig) -> StudyConfig:
@@ -202,66 +181,6 @@ def _formats(config: StudyConfig) -> Formats:
     )
 
 
-def _execution_plan(
-    config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space
-) -> tuple[str, BatchPlan]:
-    """Return whether trials compute with dequantised copies, and how batches are cut.
-
-    Copies save a twentieth to an eighth of a step on a CPU. They are made there unless the user
-    says otherwise, or a batch would have to be cut for them.
-    """
-    execution = config.recipe.execution
-    if execution is not None:
-        return execution, _batch_plan(config, inventory, task, space, execution)
-    if config.address is None and config.recipe.device == "cpu":
-        with suppress(ValueError):
-            plan = _batch_plan(config, inventory, task, space, "dequantized")
-            if plan.accumulation_steps == (config.recipe.accumulation_steps or 1):
-                return "dequantized", plan
-    return "packed", _batch_plan(config, inventory, task, space, "packed")
-
-
-def _batch_plan(
-    config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space, execution: str
-) -> BatchPlan:
-    """Return how batches are cut, for the allocation that takes the most memory.
-
-    A number of micro-batches that the user gave stays. The memory of a cluster's nodes is not
-    known here: there, only single tensors are limited.
-    """
-    recipe, device = config.recipe, config.recipe.device or "cpu"
-    limit = None
-    if config.address is None and recipe.accumulation_steps is None:
-        limit = memory_limit_bytes(device, usable_cores())
-    if limit is not None and device == "cpu":
-        limit -= base_bytes(inventory)
-    if limit is not None:
-        _check_build(space, limit)
-    given = recipe.accumulation_steps or 1
-    plan = plan_batch(
-        inventory,
-        task.kind,
-        len(task.label_names),
-        space.largest(),
-        recipe.batch_size // given,
-        int(task.train.lengths.max()),
-        pick_compute_dtype(torch.device(device), recipe.cpu_dtype),
-        limit,
-        tensor_limit_bytes("mps" if config.mps_safe else device),
-        dropout=recipe.dropout,
-        dequantised=execution == "dequantized",
-        device_type=device,
-    )
-    if given == 1:
-        return plan
-    steps = plan.accumulation_steps * given
-    return replace(
-        plan,
-        accumulation_steps=steps,
-        reason=f"micro-batch {plan.micro_batch} x {steps}, as --accumulation-steps asks for",
-    )
-
-
 def _trials_per_gpu(
     config: StudyConfig, inventory: Inventory, task: EncodedTask, batch: BatchPlan
 ) -> int:
@@ -272,18 +191,6 @@ def _trials_per_gpu(
         return 1
     tokens = config.recipe.batch_size * float(task.train.lengths.mean())
     return trials_per_gpu(inventory, batch, tokens)
-
-
-def _check_build(space: Space, limit: int) -> None:
-    """Check that each kind of allocation can be built: to quantise takes more than to copy."""
-    tried = space.points.values() or [space.nearest_uniform(bits, 0) for bits in ALL_BITS]
-    needed = max(build_bytes(space.inventory, allocation) for allocation in tried)
-    if needed > limit:
-        raise ValueError(
-            f"`--model` must leave memory to quantise its largest matrix, got a peak of "
-            f"{format_bytes(needed)} of {format_bytes(limit)} for each of {usable_cores()} workers "
-            "while it is built. Give fewer cores (taskset -c 0), or use a smaller model."
-        )
 
 
 def _check_text(space: Space, recipe: Recipe, task: EncodedTask) -> None:
