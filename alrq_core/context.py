@@ -1,6 +1,7 @@
 """What all trials of a study share: the base model, the tokens, the recipe, the calibration."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -103,6 +104,12 @@ class TrialContext:
         """Let go of moments where only codes are made from them, which are in the cache by now."""
         if self.recipe.lora_init == "default":
             self.moments.forget()
+
+    def trained_by(self, recipe: Recipe) -> "TrialContext":
+        """Return this context with a recipe of other micro-batches, and all that is shared."""
+        other = copy(self)
+        object.__setattr__(other, "recipe", recipe)
+        return other
 
     @cached_property
     def parts(self) -> TrainParts:

@@ -81,6 +81,17 @@ class Recipe:
         return self.batch_size // self.micro_batches
 
     @property
+    def smaller_batches(self) -> "Recipe | None":
+        """The same recipe in micro-batches of at most half the size; None if that is one already.
+
+        Every optimiser step sees the whole batch, so that results differ by rounding only.
+        """
+        for steps in range(2 * self.micro_batches, self.batch_size + 1):
+            if self.batch_size % steps == 0:
+                return replace(self, accumulation_steps=steps)
+        return None
+
+    @property
     def warmup_steps(self) -> int:
         """Steps in which the learning rate rises."""
         return max(1, round(self.warmup_fraction * self.max_steps))

@@ -182,12 +182,17 @@ class Training:
         [group] = self._optimizer.param_groups
         group["lr"] = rate
 
-    def mean_loss(self, rows: np.ndarray) -> Tensor:
-        """Return the model's mean loss over rows of what it is trained on, in its mode."""
+    def mean_loss(self, rows: np.ndarray, labels: bool = False) -> Tensor:
+        """Return the model's mean loss over rows of what it is trained on, in its mode.
+
+        Args:
+            rows: Of the tokens.
+            labels: By the labels, even where it is trained towards answers.
+        """
         batch = collate(self._tokens, rows, self._pad_id).to(self._device)
         with autocast(self._compute_dtype, self._device):
             logits = logits_of(self._model, batch)
-            if self._answers is None:
+            if labels or self._answers is None:
                 return losses_of(logits, batch).mean()
             return divergences(logits, batch, self._answers.of(rows, self._device)).mean()
 

@@ -231,12 +231,15 @@ class TrialRun:
         return float(torch.stack(losses).mean()) if losses else 0.0
 
     def _probe(self) -> None:
-        """Check that an evaluation in the middle leaves the gradients alive."""
+        """Check that an evaluation in the middle leaves the gradients alive.
+
+        By the labels, since the divergence of a start that answers as the reference does has none.
+        """
         context = self.context
         most = min(PROBE_SEQUENCES, context.recipe.micro_batch, len(context.task.train))
         rows = np.arange(most)
         self.receipt = probe_gradients(
-            self.model, self.receipt, lambda _: self.training.mean_loss(rows)
+            self.model, self.receipt, lambda _: self.training.mean_loss(rows, labels=True)
         )
 
     def _end_adaptive(self) -> None:

@@ -77,6 +77,22 @@ def setting(request: pytest.FixtureRequest) -> Setting:
     return chosen
 
 
+def test_a_start_without_any_divergence_has_gradients_to_show(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towards answers that are its own nothing is to be learnt, which is no dead adapter."""
+
+    def none(logits: Tensor, *_: object) -> Tensor:
+        return 0.0 * logits.flatten(1).sum(dim=1)
+
+    monkeypatch.setattr("alrq_core.training.divergences", none)
+    run = setting.start(uniform(setting.context.inventory, 16, 4))
+    report = run.advance(4)
+
+    assert report.train_loss == 0.0
+    assert run.receipt.lora_pairs_with_gradient == run.receipt.lora_pairs > 0
+
+
 @pytest.mark.parametrize("rank", [4, 8])
 def test_sixteen_bits_with_its_rank_are_the_reference_itself(setting: Setting, rank: int) -> None:
     run = setting.start(uniform(setting.context.inventory, 16, rank))

@@ -43,7 +43,7 @@ from tune.study.events import (
 from tune.study.finalists import TOLERANCES, compared_finalist
 from tune.study.schedulers import SCHEDULERS, START_FACTOR
 from tune.study.state import StudyState, TrialState
-from tune.study.study import Outcome, Study, load_study_table
+from tune.study.study import WORKER_RESTARTS, Outcome, Study, load_study_table
 
 INVENTORY = make_inventory()
 
@@ -242,6 +242,19 @@ def test_a_repeated_report_is_logged_once(tmp_path: Path) -> None:
             assert study.take(trial.id, Outcome(report=make_report(2, 0.5))) == "continue"
 
     assert len(trial.reports) == 1
+
+
+def test_a_trial_whose_worker_was_lost_before_it_began_is_tried_again(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    first = study.next_trial()
+    assert first is not None
+    again = [study.try_again(first.id) and study.next_trial() for _ in range(WORKER_RESTARTS + 1)]
+    study.fail(first.id, "worker lost")
+    drive(study)
+
+    assert again == [first] * WORKER_RESTARTS + [False]
+    assert study.finished
+    assert [t.id for t in study.state.with_status("failed")] == [first.id]
 
 
 def test_how_far_codes_are_is_logged_by_tenths(tmp_path: Path) -> None:

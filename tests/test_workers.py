@@ -4,14 +4,18 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import torch
+from torch import Tensor
 
+from alrq_core.training import Training
 from alrq_core.trial import TrialRun
 from search_spaces.spaces import make_space
 from tests.tiny import RECIPE, make_context, uniform
 from tune.on_ray.references import References
-from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.on_ray.workers import BROKEN, OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
 from tune.study.events import Role
 from tune.study.study import Outcome
 
@@ -97,3 +101,76 @@ def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["t7.pt"]
     # The process prints that into a file of Ray's; nothing half written is left.
     assert "checkpoint of t7 can't be kept" in capfd.readouterr().err
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, above: int, error: Exception) -> list[int]:
+    """Let every training with micro-batches above a size fail; return the sizes that were tried."""
+    tried: list[int] = []
+    train_to = Training.train_to
+
+    def train(training: Training, step: int) -> list[Tensor]:
+        tried.append(training._recipe.micro_batch)
+        if tried[-1] > above:
+            raise error
+        return train_to(training, step)
+
+    monkeypatch.setattr(Training, "train_to", train)
+    return tried
+
+
+def test_out_of_memory_is_tried_again_with_smaller_micro_batches(
+    bert_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    undisturbed, _ = first_without_codes(worker_with_a_trial(bert_folder, tmp_path / "a"))
+    tried = refuse(monkeypatch, 4, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    worker = worker_with_a_trial(bert_folder, tmp_path / "b")
+    first, _ = first_without_codes(worker)
+    last = worker.step()[OUTCOME]
+
+    assert (first.error, last.error) == (None, None)
+    assert (first.report.step, last.report.step) == (2, 4)
+    # The whole batch is in each optimiser step, whatever its parts are.
+    assert first.report.loss == pytest.approx(undisturbed.report.loss, rel=1e-3)
+    assert set(tried) == {8, 4}
+    assert tried.count(8) == 1
+    assert "t7: out of memory with micro-batches of 8, at a peak" in capfd.readouterr().err
+
+
+def test_a_trial_that_runs_out_of_memory_twice_fails_with_its_peak(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = refuse(monkeypatch, 2, RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
+    worker = worker_with_a_trial(bert_folder, tmp_path)
+    failed, _ = first_without_codes(worker)
+    spec = TrialSpec.from_config(worker._spec.to_config() | {"trial": "t8"})
+    worker.reset_config(spec.to_config())
+    worker.step()
+
+    assert failed.error is not None
+    assert failed.error.startswith("out of memory with micro-batches of 4, at a peak of ")
+    assert "MPS backend out of memory" in failed.error
+    # The next trial has micro-batches of the plan again.
+    assert tried == [8, 4, 8, 4]
+
+
+def test_a_process_whose_device_has_failed_takes_no_other_trial(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, 0, torch.AcceleratorError("CUDA error: an illegal memory access"))
+    worker = worker_with_a_trial(bert_folder, tmp_path)
+    failed, _ = first_without_codes(worker)
+    ended: list[int] = []
+
+    def end(code: int) -> NoReturn:
+        ended.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(SystemExit):
+        worker.reset_config(worker._spec.to_config())
+
+    assert failed.error == "the device failed: CUDA error: an illegal memory access"
+    assert ended == [BROKEN]

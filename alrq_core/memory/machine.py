@@ -98,6 +98,22 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device had no room for a tensor. MPS raises no error of its own for that."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "MPS backend out of memory" in str(error)
+    )
+
+
+def free_device_memory(device: torch.device) -> None:
+    """Let go of what no tensor uses any more, so that other processes and shapes have it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new measurement of the highest memory, where the system allows it."""
     if device.type == "cuda":

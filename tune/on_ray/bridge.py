@@ -89,8 +89,12 @@ class StudyScheduler(_Uncopied, TrialScheduler):
         """Fail a trial whose worker was lost more often than it is restarted.
 
         Tune calls this too where it starts the trial again: it has given it this status before.
+        A trial that waits for the worker of an earlier one, which is lost, it would not start
+        again.
         """
         if trial.status == Trial.ERROR:
+            return
+        if trial.status == Trial.PENDING and self._study.try_again(trial.config[TRIAL]):
             return
         error = trial.get_error()
         reason = " ".join(str(error).split())[:300] if error else "no reason given"

@@ -35,9 +35,8 @@ from tune.study.record import run_content, study_content
 from tune.study.replay import replay_search
 from tune.study.schedulers import SCHEDULERS, judging_rungs
 from tune.study.state import StudyState
-from tune.study.study import Listener, Study, StudyEnd, known_table
+from tune.study.study import WORKER_RESTARTS, Listener, Study, StudyEnd, known_table
 
-WORKER_RESTARTS = 2
 # Names inside Ray that Tune reads when it starts workers, and what is put in their place.
 REPLACED: tuple[tuple[str, str, object], ...] = (
     ("ray.tune.execution.class_cache", "DEFAULT_ENV_VARS", {}),

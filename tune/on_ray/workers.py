@@ -1,6 +1,8 @@
 """Runs trials in Ray's workers, one rung a step, with everything shared kept between trials."""
 
 import gc
+import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext, make_context
 from alrq_core.data.encode import EncodedTask
 from alrq_core.files import spared
+from alrq_core.memory.machine import free_device_memory, out_of_memory, peak_memory_bytes
 from alrq_core.receipt import ReceiptError
 from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
@@ -23,6 +26,7 @@ from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, decode
+from search_spaces.costs import format_bytes
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.on_ray.references import References
@@ -34,6 +38,8 @@ from tune.study.study import Outcome
 
 OUTCOME = "outcome"
 TRIAL = "trial"
+# Exit code of a process whose device has failed.
+BROKEN = 70
 REASON_LENGTH = 300
 # Between reports of how many codes are made.
 TELL_SECONDS = 2.0
@@ -105,11 +111,18 @@ class AllocationTrainable(ray_tune.Trainable):
         self._references = References(context.folder, context.reference)
         self._shared: TrialContext | None = None
         self._codes: Iterator[tuple[int, int]] | None = None
+        self._broken = False
         self._tell_at = 0.0
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take over the next trial without a new process."""
+        """Take over the next trial without a new process.
+
+        Unless the device is broken for this one: then it ends, and Ray starts another.
+        """
+        if self._broken:
+            os._exit(BROKEN)
+        self._smaller: TrialContext | None = None
         self._spec = TrialSpec.from_config(new_config)
         self._run: TrialRun | None = None
         self._reported = -1
@@ -123,8 +136,12 @@ class AllocationTrainable(ray_tune.Trainable):
         try:
             if (codes := self._codes_so_far()) is not None:
                 return {OUTCOME: Outcome(codes=codes)}
-            return {OUTCOME: self._next_rung()}
-        except (ReceiptError, TrainingDivergedError) as error:
+            return {OUTCOME: self._rung_that_fits()}
+        except torch.AcceleratorError as error:
+            # After it every call to the device fails, of other trials too.
+            self._broken = True
+            return {OUTCOME: self._failed(f"the device failed: {error}")}
+        except (MemoryError, ReceiptError, TrainingDivergedError) as error:
             return {OUTCOME: self._failed(str(error))}
         except Exception as error:
             # Whatever a library raises is this trial's failure, not the study's.
@@ -135,11 +152,33 @@ class AllocationTrainable(ray_tune.Trainable):
         """Let go of the model."""
         self._run = self._shared = None
 
+    def _rung_that_fits(self) -> Outcome:
+        """Return the next rung, with smaller micro-batches where the device runs out of memory.
+
+        Predictions can be wrong, and other processes on a card may take more than they did.
+        """
+        try:
+            return self._next_rung()
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            context = self._smaller or self._loaded()
+            peak, used = peak_memory_bytes(context.device), context.recipe.micro_batch
+            fewer = None if self._smaller is not None else context.recipe.smaller_batches
+            told = f"out of memory with micro-batches of {used}, at a peak of {format_bytes(peak)}"
+            if fewer is None:
+                raise MemoryError(f"{told}. {error}") from error
+        # The exception is gone here, whose frames hold tensors.
+        print(f"{self._spec.trial}: {told}; again with {fewer.micro_batch}", file=sys.stderr)
+        self._run, self._smaller = None, self._loaded().trained_by(fewer)
+        free_device_memory(context.device)
+        return self._rung_that_fits()
+
     def _next_rung(self) -> Outcome:
         spec = self._spec
         if self._run is None:
             self._run = TrialRun(
-                self._loaded(),
+                self._smaller or self._loaded(),
                 self._allocation,
                 spec.seed,
                 confirming=spec.confirm,

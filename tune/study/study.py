@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -32,6 +33,8 @@ from tune.study.schedulers import RUNG_FACTOR, START_FACTOR, Scheduler, rungs_of
 from tune.study.state import StudyState, TrialState
 
 TABLE_FILE = "visibility.json"
+# Times that a trial whose worker was lost begins anew.
+WORKER_RESTARTS = 2
 # Times that a study tells how far the codes are, from 0 on.
 CODE_PARTS = 10
 # Whether a worker goes on with the trial that it has.
@@ -83,6 +86,7 @@ class Study:
     listeners: Sequence[Listener] = ()
     _orphans: list[str] = field(default_factory=list)
     _streak: Streak = field(default_factory=Streak)
+    _lost: Counter[str] = field(default_factory=Counter)
     _code_parts: int = -1
 
     def __post_init__(self) -> None:
@@ -163,6 +167,17 @@ class Study:
         if trial.status == "running":
             self._record(Failed(trial=trial_id, reason=reason))
             self._tell(trial)
+
+    def try_again(self, trial_id: str) -> bool:
+        """Give a trial back whose worker was lost before it began; tell whether it is tried again.
+
+        Not for ever: what keeps workers from starting may be the trial.
+        """
+        self._lost[trial_id] += 1
+        again = self._lost[trial_id] <= WORKER_RESTARTS
+        if again:
+            self._orphans.append(trial_id)
+        return again
 
     def _decide(self, trial: TrialState, outcome: Outcome) -> Decision:
         if trial.last is None:
