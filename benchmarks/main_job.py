@@ -32,6 +32,8 @@ COLOURS = {"recommended": BLUE, "found": BLUE, "uniform": GREY, "random": GREY, 
 # Rows that are only in the table: they lie on others.
 HIDDEN = ("table", "nothing", "longer")
 FEWEST_SEEDS = 3
+# Of the main job.
+TASK = "rotten_tomatoes"
 # Kinds of `real_search.csv` on one curve, what its points have in common, its colour and name.
 CURVES = (
     (("next uniform", "best uniform"), "mb", GREY, "uniform"),
@@ -121,6 +123,7 @@ def _point(axes: Axes, row: dict[str, str], difference: float) -> None:
 
 def _sizes(axes: Axes, rows: list[dict[str, str]]) -> None:
     axes.set_title("How far answers move from 16-bit LoRA's", loc="left", weight="bold", pad=44)
+    rows = [row for row in rows if row["task"] == TASK]
     seeds = {row["seed"] for row in rows}
     for kinds, by, colour, name in CURVES:
         # A uniform allocation may answer to two limits.

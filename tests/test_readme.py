@@ -110,14 +110,17 @@ def test_the_picture_shows_the_rows_of_the_table() -> None:
 
 
 def test_the_tables_of_searches_show_the_recorded_scores() -> None:
-    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
     for row in read(SEARCHES):
         if row["limit"]:
-            groups[f"{float(row['limit']) / 1e6:.1f}", row["kind"]].append(row)
+            groups[row["task"], f"{float(row['limit']) / 1e6:.1f}", row["kind"]].append(row)
+    # A table before training and one after it for each task, in the order of the file.
+    tasks = list(dict.fromkeys(task for task, _, _ in groups))
     lines = text("docs/search-measurements.md").splitlines()
-    for (limit, kind), rows in groups.items():
-        found = [x.split(" | ") for x in lines if x.startswith(f"| {limit} | {kind} | ")]
-        assert len(found) == 2
+    for (task, limit, kind), rows in groups.items():
+        every = [x.split(" | ") for x in lines if x.startswith(f"| {limit} | {kind} | ")]
+        assert len(every) == 2 * len(tasks)
+        found = every[2 * tasks.index(task) :][:2]
         for state, cells in zip(("start", "trained"), found, strict=True):
             assert float(cells[2]) == pytest.approx(mean(float(r["mb"]) for r in rows), abs=0.006)
             for score, cell in (("divergences", cells[3]), ("losses", cells[7])):
