@@ -49,8 +49,13 @@ class Tester:
         """Return those of an allocation."""
         name = allocation.encode()
         if name not in self._log.known:
-            start = self._score(self._start(allocation))
             run = self._start(allocation)
+            trained = run.training.trained
+            values = [parameter.detach().clone() for parameter in trained]
+            start = self._score(run)
+            # Scored in the 16 bits of deployment, and trained from what it was before.
+            for parameter, value in zip(trained, values, strict=True):
+                parameter.data.copy_(value)
             report = run.advance(run.recipe.max_steps)
             about = {"allocation": name, "kept": report.kept_step, **self._sized(run)}
             self._log.keep({**about, "start": start, "trained": self._score(run)})

@@ -142,11 +142,14 @@ class _Sums:
         raise AssertionError(f"{name} is an embedding")
 
     def factors(self, name: str) -> Factors:
-        """Return those of a module; where no answer depends on it, all directions count alike."""
-        plain, weighted, outputs = self._of[name]
+        """Return those of a module, and let go of its sums.
+
+        Where no answer depends on it, all directions count alike.
+        """
+        plain, weighted, outputs = self._of.pop(name)
         even = torch.eye(len(outputs), device=outputs.device)
         if not outputs.trace() > 0:
             return Factors(torch.eye(len(plain), device=plain.device), even)
-        inputs = weighted * (plain.trace() / weighted.trace()) + DAMPING * plain
-        damped = outputs * (len(outputs) / outputs.trace()) + DAMPING * even
-        return Factors(inputs / inputs.trace() * len(inputs), torch.linalg.cholesky(damped))
+        inputs = weighted.mul_(plain.trace() / weighted.trace()).add_(plain, alpha=DAMPING)
+        damped = outputs.mul_(len(outputs) / outputs.trace()).add_(even, alpha=DAMPING)
+        return Factors(inputs.mul_(len(inputs) / inputs.trace()), torch.linalg.cholesky(damped))
