@@ -99,8 +99,15 @@ class TrialSpec:
         return TrialSpec(**{field.name: config[field.name] for field in fields(TrialSpec)})
 
 
+class OutOfMemoryError(RuntimeError):
+    """A trial does not fit on its device, not even in smaller micro-batches."""
+
+
 class AllocationTrainable(ray_tune.Trainable):
     """One trial after another in one process. Its steps are rungs; the scheduler ends it."""
+
+    # Whether its device has failed, which no later call to it survives.
+    _broken = False
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], context: WorkerContext
@@ -111,7 +118,6 @@ class AllocationTrainable(ray_tune.Trainable):
         self._references = References(context.folder, context.reference)
         self._shared: TrialContext | None = None
         self._codes: Iterator[tuple[int, int]] | None = None
-        self._broken = False
         self._tell_at = 0.0
         self.reset_config(config)
 
@@ -138,10 +144,9 @@ class AllocationTrainable(ray_tune.Trainable):
                 return {OUTCOME: Outcome(codes=codes)}
             return {OUTCOME: self._rung_that_fits()}
         except torch.AcceleratorError as error:
-            # After it every call to the device fails, of other trials too.
             self._broken = True
             return {OUTCOME: self._failed(f"the device failed: {error}")}
-        except (MemoryError, ReceiptError, TrainingDivergedError) as error:
+        except (OutOfMemoryError, ReceiptError, TrainingDivergedError) as error:
             return {OUTCOME: self._failed(str(error))}
         except Exception as error:
             # Whatever a library raises is this trial's failure, not the study's.
@@ -167,7 +172,7 @@ class AllocationTrainable(ray_tune.Trainable):
             fewer = None if self._smaller is not None else context.recipe.smaller_batches
             told = f"out of memory with micro-batches of {used}, at a peak of {format_bytes(peak)}"
             if fewer is None:
-                raise MemoryError(f"{told}. {error}") from error
+                raise OutOfMemoryError(f"{told}. {error}") from error
         # The exception is gone here, whose frames hold tensors.
         print(f"{self._spec.trial}: {told}; again with {fewer.micro_batch}", file=sys.stderr)
         self._run, self._smaller = None, self._loaded().trained_by(fewer)
