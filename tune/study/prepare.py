@@ -108,9 +108,7 @@ def prepare(config: StudyConfig) -> Prepared:
             config.epochs * epoch_batches(len(encoded.train), config.recipe.batch_size)
         )
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
-    space = make_space(config.space, inventory, formats)
-    if config.bits is not None or config.ranks is not None:
-        space = narrowed(space, config.bits, config.ranks)
+    space = narrowed(make_space(config.space, inventory, formats), config.bits, config.ranks)
     if config.tie:
         space = tied(space)
     _check_adalora(space, config.recipe)
