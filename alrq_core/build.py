@@ -37,7 +37,7 @@ def build_model(
     adapters are drawn from torch's generator: seed it first.
 
     Args:
-        base: The pretrained model in float32.
+        base: The pretrained model.
         allocation: Format and rank of each target module and embedding of `base`. With AdaLoRA
             no adapter is attached.
         head: Children that are trained in full.

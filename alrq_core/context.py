@@ -34,6 +34,7 @@ from alrq_core.data.moments import InputMoments
 from alrq_core.data.parts import TrainParts
 from alrq_core.data.tasks import load_task
 from alrq_core.memory.machine import autocast, pick_compute_dtype, pick_device
+from alrq_core.models.digests import model_digest
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model, resolve_model
 from alrq_core.models.structure import tied_head
@@ -55,7 +56,7 @@ class TrialContext:
     """What all trials of a study share.
 
     Attributes:
-        base: The pretrained model in float32, never changed.
+        base: The pretrained model in the type of its files, never changed.
         inventory: Its target modules.
         task: The tokens.
         recipe: The training recipe.
@@ -79,13 +80,17 @@ class TrialContext:
                 modules[module.name] = module.name
             elif (head := tied_head(self.base, (module.name,))) is not None:
                 modules[module.name] = head
-        head_parts = head_names(self.base, self.task.kind)
-        return InputMoments(self.base, modules, self.parts.calibration, self.device, head_parts)
+        return InputMoments(self.base, self.source, modules, self.parts.calibration, self.device)
 
     @cached_property
     def packed(self) -> PackedCache:
         """What all trials on this machine pack."""
-        return PackedCache(cache_folder(), self.device, self.moments)
+        return PackedCache(cache_folder(), self.device, self.source, self.moments)
+
+    @cached_property
+    def source(self) -> str:
+        """Digest of the model's files."""
+        return model_digest(resolve_model(self.inventory.model), self.inventory.model)
 
     def make_codes(self, formats: Mapping[str, Iterable[Format]]) -> Iterator[tuple[int, int]]:
         """Make the codes of modules in formats that take long, together with other processes.
@@ -122,8 +127,8 @@ class TrialContext:
         """Corrections of quantisation errors that earlier trials computed."""
         return Corrections()
 
-    def start_adapters(self, model: nn.Module, seed: int) -> None:
-        """Start a built model's adapters as the recipe asks."""
+    def start_adapters(self, model: nn.Module, allocation: Allocation, seed: int) -> None:
+        """Start the adapters of a model that was built for an allocation as the recipe asks."""
         recipe = self.recipe
         if recipe.lora_init == "eva":
             initialise_eva(model, self.moments)
@@ -134,6 +139,7 @@ class TrialContext:
                 model,
                 self._weight,
                 lambda name: Factors(self.moments[name]),
+                partial(self._codes_key, allocation),
                 recipe.alpha_over_rank,
                 self.corrections,
             )
@@ -147,8 +153,14 @@ class TrialContext:
     ) -> None:
         """Start a built model's adapters and head from a reference, see `Reference.start`."""
         initialise_nested(model, seed)
-        tuned, factors_of = partial(self.tuned_weight, reference), self.factors(reference).of
-        reference.start(model, allocation, tuned, factors_of, self.recipe.alpha_over_rank)
+        reference.start(
+            model,
+            allocation,
+            partial(self.tuned_weight, reference),
+            self.factors(reference).of,
+            partial(self._codes_key, allocation),
+            self.recipe.alpha_over_rank,
+        )
 
     def factors(self, reference: Reference) -> FisherFactors:
         """Return what errors of a reference's modules cost its answers; of the latest one kept."""
@@ -213,7 +225,7 @@ class TrialContext:
         for name, every in formats.items():
             tuned = self.tuned_weight(reference, name)
             for stored in every:
-                self.correction(reference, name, self.dequantised(name, stored), tuned)
+                self.correction(reference, name, stored, tuned)
         self._factors.clear()
 
     def tuned_weight(self, reference: Reference, name: str) -> Tensor:
@@ -229,13 +241,16 @@ class TrialContext:
         return found.detach().float().contiguous()
 
     def correction(
-        self, reference: Reference, name: str, stored: Tensor, tuned: Tensor
+        self, reference: Reference, name: str, stored: Format, tuned: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the halves that bring a module nearest to the reference, see `Corrections`."""
+        weight_of, dequantised = (lambda _: tuned), partial(self.dequantised, name, stored)
         factors_of = self.factors(reference).of
-        make = partial(correct, name, lambda _: tuned, stored, factors_of, CACHED_RANK, 0.0)
-        found: tuple[Tensor, Tensor] = reference.corrections.of(name, stored, make)
-        return found
+        make = partial(correct, name, weight_of, dequantised, factors_of, CACHED_RANK, 0.0)
+        return reference.corrections.of(self.packed.key(self._weight(name), stored, name), make)
+
+    def _codes_key(self, allocation: Allocation, name: str) -> str:
+        return self.packed.key(self._weight(name), allocation.choices[name].format, name)
 
     def _weight(self, name: str) -> Tensor:
         return self.base.get_submodule(name).get_parameter("weight")

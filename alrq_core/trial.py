@@ -126,7 +126,7 @@ class TrialRun:
             if reference is not None:
                 context.start_from(self.model, self.allocation, reference, self.seed)
             elif adaptive is None:
-                context.start_adapters(self.model, self.seed)
+                context.start_adapters(self.model, self.allocation, self.seed)
         return adaptive
 
     @property

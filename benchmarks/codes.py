@@ -76,7 +76,7 @@ def context_of(given: argparse.Namespace, way: str) -> TrialContext:
     if way != ROUNDED:
         return context
     blind = replace(context)
-    blind.__dict__["packed"] = PackedCache(cache_folder(), pick_device("cpu"))
+    blind.__dict__["packed"] = PackedCache(cache_folder(), pick_device("cpu"), context.source)
     return blind
 
 

@@ -84,7 +84,7 @@ def run_worker() -> tuple[TrialContext, int, list[tuple[int, int]]]:
 
 def own_bytes(shared: TrialContext, run: TrialRun) -> tuple[int, int]:
     """Return the bytes of a trial's parameters that it shares with nothing, and how many train."""
-    mapped = [tensor for tensors, _ in shared.packed._known.values() for tensor in tensors.values()]
+    mapped = [tensor for tensors in shared.packed._known.values() for tensor in tensors.values()]
     others = {tensor.data_ptr() for tensor in [*mapped, *shared.base.parameters()]}
     own = {p.data_ptr(): p for p in run.model.parameters() if p.data_ptr() not in others}
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)

@@ -164,12 +164,13 @@ def main() -> None:
 def fill_cache(prepared: Prepared, folder: Path) -> None:
     """Quantise every weight in every number of bits, as the trials of earlier studies did."""
     space, recipe = prepared.space, prepared.config.recipe
-    base = make_context(prepared.inventory, prepared.task, recipe).base
-    cache = PackedCache(folder, pick_device(recipe.device))
+    context = make_context(prepared.inventory, prepared.task, recipe)
+    cache = PackedCache(folder, pick_device(recipe.device), context.source)
     for name in prepared.inventory.names:
-        weight = base.get_submodule(name).get_parameter("weight")
+        weight = context.base.get_submodule(name).get_parameter("weight")
         for bits in space.bits[name]:
-            cache(weight, space.choice(name, bits, 0, space.group_sizes[name][0]).format)
+            stored = space.choice(name, bits, 0, space.group_sizes[name][0]).format
+            cache(weight, stored, name)
 
 
 def random_allocation(space: Space, generator: random.Random) -> Allocation:

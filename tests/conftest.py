@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alrq_core import context
-from alrq_core.models import shared_weights
+from alrq_core.models import digests, shared_weights
 from tests.tiny import save_bert, save_llama, save_reviews
 
 
@@ -16,6 +16,7 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("caches")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "cache_folder", lambda: folder / "packed")
+        patch.setattr(digests, "digests_folder", lambda: folder / "digests")
         patch.setattr(shared_weights, "weights_folder", lambda: folder / "weights")
         yield
 

@@ -4,6 +4,7 @@ All are tiny and random. Their weights are drawn wider than usual, so that each 
 the result as it does in a trained model.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ from alrq_core.context import TrialContext
 from alrq_core.export.exact import save
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model
+from alrq_core.models.streamed import streamed
 from alrq_core.receipt import take_receipt
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
@@ -345,6 +347,20 @@ def test_16_bits_compute_what_the_rounded_original_does(
         original = torch.func.functional_call(context.base.eval(), rounded, (), inputs).logits
 
     assert difference(logits(frozen_build(context, 16)), original) < 1e-5
+
+
+@every_case
+def test_a_base_in_16_bits_runs_in_float32_from_where_it_lies(
+    make: Make, name: str, kind: TaskKind
+) -> None:
+    half = copy.deepcopy(make(name, kind).base).to(STORAGE_DTYPE)
+    model = streamed(half, CPU)
+
+    assert torch.equal(logits(model), logits(copy.deepcopy(half).float()))
+    assert {p.dtype for p in half.parameters()} == {STORAGE_DTYPE}
+    shared = {p.data_ptr() for p in half.parameters() if p.dim() == 2}
+    own = sum(p.numel() for p in model.parameters() if p.data_ptr() not in shared)
+    assert own < 0.1 * sum(p.numel() for p in model.parameters())
 
 
 @every_case

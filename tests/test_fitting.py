@@ -34,7 +34,12 @@ def least_memory(ready: Prepared, allocation: Allocation) -> int:
     longest = int(task.train.lengths.max())
     dtype = pick_compute_dtype(pick_device("cpu"), recipe.cpu_dtype)
     memory = step_memory(ready.inventory, task.kind, 2, allocation, 1, longest, dtype)
-    return base_bytes(ready.inventory) + memory.peak_bytes
+    return base_share(ready) + memory.peak_bytes
+
+
+def base_share(ready: Prepared) -> int:
+    """A worker's part of the base model, which all share."""
+    return base_bytes(ready.inventory) // usable_cores()
 
 
 def at(ready: Prepared, name: str) -> Allocation:
@@ -116,7 +121,7 @@ def test_a_reference_that_does_not_fit_is_refused_by_its_name(
 
 
 def test_nothing_that_fits_is_an_error(whole: Prepared, bert_folder: Path, reviews: Path) -> None:
-    base = machine_of(base_bytes(whole.inventory))
+    base = machine_of(base_share(whole))
     with pytest.raises(ValueError, match="`--model` must leave memory beside its weights, which"):
         prepared(bert_folder, reviews, device_memory_bytes=base)
     # Codes of one width and no adapter, in which nothing is trained that they are compared to.
@@ -139,8 +144,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared(bert_folder, reviews, Recipe(execution="packed"))
-    base = base_bytes(whole.inventory)
-    limit = base + whole.batch.memory.peak_bytes - 1
+    limit = base_share(whole) + whole.batch.memory.peak_bytes - 1
     monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: limit)
     cut = prepared(bert_folder, reviews)
     recipe = cut.config.recipe
@@ -166,7 +170,7 @@ def test_copies_are_made_where_they_fit_and_nobody_says_otherwise(
     assert execution(accumulation_steps=2) == ("dequantized", 2)
     # In bfloat16 a copy takes no more than what autocast makes of packed weights.
     packed = prepared(bert_folder, reviews, Recipe(execution="packed", cpu_dtype="float32"))
-    limit = base_bytes(packed.inventory) + packed.batch.memory.peak_bytes
+    limit = base_share(packed) + packed.batch.memory.peak_bytes
     monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: limit)
     assert execution() == ("packed", 1)
 
@@ -174,7 +178,7 @@ def test_copies_are_made_where_they_fit_and_nobody_says_otherwise(
 def test_a_model_that_can_not_be_built_in_memory_is_refused(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = base_bytes(prepared(bert_folder, reviews).inventory)
+    base = base_share(prepared(bert_folder, reviews))
     monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: base + 1000)
     with pytest.raises(ValueError, match="`--model` must leave memory to quantise its largest"):
         prepared(bert_folder, reviews)

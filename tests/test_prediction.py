@@ -2,12 +2,14 @@
 
 import gc
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -264,9 +266,16 @@ def test_predictions_draw_nothing(bert: tuple[nn.Module, Inventory]) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_base_counts_four_bytes_a_parameter(bert: tuple[nn.Module, Inventory]) -> None:
+def test_the_base_counts_in_the_type_of_its_files(
+    bert: tuple[nn.Module, Inventory], tmp_path: Path
+) -> None:
     base, inventory = bert
-    assert base_bytes(inventory) == 4 * sum(p.numel() for p in base.parameters())
+    count = sum(p.numel() for p in base.parameters())
+    assert base_bytes(inventory) == 4 * count
+    half = shutil.copytree(inventory.model, tmp_path / "half")
+    weights = load_file(half / "model.safetensors")
+    save_file({name: w.bfloat16() for name, w in weights.items()}, half / "model.safetensors")
+    assert base_bytes(replace(inventory, model=str(half))) == 2 * count
 
 
 def test_live_bytes_count_each_storage_once() -> None:

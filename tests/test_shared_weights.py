@@ -54,9 +54,47 @@ def addresses(model: nn.Module, folder: Path) -> set[bool]:
     return {inside(p) for p in model.parameters() if p.numel() > 100}
 
 
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_weights_of_one_type_are_left_where_they_are(
+    dtype: torch.dtype, tmp_path: Path, cache: Path
+) -> None:
+    name = saved(tmp_path / "m", BertForSequenceClassification(BERT), dtype)
+    model = load_model(name, "classification", 2)
+
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert not cache.exists()
+    if Path("/proc/self/maps").exists():
+        assert addresses(model, tmp_path / "m") == {True}
+
+
+def test_vectors_of_another_type_move_no_matrix(tmp_path: Path, cache: Path) -> None:
+    model = BertForSequenceClassification(BERT).to(torch.bfloat16)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.dim() == 1 else parameter.data
+    save_tokenizer(tmp_path / "m")
+    model.save_pretrained(tmp_path / "m")
+    loaded = load_model(str(tmp_path / "m"), "classification", 2)
+
+    assert {p.dtype for p in loaded.parameters() if p.dim() > 1} == {torch.bfloat16}
+    assert not cache.exists()
+
+
+def mixed(folder: Path) -> str:
+    """Save a model with one matrix in 32 bits among those of 16; return its name."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BERT).to(torch.bfloat16)
+    model.bert.pooler.dense.float()
+    save_tokenizer(folder)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of maps")
 def test_converted_weights_are_maps_of_one_file(tmp_path: Path, cache: Path) -> None:
-    name = saved(tmp_path / "m", BertForSequenceClassification(BERT), torch.bfloat16)
+    name = mixed(tmp_path / "m")
     first = load_model(name, "classification", 2)
     files = list(cache.iterdir())
     second = load_model(name, "classification", 2)
@@ -69,15 +107,6 @@ def test_converted_weights_are_maps_of_one_file(tmp_path: Path, cache: Path) -> 
     plain = BertForSequenceClassification.from_pretrained(name, dtype=torch.float32)
     for key, parameter in plain.named_parameters():
         assert torch.equal(second.get_parameter(key), parameter)
-
-
-def test_weights_in_float32_are_left_where_they_are(tmp_path: Path, cache: Path) -> None:
-    name = saved(tmp_path / "m", BertForSequenceClassification(BERT), torch.float32)
-    model = load_model(name, "classification", 2)
-
-    assert not cache.exists()
-    if Path("/proc/self/maps").exists():
-        assert addresses(model, tmp_path / "m") == {True}
 
 
 def test_turned_matrices_and_tied_heads_are_shared_too(tmp_path: Path, cache: Path) -> None:
@@ -93,7 +122,7 @@ def test_turned_matrices_and_tied_heads_are_shared_too(tmp_path: Path, cache: Pa
 
 def test_a_new_head_is_not_shared(tmp_path: Path, cache: Path) -> None:
     """Each trial draws its own."""
-    name = saved(tmp_path / "m", BertForSequenceClassification(BERT), torch.bfloat16)
+    name = mixed(tmp_path / "m")
     three = load_model(name, "classification", 3)
     two = load_model(name, "classification", 2)
 
@@ -103,15 +132,15 @@ def test_a_new_head_is_not_shared(tmp_path: Path, cache: Path) -> None:
 
 
 def test_changed_files_are_converted_again(tmp_path: Path, cache: Path) -> None:
-    name = saved(tmp_path / "m", BertForSequenceClassification(BERT), torch.bfloat16)
-    load_model(name, "classification", 2)
-    model = BertForSequenceClassification(BERT)
-    nn.init.zeros_(model.bert.embeddings.word_embeddings.weight)
-    saved(tmp_path / "m", model, torch.bfloat16)
+    name = saved(tmp_path / "m", GPT2LMHeadModel(GPT2), torch.float32)
+    load_model(name, "language-modelling", 0)
+    model = GPT2LMHeadModel(GPT2)
+    nn.init.zeros_(model.transformer.h[0].attn.c_attn.weight)
+    saved(tmp_path / "m", model, torch.float32)
 
-    loaded = load_model(name, "classification", 2)
+    loaded = load_model(name, "language-modelling", 0)
 
-    assert not loaded.get_parameter("bert.embeddings.word_embeddings.weight").any()
+    assert not loaded.get_parameter("transformer.h.0.attn.c_attn.weight").any()
 
 
 def test_without_a_place_to_write_models_still_load(
@@ -119,7 +148,7 @@ def test_without_a_place_to_write_models_still_load(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(shared_weights, "weights_folder", lambda: tmp_path / "file" / "weights")
-    name = saved(tmp_path / "m", BertForSequenceClassification(BERT), torch.bfloat16)
+    name = mixed(tmp_path / "m")
 
     assert load_model(name, "classification", 2) is not None
     assert "converted weights can't be kept in" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def plan(peak: int) -> BatchPlan:
         pytest.param(H100, (36, 512), 3 * 10**8, 900, 2, 2, id="cores"),
         # 4 x 10^9 x 4096 / 1.32e14 = 0.13 s of work, 0.24 s to start it.
         pytest.param(H100, (239, 2048), 10**10, 4096, 16, 1, id="busy"),
-        # 3.6 GB over 0.6 + 0.04 + 0.7 GB.
+        # 3.6 GB over 0.6 + 0.7 GB.
         pytest.param(LAPTOP, (36, 512), 7 * 10**8, 64, 16, 2, id="memory"),
         pytest.param(LAPTOP, (36, 512), 10**10, 64, 16, 1, id="one in any case"),
     ],

@@ -21,6 +21,7 @@ from alrq_core.context import TrialContext
 from alrq_core.data.encode import Batch, collate
 from alrq_core.data.fisher import Factors
 from alrq_core.data.moments import second_moments
+from alrq_core.weights.packing import stored_tensors
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import make_context
 
@@ -38,6 +39,9 @@ class Toy(nn.Module):
             torch.tensor([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]])
         )
         self.reader, self.twin, self.pooler, self.idle = (nn.Linear(2, 2) for _ in range(4))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         tokens = self.words(input_ids)
@@ -71,7 +75,12 @@ class Setting:
 
         corrections = Corrections() if cache is None else cache
         factors_of = lambda name: Factors(self.moments[name])  # noqa: E731
-        initialise_towards(model, weight, factors_of, ALPHA_OVER_RANK, corrections)
+        layers = lora_layers(model)
+
+        def key(name: str) -> str:
+            return f"{name} {stored_tensors(layers[name].get_base_layer())[2]}"
+
+        initialise_towards(model, weight, factors_of, key, ALPHA_OVER_RANK, corrections)
         return model
 
     def logits(self, model: nn.Module) -> Tensor:

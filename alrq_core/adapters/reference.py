@@ -70,6 +70,7 @@ class Reference:
         allocation: Allocation,
         weight_of: Callable[[str], Tensor],
         factors_of: Callable[[str], Factors],
+        key_of: Callable[[str], str],
         alpha_over_rank: float,
     ) -> None:
         """Bring a new model as near to the reference as its bits and ranks allow.
@@ -82,6 +83,7 @@ class Reference:
             allocation: Its formats and ranks.
             weight_of: Module name to the tuned weight, see `weight`.
             factors_of: Module name to what its errors cost.
+            key_of: Module name to the key of its codes, see `PackedCache.key`.
             alpha_over_rank: LoRA's scaling.
         """
         same = self._copied(model, allocation)
@@ -89,6 +91,7 @@ class Reference:
             model,
             weight_of,
             factors_of,
+            key_of,
             alpha_over_rank,
             self.corrections,
             negligible=0.0,

@@ -42,19 +42,17 @@ class Corrections:
         self._files = files
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def of(self, name: str, stored: Tensor, make: Callable[[], tuple[Tensor, Tensor]]) -> Any:
+    def of(self, key: str, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Return the halves that correct a module.
 
         Args:
-            name: Of the module.
-            stored: Its dequantised weight, which tells one format from another.
+            key: Of its codes: see `PackedCache.key`.
             make: Computes them.
         """
-        key = f"{name}-{zlib.crc32(stored.cpu().numpy().tobytes()):08x}"
         if key not in self._known:
             kept = self._files.get(key) if self._files is not None else None
             if kept is not None:
-                self._known[key] = kept[0]["a"], kept[0]["b"]
+                self._known[key] = kept["a"], kept["b"]
             else:
                 self._known[key] = self._make(key, make)
         return self._known[key]
@@ -64,7 +62,7 @@ class Corrections:
         a, b = make()
         if self._files is None:
             return a, b
-        kept, _ = self._files.keep(key, {"a": a, "b": b})
+        kept = self._files.keep(key, {"a": a, "b": b})
         return kept["a"], kept["b"]
 
 
@@ -87,6 +85,7 @@ def initialise_towards(
     model: nn.Module,
     weight_of: Callable[[str], Tensor],
     factors_of: Callable[[str], Factors],
+    key_of: Callable[[str], str],
     alpha_over_rank: float,
     corrections: Corrections,
     *,
@@ -106,6 +105,7 @@ def initialise_towards(
         model: As built; its adapters are overwritten in place.
         weight_of: Module name to the weight that is wanted, out x in, float32.
         factors_of: Module name to what its errors cost.
+        key_of: Module name to the key of its codes.
         alpha_over_rank: LoRA's scaling.
         corrections: Of earlier calls, with any rank; new ones are added.
         negligible: Part of the output, as a norm, below which nothing is corrected.
@@ -116,13 +116,13 @@ def initialise_towards(
             continue
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         cached = corrections if len(a) <= CACHED_RANK else Corrections()
+        frozen: Any = layer.get_base_layer()
         with torch.no_grad():
-            frozen: Any = layer.get_base_layer()
-            stored = frozen.dequantised().float().contiguous()
             narrow, wide = cached.of(
-                name,
-                stored,
-                partial(correct, name, weight_of, stored, factors_of, len(a), negligible),
+                key_of(name),
+                partial(
+                    correct, name, weight_of, frozen.dequantised, factors_of, len(a), negligible
+                ),
             )
             rank = min(len(a), len(narrow))
             a[:rank] = narrow[:rank]
@@ -155,7 +155,7 @@ def initialise_eva(model: nn.Module, moments: Moments) -> None:
 def correct(
     name: str,
     weight_of: Callable[[str], Tensor],
-    stored: Tensor,
+    dequantised: Callable[[], Tensor],
     factors_of: Callable[[str], Factors],
     rank: int,
     negligible: float,
@@ -165,12 +165,12 @@ def correct(
     Args:
         name: Of the module.
         weight_of: Module name to the weight that is wanted.
-        stored: Its dequantised weight, float32.
+        dequantised: Returns its weight as it is stored, out x in.
         factors_of: Module name to what its errors cost.
         rank: That is wanted.
         negligible: See `initialise_towards`.
     """
-    rank = max(rank, CACHED_RANK)
+    stored, rank = dequantised().float().contiguous(), max(rank, CACHED_RANK)
     return _correction(weight_of(name).to(stored), stored, factors_of(name), rank, negligible)
 
 

@@ -1,16 +1,16 @@
 """The second moments of what enters each module, on calibration text."""
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from alrq_core.data.encode import Batch
+from alrq_core.models.streamed import streamed
 
 # Module name -> mean of x x^T over the tokens x that enter the module, in x in, float32. Modules
 # that read the same input share one tensor.
@@ -24,49 +24,41 @@ class InputMoments(Moments):
     """The moments of a model's modules, computed when they are asked for, a part at a time.
 
     Attributes:
-        key: Digest of the weights and of the text: what the moments follow from.
+        key: Digest of the model and of the text: what the moments follow from.
     """
 
     def __init__(
         self,
         base: nn.Module,
+        source: str,
         modules: Mapping[str, str],
         batches: Callable[[], Sequence[Batch]],
         device: torch.device,
-        new: tuple[str, ...] = (),
         held_bytes: int = HELD_BYTES,
     ) -> None:
         """Compute nothing yet.
 
         Args:
             base: The pretrained model; it is left as it was.
+            source: Digest of its files.
             modules: Name to the linear layer of `base` whose inputs are meant, in the order of the
                 forward pass. They differ for an embedding and the output head that shares it.
             batches: Returns the calibration data.
             device: Where the model runs and the moments stay.
-            new: Parts of `base` that nothing depends on and that each process draws anew: its head.
             held_bytes: How much may be held; a single module may take more.
         """
         self._base, self._modules, self._batches = base, modules, batches
-        self._device, self._new, self._held_bytes = device, new, held_bytes
+        self._device, self._source, self._held_bytes = device, source, held_bytes
         self._held: Moments = {}
-        self._key = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Digest of the model's weights and of the calibration data."""
-        if not self._key:
-            digest = hashlib.sha256()
-            new = tuple(f"{name}." for name in self._new)
-            for name, tensor in self._base.state_dict().items():
-                if not name.startswith(new):
-                    digest.update(name.encode())
-                    _add(digest, tensor)
-            for batch in self._batches():
-                _add(digest, batch.input_ids)
-                _add(digest, batch.attention_mask)
-            self._key = digest.hexdigest()
-        return self._key
+        """Digest of the model's files and of the calibration data."""
+        digest = hashlib.sha256(self._source.encode())
+        for batch in self._batches():
+            _add(digest, batch.input_ids)
+            _add(digest, batch.attention_mask)
+        return digest.hexdigest()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._modules:
@@ -189,24 +181,16 @@ def second_moments(
     Raises:
         ValueError: A module is no linear layer, or got no input.
     """
-    model = base if device.type == "cpu" else copy.deepcopy(base).to(device)
+    model = streamed(base, device).eval()
     modules = {name: model.get_submodule(name) for name in names}
-    training, sums = model.training, _InputSums()
-    handles = [
+    sums = _InputSums()
+    for name, module in modules.items():
         module.register_forward_pre_hook(partial(sums.add, name))
-        for name, module in modules.items()
-    ]
-    try:
-        model.eval()
-        for batch in batches:
-            moved = batch.to(device)
-            sums.start(moved)
-            with torch.inference_mode(), suppress(_AllSeenError):
-                model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    for batch in batches:
+        moved = batch.to(device)
+        sums.start(moved)
+        with torch.inference_mode(), suppress(_AllSeenError):
+            model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
     for name, module in modules.items():
         if name not in sums.of or not isinstance(module, nn.Linear):
             raise ValueError(

@@ -154,7 +154,7 @@ def memory_limit_bytes(
     """Return the memory that a trial may use on this machine; None where that is unknown.
 
     Of a CPU: what the machine and its container have, shared among the workers, without what a
-    process takes before it loads a model. Each worker also holds the base model in it, see
+    process takes before it loads a model. They also share the base model in it, see
     `alrq_core.memory.prediction.base_bytes`.
 
     Args:

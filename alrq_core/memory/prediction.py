@@ -19,6 +19,9 @@ from alrq_core.data.losses import sequence_losses
 from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.machine import autocast
 from alrq_core.memory.outline import fill, outline
+from alrq_core.models.checks import matrix_types
+from alrq_core.models.loading import resolve_model
+from alrq_core.models.shared_weights import held_dtype
 from alrq_core.records import TaskKind
 from alrq_core.weights.calibrate import ROWS_AT_ONCE
 from alrq_core.weights.quantise import CHUNK_WEIGHTS
@@ -101,9 +104,9 @@ def step_memory(
 ) -> StepMemory:
     """Return the peak memory of a trial, without reading a weight or allocating a tensor.
 
-    Counted is what torch allocates for the trial on its device. Not part of it: the base model in
-    float32 that a process shares among its trials (see `base_bytes`), the process itself, what an
-    allocator keeps in reserve, and the start of adapters from data. Classification counts padded
+    Counted is what torch allocates for the trial on its device. Not part of it: the base model
+    (see `base_bytes`), the process itself, what an allocator keeps in reserve, and the start of
+    adapters from data. Classification counts padded
     batches, which need an attention mask; windows of a language model are full.
 
     The passes are those of a CPU. A GPU whose attention keeps no scores (CUDA) holds the same; MPS
@@ -140,9 +143,13 @@ def step_memory(
 
 
 def base_bytes(inventory: Inventory) -> int:
-    """Return the bytes of the base model in float32, which each process of a study holds once."""
+    """Return the bytes of the base model, which lie in memory once for all processes of a machine.
+
+    They are maps of its files, in the type that these have; see `models.shared_weights`.
+    """
     weights = sum(module.weights for module in inventory.modules)
-    return BYTES_FLOAT32 * (weights + inventory.other_parameters)
+    types = matrix_types(resolve_model(inventory.model), inventory.model)
+    return held_dtype(types).itemsize * (weights + inventory.other_parameters)
 
 
 def build_bytes(inventory: Inventory, allocation: Allocation) -> int:

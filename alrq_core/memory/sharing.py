@@ -4,7 +4,6 @@ import torch
 
 from alrq_core.memory.batch_plan import BatchPlan
 from alrq_core.memory.cores import MOST_TRIALS, usable_cores
-from alrq_core.memory.prediction import base_bytes
 from search_spaces.inventory import Inventory
 
 # Of one process, beside its tensors: CUDA's context, torch's kernels, the workspace of cuBLAS.
@@ -31,7 +30,7 @@ def trials_per_gpu(inventory: Inventory, batch: BatchPlan, step_tokens: float) -
         step_tokens: Tokens of an optimiser step.
     """
     card = torch.cuda.get_device_properties(0)
-    held = CONTEXT_BYTES + base_bytes(inventory) + batch.memory.peak_bytes
+    held = CONTEXT_BYTES + batch.memory.peak_bytes
     fit = int(USED_PART * card.total_memory / held)
     weights = sum(target.weights for target in inventory.targets)
     # Forward, and backward to the inputs: frozen weights have no gradients.

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from alrq_core.models.streamed import streamed
 from alrq_core.models.vocabulary import vocabulary_rows
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -68,6 +69,19 @@ def check_folder(folder: Path, name: str) -> None:
             _refuse_quantised(name, f"{tensor} of type {kind}")
 
 
+def matrix_types(folder: Path, name: str) -> frozenset[str]:
+    """Return the types of the matrices in a model's files, as safetensors calls them.
+
+    Vectors don't count: every trial rounds them to 16 bits, as a deployed model keeps them.
+
+    Args:
+        folder: Of the model.
+        name: As given to `--model`, for messages.
+    """
+    headers = weight_headers(folder, name).values()
+    return PLAIN_TYPES & {kind for kind, shape in headers if len(shape) > 1}
+
+
 def weight_headers(folder: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return type and shape of each tensor in a model's files, without reading any.
 
@@ -79,9 +93,9 @@ def weight_headers(folder: Path, name: str) -> dict[str, tuple[str, tuple[int, .
         ValueError: A file is missing, cut or damaged.
     """
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for path in _weight_files(folder, name):
+    for path in weight_files(folder, name):
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="numpy") as file:
                 for tensor in file.keys():  # noqa: SIM118
                     part = file.get_slice(tensor)
                     found[tensor] = (part.get_dtype(), tuple(part.get_shape()))
@@ -94,8 +108,12 @@ def weight_headers(folder: Path, name: str) -> dict[str, tuple[str, tuple[int, .
     return found
 
 
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    """Return the files that transformers reads a model's weights from."""
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """Return the files that transformers reads a model's weights from.
+
+    Raises:
+        ValueError: One is missing.
+    """
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if single.is_file():
         return [single]
@@ -194,14 +212,15 @@ def position_limit(model: Any) -> int | None:
 
 
 def check_causal(model: nn.Module, name: str) -> None:
-    """Check that no token changes what the model says before it.
+    """Check that no token changes what the model, on the CPU, says before it.
 
     Raises:
         ValueError: One does, and a perplexity would mean nothing.
     """
     ids = torch.tensor([[0, 1, 0], [0, 1, 1]])
     with torch.no_grad():
-        one, other = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        run = streamed(model, ids.device).eval()
+        one, other = run(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     if not torch.allclose(one[:-1], other[:-1], rtol=1e-3, atol=1e-4):
         raise ValueError(
             f"`--model` must predict each token from those before it, got {name!r}, which also "

@@ -26,11 +26,12 @@ from alrq_core.models.checks import (
     check_fit,
     check_folder,
     first_line,
+    matrix_types,
     weight_headers,
 )
 from alrq_core.models.gguf import converted_folder
 from alrq_core.models.heads import mark_head
-from alrq_core.models.shared_weights import is_mapped, share_weights
+from alrq_core.models.shared_weights import held_dtype, is_mapped, share_weights
 from alrq_core.models.structure import as_linear, check_structure, find_embeddings, find_targets
 from alrq_core.models.vocabulary import check_vocabulary
 from alrq_core.records import TaskKind
@@ -165,9 +166,10 @@ def inspect_model(
 
 
 def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> nn.Module:
-    """Return the pretrained model in float32 on the CPU.
+    """Return the pretrained model on the CPU, in the type of its files.
 
-    A new head is drawn from torch's generator: seed it first.
+    Where its matrices are of several types, all are read in float32. A new head is drawn from
+    torch's generator: seed it first.
 
     Args:
         name: As given to `--model`.
@@ -182,8 +184,11 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
     config = task_config(folder, kind, labels)
     set_dropout(config, dropout)
     auto = model_class(kind, config, name)
-    model, absent = _pretrained(auto, folder, config, use_safetensors=True, trust_remote_code=False)
-    mapped = is_mapped(model, folder)
+    types = matrix_types(folder, name)
+    model, absent = _pretrained(
+        auto, folder, config, held_dtype(types), use_safetensors=True, trust_remote_code=False
+    )
+    mapped = is_mapped(model, types)
     as_linear(model)
     if not mapped:
         share_weights(model, folder, absent)
@@ -197,9 +202,13 @@ def load_model(name: str, kind: TaskKind, labels: int, dropout: float = 0.0) -> 
 
 
 def _pretrained(
-    auto: Any, source: Path | None, config: PretrainedConfig, **options: Any
+    auto: Any,
+    source: Path | None,
+    config: PretrainedConfig,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> tuple[nn.Module, set[str]]:
-    """Return a model in float32, and the names of its weights that the files lack.
+    """Return a model in one type, and the names of its weights that the files lack.
 
     Those of another size are among them: a head of another task is replaced, what else lacks is
     refused by `mark_head`.
@@ -207,7 +216,7 @@ def _pretrained(
     model, loading = auto.from_pretrained(
         source,
         config=config,
-        dtype=torch.float32,
+        dtype=dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         **options,

@@ -1,9 +1,10 @@
 """Lets all processes of a machine share one copy of a base model's weights."""
 
 import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
 
+import torch
 import transformers
 from huggingface_hub import constants
 from safetensors import safe_open
@@ -13,25 +14,30 @@ from transformers.pytorch_utils import Conv1D
 
 from alrq_core.files import replaced, spared
 
+SIXTEEN_BITS = {"F16": torch.float16, "BF16": torch.bfloat16}
+
 
 def weights_folder() -> Path:
     """Return where converted weights lie: in the hub's cache, safe to delete."""
     return Path(constants.HF_HOME) / "alrq" / "weights"
 
 
-def is_mapped(model: nn.Module, folder: Path) -> bool:
-    """Tell whether a model just loaded in float32 computes with its files' own bytes.
+def held_dtype(types: Collection[str]) -> torch.dtype:
+    """Return what holds matrices of these types exactly; numbers of 64 bits are read in 32."""
+    return SIXTEEN_BITS.get(next(iter(types)), torch.float32) if len(types) == 1 else torch.float32
+
+
+def is_mapped(model: nn.Module, types: Collection[str]) -> bool:
+    """Tell whether a model just loaded in `held_dtype` computes with its files' own bytes.
 
     safetensors maps a file, so processes share it, until a weight changes its type or its order.
+
+    Args:
+        model: As loaded.
+        types: Of the matrices in its files, as safetensors calls them.
     """
-    if any(isinstance(module, Conv1D) for module in model.modules()):
-        return False
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            if any(file.get_slice(name).get_dtype() != "F32" for name in names):
-                return False
-    return True
+    turned = any(isinstance(module, Conv1D) for module in model.modules())
+    return not turned and types in ({"F32"}, *({kind} for kind in SIXTEEN_BITS))
 
 
 def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
@@ -41,7 +47,7 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
     Where it can't be written the model keeps its own copy, and says so.
 
     Args:
-        model: In float32; its parameters are replaced in place.
+        model: Its parameters are replaced in place.
         source: Folder of its files.
         new: Parameters that are in none of them.
     """
@@ -60,6 +66,6 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
 def _key(weights: Mapping[str, Tensor], source: Path) -> str:
     files = sorted(source.glob("*.safetensors"))
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    shapes = [(name, tuple(weight.shape)) for name, weight in weights.items()]
+    shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in weights.items()]
     what = (transformers.__version__, stats, shapes)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:40]

@@ -124,7 +124,7 @@ def _errors(
         weight = context.dequantised(name, stored)
         a = b = None
         if largest:
-            a, b = context.correction(reference, name, weight, tuned)
+            a, b = context.correction(reference, name, stored, tuned)
         yield stored, weight - tuned, a, b
 
 

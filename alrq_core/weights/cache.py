@@ -13,15 +13,16 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from alrq_core.files import claimed, spared
+from alrq_core.weights.layers import STORAGE_DTYPE
 from alrq_core.weights.packing import Quantiser
 from alrq_core.weights.quantise import quantise
-from alrq_core.weights.tensor_files import TensorFiles, checksum
+from alrq_core.weights.tensor_files import TensorFiles
 from search_spaces.formats import Format
 
 # What these make of a weight may differ from release to release.
 LIBRARIES = ("torch", "bitsandbytes", "hqq")
 # Change it when `quantise` makes other tensors of the same weight.
-STORED_AS = "2"
+STORED_AS = "3"
 
 
 def cache_folder() -> Path:
@@ -51,7 +52,7 @@ class KeyedMoments(Protocol):
 class PackedCache:
     """A quantiser that makes the tensors of each weight and format once a machine.
 
-    Should a tensor have been written, its checksum no longer fits and it is read anew.
+    Weights are told apart by the model's files and by their name in it: none is read for that.
 
     Attributes:
         made: Weights that were quantised by this object.
@@ -59,42 +60,46 @@ class PackedCache:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, moments: KeyedMoments | None = None
+        self,
+        folder: Path,
+        device: torch.device,
+        source: str,
+        moments: KeyedMoments | None = None,
     ) -> None:
         """Keep files in `folder`, which need not exist, and return tensors on `device`.
 
         Args:
             folder: Where files lie.
             device: Where tensors are wanted.
+            source: Digest of the files of the model whose weights these are.
             moments: Of the inputs of modules, for formats that are made for them.
         """
         self.made = 0
         self.files = TensorFiles(folder, "packed weights")
-        self._moments = moments
+        self._source, self._moments = source, moments
         self._folder = folder
         self._device = device
-        self._known: dict[str, tuple[dict[str, Tensor], int]] = {}
-        # Each with its weight, without which another could get its id.
-        self._digests: dict[int, tuple[Tensor, str]] = {}
+        self._known: dict[str, dict[str, Tensor]] = {}
 
     def of(self, name: str) -> Quantiser:
         """Return the quantiser of a module's weight, which knows what enters the module."""
         return partial(self, name=name)
 
-    def __call__(self, weight: Tensor, stored: Format, name: str = "") -> dict[str, Tensor]:
+    def __call__(self, weight: Tensor, stored: Format, name: str) -> dict[str, Tensor]:
         """Return what `quantise` returns, on this cache's device.
 
         Args:
             weight: On the CPU.
             stored: The format.
-            name: Of the module, where its moment matters.
+            name: Of the module.
         """
-        key = self._key(weight, stored, name)
-        known = self._known.get(key)
-        if known is None or checksum(known[0]) != known[1]:
-            known = self.files.get(key) or self._make(key, weight, stored, name)
-            self._known[key] = known
-        return {name: tensor.to(self._device) for name, tensor in known[0].items()}
+        if stored.method == "plain" and weight.dtype == STORAGE_DTYPE:
+            # The model's own file holds it as it is stored.
+            return {"codes": weight.detach().to(self._device)}
+        key = self.key(weight, stored, name)
+        if key not in self._known:
+            self._known[key] = self.files.get(key) or self._make(key, weight, stored, name)
+        return {name: tensor.to(self._device) for name, tensor in self._known[key].items()}
 
     def fill(self, wanted: Iterable[tuple[str, Tensor, Format]]) -> Iterator[tuple[int, int]]:
         """Make all that is not there yet, each once among the processes that do this now.
@@ -104,7 +109,7 @@ class PackedCache:
         Args:
             wanted: Module, weight and format.
         """
-        left = [(self._key(w, stored, name), name, w, stored) for name, w, stored in wanted]
+        left = [(self.key(w, stored, name), name, w, stored) for name, w, stored in wanted]
         count = len(left)
         while left:
             busy: list[tuple[str, str, Tensor, Format]] = []
@@ -120,20 +125,16 @@ class PackedCache:
             left = busy
             time.sleep(WAIT_SECONDS if busy else 0)
 
-    def _key(self, weight: Tensor, stored: Format, name: str) -> str:
-        if id(weight) not in self._digests:
-            content = weight.detach().contiguous().view(torch.uint8).numpy()
-            self._digests[id(weight)] = (weight, hashlib.sha256(content.data).hexdigest())
-        what = (self._digests[id(weight)][1], *map(str, weight.shape), self._device.type)
+    def key(self, weight: Tensor, stored: Format, name: str) -> str:
+        """Return what the tensors of a weight are known by: all that they follow from."""
+        what = (self._source, name, *map(str, weight.shape), self._device.type)
         if stored.method == "gptq" and self._moments is not None and name in self._moments:
-            what = (*what, name, self._moments.key)
+            what = (*what, self._moments.key)
         how = " ".join((*what, STORED_AS, *_versions()))
         digest = hashlib.sha256(how.encode()).hexdigest()[:40]
         return f"{digest}-{stored.bits}-{stored.method}-{stored.group_size}"
 
-    def _make(
-        self, key: str, weight: Tensor, stored: Format, name: str
-    ) -> tuple[dict[str, Tensor], int]:
+    def _make(self, key: str, weight: Tensor, stored: Format, name: str) -> dict[str, Tensor]:
         moment = None
         if stored.method == "gptq" and self._moments is not None:
             moment = self._moments.get(name)

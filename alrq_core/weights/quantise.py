@@ -30,7 +30,7 @@ def quantise(weight: Tensor, stored: Format, moment: Tensor | None = None) -> di
     and of scales that are quantised themselves `nested`, `nested_values` and `offset`.
 
     Args:
-        weight: out x in, float32. It is left as it was.
+        weight: out x in, of any floating type. It is left as it was.
         stored: The format.
         moment: Second moment of the inputs, in x in, which `gptq` makes its codes for. Without it
             all inputs count alike, as they do in an embedding.
@@ -41,14 +41,15 @@ def quantise(weight: Tensor, stored: Format, moment: Tensor | None = None) -> di
     with torch.no_grad():
         if stored.method == "plain":
             return {"codes": weight.detach().to(STORAGE_DTYPE)}
+        matrix = weight.detach().float()
         if stored.method == "int8":
-            return _int8(weight.detach())
+            return _int8(matrix)
         if stored.method in FOUR_BIT:
-            return _four_bit(weight.detach(), stored)
+            return _four_bit(matrix, stored)
         if stored.method == "hqq":
-            return _hqq(weight, stored)
+            return _hqq(matrix, stored)
         if stored.method == "gptq":
-            made = calibrated_codes(weight.detach(), stored.bits, stored.group_size, moment)
+            made = calibrated_codes(matrix, stored.bits, stored.group_size, moment)
             return {"codes": pack_codes(made[0], stored.bits), "scales": made[1]}
     raise ValueError(
         f"`format` must be one that is known, got {stored.method!r} for {stored.bits} bits. "
@@ -126,7 +127,7 @@ def _four_bit(matrix: Tensor, stored: Format) -> dict[str, Tensor]:
 
 def _hqq(weight: Tensor, stored: Format) -> dict[str, Tensor]:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     # HQQ rounds scales and zero points to the type that it is told to compute in.
     made: Any = HQQLinear(linear, hqq_config(stored), False, torch.float32, str(weight.device))
     scales, zeros = (made.meta[key].to(HQQ_DTYPE) for key in ("scale", "zero"))

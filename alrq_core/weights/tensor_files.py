@@ -39,20 +39,20 @@ class TensorFiles:
         """Return the file of a key."""
         return self._folder / f"{key}.safetensors"
 
-    def get(self, key: str) -> tuple[dict[str, Tensor], int] | None:
-        """Return the tensors of a key and their checksum; None if absent or damaged."""
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """Return the tensors of a key; None if absent or damaged."""
         read = read_tensors(self.path(key))
         if read is None:
             return None
         self.read += 1
-        return read[0], int(read[1][CHECKSUM])
+        return read[0]
 
-    def keep(self, key: str, made: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    def keep(self, key: str, made: dict[str, Tensor]) -> dict[str, Tensor]:
         """Write the tensors of a key; return what `get` would, or them where they can't be kept."""
         with spared(self._folder, self._what):
             write_tensors(self.path(key), made)
         # The map of the file takes the place of this process's own copy.
-        return self.get(key) or (made, checksum(made))
+        return self.get(key) or made
 
 
 def write_tensors(

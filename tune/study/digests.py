@@ -8,6 +8,7 @@ from typing import Any
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
+from alrq_core.models.digests import file_digest
 from alrq_core.models.loading import CONFIG_ONLY
 
 SHORT_DIGITS = 12
@@ -37,12 +38,12 @@ class Digests:
 
 
 def digests_of(task: Task, model_folder: Path) -> Digests:
-    """Return the digests of a task's texts and of a model's files, all of which are read."""
+    """Return the digests of a task's texts and of a model's files."""
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     data = {name: _split_digest(split) for name, split in splits.items()}
     return Digests(
         data=data | {"class names": _joined(task.label_names)},
-        model={path.name: _file_digest(path) for path in _model_files(model_folder)},
+        model={path.name: file_digest(path) for path in _model_files(model_folder)},
     )
 
 
@@ -72,8 +73,3 @@ def _joined(texts: Iterable[str]) -> str:
 def _model_files(folder: Path) -> list[Path]:
     found = {path for pattern in ("*.safetensors", *CONFIG_ONLY) for path in folder.glob(pattern)}
     return sorted(path for path in found if path.is_file())
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

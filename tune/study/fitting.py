@@ -149,14 +149,14 @@ class _Trials:
             limit = memory_limit_bytes(self._device, usable_cores(), given)
         if limit is None or self._device != "cpu":
             return limit
-        base = base_bytes(self._inventory)
-        if base >= limit:
+        base, workers = base_bytes(self._inventory), usable_cores()
+        if base >= workers * limit:
             raise DoesNotFitError(
-                f"`--model` must leave memory beside its weights, which take {format_bytes(base)} "
-                f"in float32, got {format_bytes(limit)} for each of {usable_cores()} workers. "
+                f"`--model` must leave memory beside its weights, which take {format_bytes(base)}, "
+                f"got {format_bytes(workers * limit)} for {workers} workers that share them. "
                 "Use a smaller one, a larger --device-memory, or fewer cores (taskset -c 0)."
             )
-        return limit - base
+        return limit - base // workers
 
     def _execution(self, space: Space) -> tuple[str, BatchPlan]:
         """Return whether trials compute with dequantised copies, and how batches are cut.
