@@ -57,6 +57,8 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
         console = Console(width=PLAIN_WIDTH)
     if export is not None:
         return _export(export, given)
+    if "caches" in given:
+        return _caches(console, given)
     with ExitStack() as held:
         with ExitStack() as running:
             # Imports follow the checks that need them, so that mistakes answer at once.
@@ -73,6 +75,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
             prepared = _prepared(config, resume, console)
             if dry_run:
                 return 0
+            _keep_caches_small(console, None)
             if resume is None:
                 from tune.study.folders import prepare_folder
 
@@ -124,6 +127,30 @@ def _export(study: str, given: dict[str, Any]) -> int:
     way = f"alrq_core.load({given['to']!r})" if form == "alrq" else "the lines in its README.md"
     print(f"wrote {trial.id} to {given['to']}. Load it with: {way}")
     return 0
+
+
+def _caches(console: Console, given: dict[str, Any]) -> int:
+    """Show what the caches hold, after removing what is above a limit; return the exit code."""
+    from tune.report.caches import caches_shown
+
+    limit = given.pop("caches")
+    if given:
+        raise ValueError(
+            f"`--caches` must stand alone, got it with {len(given)} other flags. Leave them out."
+        )
+    if limit is not None:
+        _keep_caches_small(console, limit)
+    line, table = caches_shown()
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    return 0
+
+
+def _keep_caches_small(console: Console, limit: int | None) -> None:
+    from tune.report.caches import removed_line
+
+    if (line := removed_line(limit)) is not None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _config(given: dict[str, Any], resume: Path | None) -> Any:

@@ -145,7 +145,7 @@ def format_bytes(value: float) -> str:
     return f"{value / 1e6:.2f} MB"
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, flag: str) -> int:
     """Return the bytes that a text such as `30MB`, `512KB` or `1.5GB` names (powers of 1000).
 
     Raises:
@@ -163,6 +163,6 @@ def parse_bytes(text: str) -> int:
                 return int(value)
             break
     raise ValueError(
-        f"`--max-memory` must be a positive number with a unit B, KB, MB or GB, got {text!r}. "
-        "Write for example 30MB."
+        f"`{flag}` must be a positive number with a unit B, KB, MB or GB, got {text!r}. "
+        f"Write for example {flag} 30MB."
     )

@@ -30,6 +30,7 @@ FLAGS = {
     "--ranks",
     "--device-memory",
     "--budget",
+    "--caches",
     "--searcher",
     "--scheduler",
     "--tie",

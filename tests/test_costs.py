@@ -153,13 +153,13 @@ def test_adalora_counts_at_its_final_average_rank() -> None:
     [("30MB", 30_000_000), ("1.5 GB", 1_500_000_000), ("512kb", 512_000), ("7B", 7)],
 )
 def test_sizes_are_read_with_their_units(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
+    assert parse_bytes(text, "--max-memory") == expected
 
 
 @pytest.mark.parametrize("text", ["30", "MB", "-1MB", "0MB", "nanMB", "infGB", "3TB!", ""])
 def test_sizes_without_a_number_or_a_unit_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="`--max-memory` must be a positive number with a unit"):
-        parse_bytes(text)
+        parse_bytes(text, "--max-memory")
 
 
 def test_sizes_for_people_are_megabytes() -> None:

@@ -53,11 +53,18 @@ def _number(flag: str) -> Any:
     return parse
 
 
-def _memory(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _memory(flag: str) -> Any:
+    def parse(text: str) -> int:
+        try:
+            return parse_bytes(text, flag)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _cache_limit(text: str) -> int:
+    return 0 if text == "0" else int(_memory("--caches")(text))
 
 
 def _list(flag: str, example: str) -> Any:
@@ -109,9 +116,9 @@ def _add_what(group: Any) -> None:
     group.add_argument(
         "--max-memory",
         dest="max_memory_bytes",
-        type=_memory,
+        type=_memory("--max-memory"),
         metavar="30MB",
-        help="limit on the deployed model; only allocations that fit are proposed",
+        help="limit on the deployed model, weights and adapters; only what fits is proposed",
     )
     group.add_argument(
         "--bits",
@@ -251,7 +258,7 @@ def _add_places(group: Any) -> None:
     group.add_argument(
         "--device-memory",
         dest="device_memory_bytes",
-        type=_memory,
+        type=_memory("--device-memory"),
         metavar="8GB",
         help="plan for a device that has no more than that (default: what this one has)",
     )
@@ -281,6 +288,15 @@ def _add_places(group: Any) -> None:
     )
     group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
     group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
+    group.add_argument(
+        "--caches",
+        type=_cache_limit,
+        nargs="?",
+        const=None,
+        metavar="20GB",
+        help="show what is kept of models for later studies; with a size, remove what was unused "
+        "longest until the rest fits (0: all)",
+    )
     group.add_argument(
         "--dry-run",
         action="store_true",

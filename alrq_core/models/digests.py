@@ -4,16 +4,16 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants
 from transformers.utils import CONFIG_NAME
 
+from alrq_core.caches import DIGESTS, caches_folder, mark_used
 from alrq_core.files import replaced, spared
 from alrq_core.models.checks import weight_files
 
 
 def digests_folder() -> Path:
-    """Return where digests lie: in the hub's cache, safe to delete."""
-    return Path(constants.HF_HOME) / "alrq" / "digests"
+    """Return where digests lie."""
+    return caches_folder() / DIGESTS
 
 
 def model_digest(folder: Path, name: str) -> str:
@@ -42,6 +42,7 @@ def _kept_digest(path: Path, size: int, time_ns: int) -> str:
     kept = digests_folder() / key
     with spared(digests_folder(), "digests of weights"):
         if kept.is_file():
+            mark_used(kept)
             return kept.read_text(encoding="ascii")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from alrq_core.caches import caches_folder, mark_used
 from alrq_core.files import partial_path, unwritable
 
 
@@ -33,8 +34,9 @@ def converted_folder(name: str, package_folder: Path) -> Path:
             f"`--model` {name} must come with a GGUF file, got none in its package. "
             "Install the package again."
         )
-    cached = Path(constants.HF_HOME) / "alrq" / f"{source.stem}-{source.stat().st_size}"
+    cached = caches_folder() / f"{source.stem}-{source.stat().st_size}"
     if cached.is_dir():
+        mark_used(cached)
         return cached
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from alrq_core.caches import WEIGHTS, caches_folder, mark_used
 from alrq_core.files import replaced, spared
 
 SIXTEEN_BITS = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def weights_folder() -> Path:
-    """Return where converted weights lie: in the hub's cache, safe to delete."""
-    return Path(constants.HF_HOME) / "alrq" / "weights"
+    """Return where converted weights lie."""
+    return caches_folder() / WEIGHTS
 
 
 def held_dtype(types: Collection[str]) -> torch.dtype:
@@ -58,6 +58,7 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
             tensors = {name: parameter.detach().contiguous() for name, parameter in weights.items()}
             with replaced(path) as partial:
                 save_file(tensors, partial)
+        mark_used(path)
         with safe_open(path, framework="pt") as file:
             for name, parameter in weights.items():
                 parameter.data = file.get_tensor(name)

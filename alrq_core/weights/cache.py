@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from huggingface_hub import constants
 from torch import Tensor
 
+from alrq_core.caches import PACKED, caches_folder
 from alrq_core.files import claimed, spared
 from alrq_core.weights.layers import STORAGE_DTYPE
 from alrq_core.weights.packing import Quantiser
@@ -26,8 +26,8 @@ STORED_AS = "3"
 
 
 def cache_folder() -> Path:
-    """Return where packed weights lie: in the hub's cache, safe to delete."""
-    return Path(constants.HF_HOME) / "alrq" / "packed"
+    """Return where packed weights lie."""
+    return caches_folder() / PACKED
 
 
 # Between looks at what another process is making.

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from alrq_core.caches import mark_used
 from alrq_core.files import replaced, spared
 
 CHECKSUM = "crc32"
@@ -45,6 +46,7 @@ class TensorFiles:
         if read is None:
             return None
         self.read += 1
+        mark_used(self.path(key))
         return read[0]
 
     def keep(self, key: str, made: dict[str, Tensor]) -> dict[str, Tensor]:
