@@ -152,7 +152,7 @@ def test_the_plan_prints_both(tmp_path: Path, bert: Path, data: Path) -> None:
     assert line in describe_plan(prepared)
 
 
-def test_the_same_letters_cut_in_another_way_are_other_texts(tmp_path: Path) -> None:
+def test_the_same_letters_cut_in_another_way_are_other_texts(bert_folder: Path) -> None:
     def digest(*texts: str, labels: tuple[int, ...] = (0, 1)) -> str:
         split = TextSplit(texts=texts, labels=labels)
         task = Task(
@@ -164,7 +164,7 @@ def test_the_same_letters_cut_in_another_way_are_other_texts(tmp_path: Path) -> 
             validation=split,
             test=split,
         )
-        return combined(digests_of(task, tmp_path).data)
+        return combined(digests_of(task, bert_folder).data)
 
     known = {digest("ab", "c"), digest("a", "bc"), digest("\ud800", "c"), digest("", "abc")}
     known |= {digest("ab", "c", labels=(1, 0)), digest("abc", labels=(0,))}

@@ -1,14 +1,23 @@
 """Finding, inspecting and refusing models."""
 
 import json
+import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma3Config
+from transformers import BertForSequenceClassification, Gemma3Config
 
-from alrq_core.models.loading import inspect_model, load_model, load_tokenizer, resolve_model
+from alrq_core.models.loading import (
+    hub_id,
+    inspect_model,
+    load_model,
+    load_tokenizer,
+    pinned_name,
+    resolve_model,
+)
 from tests.tiny import save_bert, save_llama
 
 
@@ -105,3 +114,78 @@ def test_a_model_with_eyes_is_refused(tmp_path: Path) -> None:
     Gemma3Config().save_pretrained(folder)
     with pytest.raises(ValueError, match=r"decoder of text, got .* of type gemma3, which has sev"):
         inspect_model(str(folder), "language-modelling", 0)
+
+
+class Hub:
+    """Stands for the hub: a repository of one commit, whose files are copied as asked for."""
+
+    COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+    def __init__(self, repository: Path, cache: Path) -> None:
+        self.repository, self.snapshot = repository, cache / self.COMMIT
+        self.asked: list[tuple[str, str | None]] = []
+
+    def __call__(
+        self,
+        name: str,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
+    ) -> str:
+        self.asked.append((name, revision))
+        for path in self.repository.rglob("*"):
+            inside = str(path.relative_to(self.repository))
+            if not path.is_file() or any(fnmatch(inside, p) for p in ignore_patterns):
+                continue
+            if any(fnmatch(inside, pattern) for pattern in allow_patterns):
+                target = self.snapshot / inside
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return str(self.snapshot)
+
+    @property
+    def fetched(self) -> set[str]:
+        return {path.name for path in self.snapshot.rglob("*.safetensors")}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    found = Hub(save_bert(tmp_path / "repository"), tmp_path / "snapshots")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", found)
+    return found
+
+
+def test_weights_are_fetched_once_and_pinned_by_their_commit(hub: Hub) -> None:
+    whole = hub.repository / "model.safetensors"
+    (hub.repository / "onnx").mkdir()
+    for other in ("consolidated.safetensors", "model.fp16.safetensors", "onnx/model.safetensors"):
+        shutil.copy(whole, hub.repository / other)
+    inventory = inspect_model("owner/name@main", "classification", 2)
+
+    assert hub.fetched == {"model.safetensors"}
+    assert inventory.model == f"owner/name@{hub.COMMIT}"
+    assert set(hub.asked) == {("owner/name", "main")}
+    hub.asked.clear()
+    load_model(inventory.model, "classification", 2)
+    assert set(hub.asked) == {("owner/name", hub.COMMIT)}
+
+
+def test_shards_are_fetched_where_there_is_no_whole_file(hub: Hub) -> None:
+    BertForSequenceClassification.from_pretrained(hub.repository).save_pretrained(
+        hub.repository, max_shard_size="40KB"
+    )
+    shards = {path.name for path in hub.repository.glob("model-*.safetensors")}
+    (hub.repository / "model.safetensors").unlink(missing_ok=True)
+    shutil.copy(hub.repository / min(shards), hub.repository / "consolidated.safetensors")
+
+    assert resolve_model("owner/name") == hub.snapshot
+    assert len(shards) > 1
+    assert hub.fetched == shards
+
+
+def test_names_of_folders_have_no_revision(tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "mine@home")
+
+    assert hub_id(str(folder)) == (str(folder), None)
+    assert pinned_name(str(folder)) == str(folder)
+    assert hub_id("owner/name@v1") == ("owner/name", "v1")

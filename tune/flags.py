@@ -103,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_what(group: Any) -> None:
     group.add_argument("--space", help=f"one of {', '.join(SPACES)} (default: joint)")
     group.add_argument(
-        "--model", help="minilm, smollm2, a hub id, or a local folder (default: minilm)"
+        "--model",
+        help="minilm, smollm2, a local folder, or a hub id, also as owner/name@revision "
+        "(default: minilm)",
     )
     group.add_argument(
         "--task",

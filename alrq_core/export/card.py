@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+from alrq_core.models.loading import hub_id
 from alrq_core.trial import TrialRun
 from search_spaces.costs import average_bits, average_rank, format_bytes
 
@@ -75,9 +76,10 @@ def model_card(run: TrialRun, packed: list[str], file_bytes: int) -> str:
     counted = Counter(allocation.choices[target.name].bits for target in inventory.targets)
     classifies = context.task.kind == "classification"
     widened = any(c.bits < 16 and name not in packed for name, c in allocation.choices.items())
+    base = hub_id(inventory.model)[0]
     head = HEAD.format(
-        base=inventory.model,
-        title=f"{inventory.model} for {context.task.name}",
+        base=base,
+        title=f"{base} for {context.task.name}",
         task=context.task.name,
         bits=average_bits(allocation, inventory),
         rank=average_rank(allocation, inventory),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from alrq_core.adapters.lora import ADAPTER, lora_config, lora_layers
 from alrq_core.models.heads import head_names
+from alrq_core.models.loading import hub_id
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import STORAGE_DTYPE
 
@@ -45,7 +46,7 @@ def write_adapter(run: TrialRun, folder: Path, base: str) -> None:
     head = head_names(run.context.base, kind)
     config = lora_config(allocation, run.context.recipe.alpha_over_rank)
     config.task_type = TaskType.SEQ_CLS if kind == "classification" else TaskType.CAUSAL_LM
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path, config.revision = hub_id(base)
     config.modules_to_save = list(head) or None
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -122,13 +122,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             f"`--model` must have its weights in safetensors, got {name!r} with neither "
             f"{SAFE_WEIGHTS_NAME} nor its shards. Convert it with `save_pretrained(folder)` first."
         )
-    parts = _json_object(index, name).get("weight_map")
-    if not isinstance(parts, dict) or not parts:
-        raise ValueError(
-            f"`--model` must list its shards, got {name!r} without a `weight_map` in {index.name}. "
-            "Fetch or save it again."
-        )
-    paths = [folder / str(part) for part in sorted(set(parts.values()))]
+    paths = [folder / part for part in shard_names(folder, name)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise ValueError(
@@ -136,6 +130,22 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             f"({len(missing)} of {len(paths)} are missing). Fetch it again."
         )
     return paths
+
+
+def shard_names(folder: Path, name: str) -> list[str]:
+    """Return the files that a model's index lists.
+
+    Raises:
+        ValueError: It lists none.
+    """
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    parts = _json_object(index, name).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise ValueError(
+            f"`--model` must list its shards, got {name!r} without a `weight_map` in {index.name}. "
+            "Fetch or save it again."
+        )
+    return sorted(set(map(str, parts.values())))
 
 
 def _json_object(path: Path, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 
 from alrq_core.models.checks import (
@@ -27,6 +28,7 @@ from alrq_core.models.checks import (
     check_folder,
     first_line,
     matrix_types,
+    shard_names,
     weight_headers,
 )
 from alrq_core.models.gguf import converted_folder
@@ -56,12 +58,30 @@ transformers_logging.disable_progress_bar()
 def resolve_model(name: str) -> Path:
     """Return the local folder of a model, fetched from the hub where it is a hub id.
 
+    Args:
+        name: As given to `--model`: of a hub id, `owner/name` or `owner/name@revision`.
+
     Raises:
         ValueError: No such model here, the hub can't be reached, or its files can't be used.
     """
-    folder = _local_folder(name) or _hub_folder(name, ("*.safetensors", *CONFIG_ONLY))
+    folder = _local_folder(name) or _hub_folder(name)
     check_folder(folder, name)
     return folder
+
+
+def pinned_name(name: str) -> str:
+    """Return a name that means the same files at any time: a hub id gets its commit."""
+    if _local_folder(name) is not None:
+        return name
+    return f"{hub_id(name)[0]}@{resolve_model(name).name}"
+
+
+def hub_id(name: str) -> tuple[str, str | None]:
+    """Return the name of a model without its revision, and that, of a hub id that has one."""
+    if name in PACKAGED_MODELS or Path(name).is_dir():
+        return name, None
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def _local_folder(name: str) -> Path | None:
@@ -78,11 +98,28 @@ def _local_folder(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
-def _hub_folder(name: str, patterns: tuple[str, ...]) -> Path:
+def _hub_folder(name: str) -> Path:
+    """Fetch what is read of a repository: its weights once, where it has them in several forms."""
+    wanted = [*CONFIG_ONLY, SAFE_WEIGHTS_NAME]
+    folder = _fetch(name, hub_id(name)[1], wanted)
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.is_file() and not whole.is_file():
+        # A snapshot's folder is named after its commit: these are shards of the same.
+        _fetch(name, folder.name, [*wanted, *shard_names(folder, name)])
+    return folder
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        found = snapshot_download(
+            hub_id(name)[0],
+            revision=revision,
+            allow_patterns=patterns,
+            # Nothing of them is read.
+            ignore_patterns=["*/*"],
+        )
     except Exception as error:
         # The hub client raises many kinds: bad ids, no network, gated or absent repositories.
         raise ValueError(
@@ -90,6 +127,7 @@ def _hub_folder(name: str, patterns: tuple[str, ...]) -> Path:
             f"be reached, got {name!r} ({type(error).__name__}: {first_line(error)}). "
             f"Available without a network: {', '.join(PACKAGED_MODELS)}."
         ) from error
+    return Path(found)
 
 
 @lru_cache(maxsize=4)
@@ -158,7 +196,7 @@ def inspect_model(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     varied = sum(module.weights for module in (*targets, *embeddings))
     return Inventory(
-        model=name,
+        model=pinned_name(name),
         targets=targets,
         other_parameters=parameters - varied,
         embeddings=embeddings,

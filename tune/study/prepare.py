@@ -99,6 +99,7 @@ def prepare(config: StudyConfig) -> Prepared:
     inventory = inspect_model(
         config.model, task.kind, len(task.label_names), config.recipe.max_length
     )
+    config = replace(config, model=inventory.model)
     digests = digests_of(task, folder)
     encoded = encode_task(task, folder, config.recipe.max_length)
     if config.eval_sequences is not None:
