@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -130,7 +131,11 @@ def load(folder: Path) -> LoadedModel:
     device = pick_device()
     compute_dtype = pick_compute_dtype(device, manifest["cpu_dtype"])
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model: nn.Module = model_class(kind, config, str(folder)).from_config(config)
+    # Buffers are not saved, and are computed; weights would be drawn and thrown away.
+    with init_empty_weights(include_buffers=False):
+        model: Any = model_class(kind, config, str(folder)).from_config(config)
+    # That makes a new parameter for each name.
+    model.tie_weights()
     as_linear(model)
     tensors = load_file(folder / WEIGHTS)
     # Older exports don't name it.
@@ -187,20 +192,26 @@ def _restore(
     for name, choice in allocation.choices.items():
         plain: Any = model.get_submodule(name)
         if getattr(plain, "bias", None) is not None:
-            plain.bias.data = _take(tensors, f"{name}.bias", plain.bias)
+            plain.bias = nn.Parameter(_take(tensors, f"{name}.bias", plain.bias))
         # On the device from the start: what layers keep beside their parameters is not moved later.
         parts = _packed_parts(tensors, name, choice.format, plain.weight.shape, device)
         layer = pack(plain, choice.format, compute_dtype, lambda *_, parts=parts: parts)
         place(model, name, layer, tied)
         packed.update(id(parameter) for parameter in layer.parameters())
     attach_adapters(model, allocation, alpha_over_rank)
-    model.requires_grad_(False)
     trained = tuple(f"{name}." for name in head)
     dtype = stream_dtype(compute_dtype, device)
+    taken: dict[int, Tensor] = {}
     for name, target in plain_tensors(model, packed).items():
-        taken = _take(tensors, name, target)
         in_float32 = ".lora_" in name or name.startswith(trained)
-        target.data = taken if in_float32 else taken.to(dtype)
+        value = _take(tensors, name, target).to(device)
+        taken[id(target)] = nn.Parameter(value if in_float32 else value.to(dtype))
+    # Tied ones have several owners.
+    for module in model.modules():
+        own: dict[str, Any] = module._parameters
+        for key, parameter in own.items():
+            own[key] = taken.get(id(parameter), parameter)
+    model.requires_grad_(False)
     cast_head_inputs(model, head)
     model.to(device)
 
