@@ -72,7 +72,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
 
                 places = (config.address, config.recipe.device, config.trials_per_gpu)
                 running.enter_context(ray_started(*places))
-            prepared = _prepared(config, resume, console)
+            prepared = _prepared(config, resume, console, dry_run)
             if dry_run:
                 return 0
             _keep_caches_small(console, None)
@@ -89,13 +89,18 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
         return _report(console, finish(prepared, end), attempt)
 
 
-def _prepared(config: Any, resume: Path | None, console: Console) -> Any:
+def _prepared(config: Any, resume: Path | None, console: Console, dry_run: bool) -> Any:
     """Return a study that can start, after printing its plan."""
+    from tune.report.cards import cards_table
     from tune.report.describe import describe_plan
-    from tune.study.prepare import prepare
+    from tune.study.prepare import fit, read
     from tune.study.record import check_same_study
 
-    prepared = prepare(config)
+    found = read(config, weights=not dry_run)
+    if dry_run:
+        # Also where nothing fits in this machine.
+        console.print(cards_table(found))
+    prepared = fit(found)
     if resume is not None:
         check_same_study(prepared, resume)
     if config.wandb is not None:

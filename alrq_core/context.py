@@ -46,10 +46,6 @@ from search_spaces.allocation import Allocation
 from search_spaces.formats import Format
 from search_spaces.inventory import Inventory
 
-# Of one batch whose activations are kept. With twice as many, starts and table of MiniLM take
-# 0.3 GB more; with half as many, a table takes a quarter longer: it unpacks all formats for each.
-BATCH_TOKENS = 2048
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrialContext:
@@ -80,7 +76,14 @@ class TrialContext:
                 modules[module.name] = module.name
             elif (head := tied_head(self.base, (module.name,))) is not None:
                 modules[module.name] = head
-        return InputMoments(self.base, self.source, modules, self.parts.calibration, self.device)
+        return InputMoments(
+            self.base,
+            self.source,
+            modules,
+            self.parts.calibration,
+            self.device,
+            self.recipe.held_bytes,
+        )
 
     @cached_property
     def packed(self) -> PackedCache:
@@ -172,6 +175,7 @@ class TrialContext:
                 sizes,
                 partial(self.batches, self.parts.probed),
                 self.answer_scores,
+                self.recipe.held_bytes,
             )
             self._factors.clear()
             self._factors[key] = found
@@ -199,8 +203,9 @@ class TrialContext:
 
     def batches(self, tokens: Tokens) -> Iterator[Batch]:
         """Yield sequences in batches whose activations may be kept, on the device."""
-        most = max(1, BATCH_TOKENS // int(tokens.lengths.max()))
-        for rows in eval_batches(tokens, most, part_tokens(self.device) and BATCH_TOKENS):
+        kept = self.recipe.prepared_tokens
+        most = max(1, kept // int(tokens.lengths.max()))
+        for rows in eval_batches(tokens, most, part_tokens(self.device) and kept):
             yield collate(tokens, rows, self.task.pad_id).to(self.device)
 
     @property

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from alrq_core.data.moments import HELD_BYTES
 from alrq_core.data.parts import CALIBRATION_TOKENS
 from alrq_core.memory.live_bytes import LiveBytes
+from alrq_core.recipe import Recipe
 from alrq_core.weights.calibrate import calibrated_codes
 
 BITS = (8, 4, 3, 2)
@@ -63,7 +63,7 @@ class Decoder:
     @property
     def blocks_held(self) -> int:
         """Blocks whose moments are held at once."""
-        fitting = HELD_BYTES // sum(4 * inputs**2 for _, inputs in self.shapes)
+        fitting = Recipe.held_bytes // sum(4 * inputs**2 for _, inputs in self.shapes)
         return min(self.blocks, max(1, fitting))
 
 

@@ -9,8 +9,10 @@ from transformers import AutoConfig
 
 from alrq_core.memory import batch_plan
 from alrq_core.memory.batch_plan import (
+    CONTEXT_BYTES,
     MPS_TENSOR_LIMIT,
     PROCESS_BASELINE_BYTES,
+    USED_PART,
     BatchPlan,
     memory_limit_bytes,
     plan_batch,
@@ -201,24 +203,31 @@ def test_too_many_workers_are_refused(tmp_path: Path) -> None:
         memory_limit_bytes("cpu", 64, meminfo=machine(tmp_path), cgroup=tmp_path)
 
 
-def test_gpus_say_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclass
-    class Properties:
-        total_memory: int = 24_000_000_000
+def usable(free: int) -> int:
+    return int(USED_PART * free) - CONTEXT_BYTES
 
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties())
+
+def test_of_cards_what_is_free_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_plan, "found_devices", lambda: ("cuda", "mps", "cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20_000_000_000, 24_000_000_000))
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 11_000_000_000)
-    assert memory_limit_bytes("cuda", 2) == 24_000_000_000
+    assert memory_limit_bytes("cuda", 2) == usable(20_000_000_000)
     assert memory_limit_bytes("mps", 2) == 11_000_000_000
+
+
+def test_a_card_that_is_not_here_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_plan, "found_devices", lambda: ("cpu",))
+    assert memory_limit_bytes("cuda", 2, 8_000_000_000) == usable(8_000_000_000)
 
 
 @pytest.mark.parametrize(("most", "expected"), [(8_000_000_000, 8_000_000_000), (10**12, None)])
 def test_a_device_can_count_as_a_smaller_one(
     most: int, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(batch_plan, "found_devices", lambda: ("cuda", "cpu"))
     monkeypatch.setitem(batch_plan.CARDS, "cuda", lambda: 24_000_000_000)
     whole = memory_limit_bytes("cpu", 2, meminfo=machine(tmp_path), cgroup=tmp_path)
     cut = memory_limit_bytes("cpu", 2, most, meminfo=machine(tmp_path), cgroup=tmp_path)
 
-    assert memory_limit_bytes("cuda", 2, most) == (expected or 24_000_000_000)
+    assert memory_limit_bytes("cuda", 2, most) == usable(expected or 24_000_000_000)
     assert cut == (whole if expected is None else expected // 2 - PROCESS_BASELINE_BYTES)

@@ -89,7 +89,7 @@ def test_inputs_weigh_as_much_as_their_gradients() -> None:
 
     ids = torch.tensor([[0, 1], [1, 1]])
     batch = Batch(ids, torch.ones_like(ids), torch.zeros(2), np.arange(2))
-    found = FisherFactors(Toy, {"reader": (3, 2)}, lambda: [batch], score).of("reader")
+    found = FisherFactors(Toy, {"reader": (3, 2)}, lambda: [batch], score, 10**6).of("reader")
     weighted, plain = torch.diag(torch.tensor([9.0, 4.0])), torch.diag(torch.tensor([1.0, 4.0]))
 
     torch.testing.assert_close(found.inputs, damped(weighted, plain))

@@ -15,12 +15,19 @@ from search_spaces.allocation import Allocation
 from search_spaces.fixed import fixed_allocation
 from search_spaces.narrow import target_bits
 from tests.test_prepare import prepared
+from tests.tiny import save_bert
 from tune.report.describe import describe_plan
 from tune.study import fitting
 from tune.study.prepare import Prepared, prepare
 
 # Weights count beside adapters of such ranks, even in a tiny model.
 LOW_RANKS: dict[str, Any] = {"ranks": (0, 2, 4, 8)}
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blocks enough that the bits of their weights count beside what one module takes."""
+    return save_bert(tmp_path_factory.mktemp("deep"), blocks=12)
 
 
 @pytest.fixture

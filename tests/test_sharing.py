@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from alrq_core.memory import sharing
-from alrq_core.memory.batch_plan import BatchPlan
+from alrq_core.memory.batch_plan import CARDS, BatchPlan
 from alrq_core.memory.cores import MOST_TRIALS
 from alrq_core.memory.prediction import StepMemory
 from alrq_core.memory.sharing import trials_per_gpu
@@ -57,6 +57,7 @@ def test_as_many_as_fit_and_find_time(
     cores: int,
     expected: int,
 ) -> None:
+    monkeypatch.setitem(CARDS, "cuda", lambda: card["total_memory"])
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(**card))
     monkeypatch.setattr(sharing, "usable_cores", lambda: cores)
 

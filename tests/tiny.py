@@ -49,12 +49,12 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def save_bert(folder: Path) -> Path:
+def save_bert(folder: Path, blocks: int = 2) -> Path:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=32,
         hidden_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=blocks,
         num_attention_heads=2,
         intermediate_size=128,
         max_position_embeddings=32,

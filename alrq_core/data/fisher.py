@@ -21,8 +21,6 @@ from alrq_core.data.losses import logits_of
 
 # Of either factor, beside what was measured, by their traces.
 DAMPING = 1.0
-# Of the factors that are held at once.
-HELD_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +75,7 @@ class FisherFactors:
         sizes: Mapping[str, tuple[int, int]],
         batches: Callable[[], Iterable[Batch]],
         score: Callable[[nn.Module, Batch, torch.Generator], Tensor],
-        held_bytes: int = HELD_BYTES,
+        held_bytes: int,
     ) -> None:
         """Compute nothing yet.
 

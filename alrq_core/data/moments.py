@@ -15,9 +15,6 @@ from alrq_core.models.streamed import streamed
 # Module name -> mean of x x^T over the tokens x that enter the module, in x in, float32. Modules
 # that read the same input share one tensor.
 Moments = Mapping[str, Tensor]
-# Of the moments that are held at once: all of a model of 0.1 billion parameters, three blocks of
-# one of 7.
-HELD_BYTES = 2 * 10**9
 
 
 class InputMoments(Moments):
@@ -34,7 +31,7 @@ class InputMoments(Moments):
         modules: Mapping[str, str],
         batches: Callable[[], Sequence[Batch]],
         device: torch.device,
-        held_bytes: int = HELD_BYTES,
+        held_bytes: int,
     ) -> None:
         """Compute nothing yet.
 
@@ -189,7 +186,7 @@ def second_moments(
     for batch in batches:
         moved = batch.to(device)
         sums.start(moved)
-        with torch.inference_mode(), suppress(_AllSeenError):
+        with torch.no_grad(), suppress(_AllSeenError):
             model(input_ids=moved.input_ids, attention_mask=moved.attention_mask)
     for name, module in modules.items():
         if name not in sums.of or not isinstance(module, nn.Linear):
@@ -197,5 +194,7 @@ def second_moments(
                 f"`names` must be linear layers that run on `batches`, got {name} "
                 f"({type(module).__name__}). Leave it out."
             )
-    means = {id(total): total.outer / total.tokens for total in sums.of.values()}
+    # In place: they take as much memory as is held.
+    totals = {id(total): total for total in sums.of.values()}
+    means = {key: total.outer.div_(total.tokens) for key, total in totals.items()}
     return {name: means[id(sums.of[name])] for name in modules}

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from alrq_core.data.encode import PART_TOKENS
+from alrq_core.memory.machine import found_devices
 from alrq_core.memory.prediction import StepMemory, step_memory
 from alrq_core.records import TaskKind
 from search_spaces.allocation import Allocation
@@ -47,10 +48,16 @@ class BatchPlan:
     reason: str
 
 
+# What is free of a card, before a process of the study is on it.
 CARDS: dict[str, Callable[[], int]] = {
-    "cuda": lambda: int(torch.cuda.get_device_properties(0).total_memory),
-    "mps": lambda: int(torch.mps.recommended_max_memory()),
+    "cuda": lambda: torch.cuda.mem_get_info()[0],
+    "mps": lambda: torch.mps.recommended_max_memory(),
 }
+# Of one process on a card, beside its tensors: CUDA's context, torch's kernels, the workspace of
+# cuBLAS.
+CONTEXT_BYTES = 600_000_000
+# Part of a card that is planned for: allocators keep blocks that they can't use.
+USED_PART = 0.9
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,8 @@ def memory_limit_bytes(
 ) -> int | None:
     """Return the memory that a trial may use on this machine; None where that is unknown.
 
+    Of a card: what is free, without what a process takes that has no tensor there yet. One that is
+    not here is planned for by `most` alone.
     Of a CPU: what the machine and its container have, shared among the workers, without what a
     process takes before it loads a model. They also share the base model in it, see
     `alrq_core.memory.prediction.base_bytes`.
@@ -168,8 +177,10 @@ def memory_limit_bytes(
         ValueError: The workers leave nothing to each other.
     """
     if device_type in CARDS:
-        found = CARDS[device_type]()
-        return found if most is None else min(found, most)
+        here = [CARDS[device_type]()] if device_type in found_devices() else []
+        free = min([*here, *([] if most is None else [most])])
+        # Metal says itself what it recommends.
+        return free if device_type == "mps" else int(USED_PART * free) - CONTEXT_BYTES
     limits = [most, _machine_bytes(meminfo)]
     # Version 2 writes `max` and version 1 a number near 2**63 where there is no limit.
     for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):

@@ -46,10 +46,12 @@ def pick_compute_dtype(device: torch.device, cpu_dtype: str | None = None) -> to
 
     Args:
         device: A CUDA GPU computes in bfloat16 where it has it, else in float32; MPS in float32.
+            Of a GPU that is not here, to plan for it, bfloat16 is expected.
         cpu_dtype: Name of the type to use on a CPU; None for `fastest_cpu_dtype`.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32
+        lacks = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
+        return torch.float32 if lacks else torch.bfloat16
     if device.type == "mps":
         return torch.float32
     dtype: torch.dtype = getattr(torch, cpu_dtype or fastest_cpu_dtype())

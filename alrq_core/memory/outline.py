@@ -48,7 +48,7 @@ def outline(
     Raises:
         ValueError: The model can't be found or doesn't fit the kind of task.
     """
-    config = task_config(resolve_model(inventory.model), kind, labels)
+    config = task_config(resolve_model(inventory.model, weights=False), kind, labels)
     set_dropout(config, dropout)
     with torch.device("meta"):
         auto = model_class(kind, config, inventory.model)

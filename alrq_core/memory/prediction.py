@@ -19,8 +19,8 @@ from alrq_core.data.losses import sequence_losses
 from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.machine import autocast
 from alrq_core.memory.outline import fill, outline
-from alrq_core.models.checks import matrix_types
-from alrq_core.models.loading import resolve_model
+from alrq_core.models.checks import has_weights, matrix_types
+from alrq_core.models.loading import read_config, resolve_model
 from alrq_core.models.shared_weights import held_dtype
 from alrq_core.records import TaskKind
 from alrq_core.weights.calibrate import ROWS_AT_ONCE
@@ -148,21 +148,29 @@ def base_bytes(inventory: Inventory) -> int:
     They are maps of its files, in the type that these have; see `models.shared_weights`.
     """
     weights = sum(module.weights for module in inventory.modules)
-    types = matrix_types(resolve_model(inventory.model), inventory.model)
-    return held_dtype(types).itemsize * (weights + inventory.other_parameters)
+    folder = resolve_model(inventory.model, weights=False)
+    if has_weights(folder):
+        dtype = held_dtype(matrix_types(folder, inventory.model))
+    else:
+        named = str(read_config(folder).dtype).removeprefix("torch.")
+        dtype = getattr(torch, named, torch.float32)
+    return dtype.itemsize * (weights + inventory.other_parameters)
 
 
 def build_bytes(inventory: Inventory, allocation: Allocation) -> int:
     """Return the peak while a model is built on top of its base, by arithmetic.
 
     Modules are packed in the order of the inventory, when all that stays unquantised is copied.
+    Calibrated codes are in the cache by then: see `preparation.codes_bytes`.
     """
     held = BYTES_FLOAT32 * inventory.other_parameters
     peak = held
     for module in inventory.modules:
+        rows, columns = module.out_features, module.in_features
         stored = allocation.choices[module.name].format
-        peak = max(peak, held + packing_bytes(stored, module.out_features, module.in_features))
-        held += stored_bytes(stored, module.out_features, module.in_features)
+        if stored.method != "gptq":
+            peak = max(peak, held + packing_bytes(stored, rows, columns))
+        held += stored_bytes(stored, rows, columns)
     return max(peak, held)
 
 
@@ -172,7 +180,7 @@ def packing_bytes(stored: Format, out_features: int, in_features: int) -> int:
     if stored.method == "hqq":
         return HQQ_BYTES * weights
     if stored.method == "gptq":
-        return stored_bytes(stored, out_features, in_features) + _calibration_bytes(
+        return stored_bytes(stored, out_features, in_features) + calibration_bytes(
             out_features, in_features
         )
     part = PART_BYTES[stored.method] * min(weights, CHUNK_WEIGHTS)
@@ -182,8 +190,8 @@ def packing_bytes(stored: Format, out_features: int, in_features: int) -> int:
     return stored_bytes(known, out_features, in_features) + part
 
 
-def _calibration_bytes(out_features: int, in_features: int) -> int:
-    """Return what making calibrated codes takes: see `weights.calibrate`."""
+def calibration_bytes(out_features: int, in_features: int) -> int:
+    """Return what making calibrated codes of one matrix takes: see `weights.calibrate`."""
     matrix, square = min(out_features, ROWS_AT_ONCE) * in_features, in_features**2
     return int(BYTES_FLOAT32 * max(4 * square, 2 * square + CALIBRATION_MATRICES * matrix))
 
@@ -211,7 +219,7 @@ def _traced(
         fill(model, allocation, dequantised)
         states = _training_states(model, allocation)
         static = live.peak = live.live
-        _run_step(model.train(), _batch(kind, micro_batch, length), compute_dtype)
+        _run_step(model.train(), empty_batch(kind, micro_batch, length), compute_dtype)
     del states
     size, shape, dtype = live.largest
     return StepMemory(
@@ -238,7 +246,8 @@ def _training_states(model: nn.Module, allocation: Allocation) -> list[Tensor]:
     return states
 
 
-def _batch(kind: TaskKind, micro_batch: int, length: int) -> Batch:
+def empty_batch(kind: TaskKind, micro_batch: int, length: int) -> Batch:
+    """Return a batch of full-length sequences whose values don't matter."""
     ids = torch.zeros(micro_batch, length, dtype=torch.int64)
     rows = np.arange(micro_batch)
     if kind == "classification":

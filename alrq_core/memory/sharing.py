@@ -2,14 +2,10 @@
 
 import torch
 
-from alrq_core.memory.batch_plan import BatchPlan
+from alrq_core.memory.batch_plan import CARDS, CONTEXT_BYTES, USED_PART, BatchPlan
 from alrq_core.memory.cores import MOST_TRIALS, usable_cores
 from search_spaces.inventory import Inventory
 
-# Of one process, beside its tensors: CUDA's context, torch's kernels, the workspace of cuBLAS.
-CONTEXT_BYTES = 600_000_000
-# Part of a card that is planned for: allocators keep blocks that they can't use.
-USED_PART = 0.9
 # What it takes a processor to start what one module does in a training step, forward and backward:
 # on the host of an H100 112 modules of 1.04 billion parameters took 114 to 156 ms for 512 tokens,
 # whatever the bits, and MiniLM's 36 modules 36 to 55 ms.
@@ -31,7 +27,7 @@ def trials_per_gpu(inventory: Inventory, batch: BatchPlan, step_tokens: float) -
     """
     card = torch.cuda.get_device_properties(0)
     held = CONTEXT_BYTES + batch.memory.peak_bytes
-    fit = int(USED_PART * card.total_memory / held)
+    fit = int(USED_PART * CARDS["cuda"]() / held)
     weights = sum(target.weights for target in inventory.targets)
     # Forward, and backward to the inputs: frozen weights have no gradients.
     work = 4 * weights * step_tokens / (OPERATIONS_PER_SECOND * card.multi_processor_count)

@@ -27,12 +27,13 @@ def first_line(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else "no reason given"
 
 
-def check_folder(folder: Path, name: str) -> None:
+def check_folder(folder: Path, name: str, weights: bool = True) -> None:
     """Check that a folder holds one plain model whose weights are all there.
 
     Args:
         folder: Of the model.
         name: As given to `--model`, for messages.
+        weights: Whether they must be there; those that are there are checked in any case.
 
     Raises:
         ValueError: It holds an adapter, pointers, quantised or incomplete weights, or a
@@ -64,9 +65,15 @@ def check_folder(folder: Path, name: str) -> None:
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         _refuse_quantised(name, f"by {method}")
-    for tensor, (kind, _) in weight_headers(folder, name).items():
+    headers = weight_headers(folder, name) if weights or has_weights(folder) else {}
+    for tensor, (kind, _) in headers.items():
         if tensor.endswith("weight") and kind not in PLAIN_TYPES:
             _refuse_quantised(name, f"{tensor} of type {kind}")
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether a folder has weights, or says that it should."""
+    return any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
 
 
 def matrix_types(folder: Path, name: str) -> frozenset[str]:

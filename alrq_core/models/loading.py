@@ -27,6 +27,7 @@ from alrq_core.models.checks import (
     check_fit,
     check_folder,
     first_line,
+    has_weights,
     matrix_types,
     shard_names,
     weight_headers,
@@ -55,17 +56,18 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, weights: bool = True) -> Path:
     """Return the local folder of a model, fetched from the hub where it is a hub id.
 
     Args:
         name: As given to `--model`: of a hub id, `owner/name` or `owner/name@revision`.
+        weights: Whether they are needed, or its configuration and tokenizer are enough.
 
     Raises:
         ValueError: No such model here, the hub can't be reached, or its files can't be used.
     """
-    folder = _local_folder(name) or _hub_folder(name)
-    check_folder(folder, name)
+    folder = _local_folder(name) or _hub_folder(name, weights)
+    check_folder(folder, name, weights)
     return folder
 
 
@@ -73,7 +75,7 @@ def pinned_name(name: str) -> str:
     """Return a name that means the same files at any time: a hub id gets its commit."""
     if _local_folder(name) is not None:
         return name
-    return f"{hub_id(name)[0]}@{resolve_model(name).name}"
+    return f"{hub_id(name)[0]}@{resolve_model(name, weights=False).name}"
 
 
 def hub_id(name: str) -> tuple[str, str | None]:
@@ -98,8 +100,10 @@ def _local_folder(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, weights: bool) -> Path:
     """Fetch what is read of a repository: its weights once, where it has them in several forms."""
+    if not weights:
+        return _fetch(name, hub_id(name)[1], [*CONFIG_ONLY])
     wanted = [*CONFIG_ONLY, SAFE_WEIGHTS_NAME]
     folder = _fetch(name, hub_id(name)[1], wanted)
     whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
@@ -157,7 +161,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def inspect_model(
-    name: str, kind: TaskKind, labels: int, max_length: int | None = None
+    name: str, kind: TaskKind, labels: int, max_length: int | None = None, weights: bool = True
 ) -> Inventory:
     """Return the model's inventory, after checking all that can be known without its weights.
 
@@ -166,22 +170,24 @@ def inspect_model(
         kind: Of the task.
         labels: Number of classes.
         max_length: Tokens of the longest sequence; None for one that fits.
+        weights: Whether its files must be there; without them they are taken to be whole.
 
     Raises:
         ValueError: The model doesn't fit the kind of task, its length or its own files, or keeps
             weights where they can't be packed.
     """
-    folder = resolve_model(name)
+    folder = resolve_model(name, weights)
     config = task_config(folder, kind, labels)
     auto = model_class(kind, config, name)
-    tensors = {
-        key: torch.empty(shape, device="meta")
-        for key, (_, shape) in weight_headers(folder, name).items()
-    }
     try:
         with torch.device("meta"):
-            known = type(auto.from_config(config))
-        model, absent = _pretrained(known, None, config, state_dict=tensors, device_map="meta")
+            model, absent = auto.from_config(config), set[str]()
+        if weights or has_weights(folder):
+            headers = weight_headers(folder, name).items()
+            tensors = {key: torch.empty(shape, device="meta") for key, (_, shape) in headers}
+            model, absent = _pretrained(
+                type(model), None, config, state_dict=tensors, device_map="meta"
+            )
     except Exception as error:
         # What transformers and torch raise for sizes that don't go together, each in its own way.
         raise ValueError(

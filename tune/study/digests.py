@@ -8,7 +8,7 @@ from typing import Any
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
-from alrq_core.models.checks import weight_files
+from alrq_core.models.checks import has_weights, weight_files
 from alrq_core.models.digests import file_digest
 from alrq_core.models.loading import CONFIG_ONLY
 
@@ -73,4 +73,5 @@ def _joined(texts: Iterable[str]) -> str:
 
 def _model_files(folder: Path) -> list[Path]:
     found = {path for pattern in CONFIG_ONLY for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found | set(weight_files(folder, str(folder))))
+    weights = weight_files(folder, str(folder)) if has_weights(folder) else ()
+    return sorted({*found, *weights})

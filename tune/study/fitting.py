@@ -24,6 +24,7 @@ from search_spaces.narrow import fewer_bits, target_bits
 from search_spaces.spaces import Space
 from tune.study.config import NO_REFERENCE, StudyConfig
 from tune.study.plan import COMPARATOR
+from tune.study.preparing import Preparing, codes_prepared, starts_prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Fitting:
         reference: The fixed configuration that trials start from; None to start from nothing.
         execution: `packed` or `dequantized`: see `Recipe`.
         batch: How a batch is cut, for the allocation that takes the most memory.
+        preparing: How codes and starts are made.
     """
 
     space: Space
@@ -45,6 +47,7 @@ class Fitting:
     reference: str | None
     execution: str
     batch: BatchPlan
+    preparing: Preparing
 
     @property
     def comparator(self) -> str:
@@ -71,6 +74,9 @@ def fitted(config: StudyConfig, inventory: Inventory, task: EncodedTask, space: 
     baselines, without = space.points, dict[str, str]()
     if not space.fixed:
         baselines, without, batch = trials.baselines(fitting, execution, batch)
+    starting = {} if space.fixed or config.reference == NO_REFERENCE else baselines
+    codes, starts, failed = trials.preparing(fitting, starting)
+    reference = _reference(config, space, starts, without | failed)
     if failure is not None:
         lost = [bits for bits in target_bits(space) if bits not in target_bits(fitting)]
         without[f"{', '.join(map(str, lost))} bits"] = str(failure)
@@ -78,9 +84,10 @@ def fitted(config: StudyConfig, inventory: Inventory, task: EncodedTask, space: 
         space=fitting,
         baselines=baselines,
         without=without,
-        reference=_reference(config, space, baselines, without),
+        reference=reference,
         execution=execution,
         batch=batch,
+        preparing=codes if reference is None else starts[reference],
     )
 
 
@@ -91,6 +98,7 @@ class _Trials:
         self._config, self._inventory, self._task = config, inventory, task
         self._device = config.recipe.device or "cpu"
         self._given = config.recipe.accumulation_steps or 1
+        self._dtype = pick_compute_dtype(torch.device(self._device), config.recipe.cpu_dtype)
         self._limit = self._memory_limit()
 
     def largest_space(
@@ -135,6 +143,25 @@ class _Trials:
                 f"{reasons} Use a smaller one."
             )
         return found, without, batch
+
+    def preparing(
+        self, space: Space, baselines: Mapping[str, Allocation]
+    ) -> tuple[Preparing, dict[str, Preparing], dict[str, str]]:
+        """Return how codes are made, and starts from each baseline, or why they can't be.
+
+        Raises:
+            DoesNotFitError: Not even the codes can be made.
+        """
+        codes = codes_prepared(self._config.recipe, space, self._limit)
+        ways, failed = dict[str, Preparing](), dict[str, str]()
+        for name, allocation in baselines.items():
+            try:
+                ways[name] = starts_prepared(
+                    codes, self._inventory, self._task, allocation, self._dtype, self._limit
+                )
+            except DoesNotFitError as error:
+                failed[name] = str(error)
+        return codes, ways, failed
 
     def _memory_limit(self) -> int | None:
         """Return what a trial may hold; None where the user has cut the batch, and on a cluster.
@@ -182,6 +209,13 @@ class _Trials:
     def _batch(self, allocation: Allocation, execution: str) -> BatchPlan:
         """Return how batches are cut for an allocation; micro-batches that the user gave stay."""
         recipe, task = self._config.recipe, self._task
+        stored = memory_bytes(allocation, self._inventory)
+        if self._limit is not None and stored > self._limit:
+            raise DoesNotFitError(
+                f"`--model` must leave memory beside its packed weights, got {format_bytes(stored)}"
+                f" of {format_bytes(self._limit)}. Use a smaller one, fewer --bits, or a larger "
+                "device."
+            )
         plan = plan_batch(
             self._inventory,
             task.kind,
@@ -189,7 +223,7 @@ class _Trials:
             allocation,
             recipe.batch_size // self._given,
             int(task.train.lengths.max()),
-            pick_compute_dtype(torch.device(self._device), recipe.cpu_dtype),
+            self._dtype,
             self._limit,
             tensor_limit_bytes("mps" if self._config.mps_safe else self._device),
             dropout=recipe.dropout,
@@ -209,9 +243,8 @@ class _Trials:
         if limit is not None and needed > limit:
             raise DoesNotFitError(
                 f"`--model` must leave memory to quantise its largest matrix, got a peak of "
-                f"{format_bytes(needed)} of {format_bytes(limit)} for each of {usable_cores()} "
-                "workers while it is built. Give fewer cores (taskset -c 0), or use a smaller "
-                "model."
+                f"{format_bytes(needed)} of {format_bytes(limit)} while it is built. Use a smaller "
+                "model, or fewer cores (taskset -c 0), which share the memory."
             )
 
 
@@ -222,12 +255,13 @@ def _demand(plan: BatchPlan) -> tuple[int, int]:
 def _reference(
     config: StudyConfig,
     space: Space,
-    baselines: Mapping[str, Allocation],
+    starts: Mapping[str, Preparing],
     without: Mapping[str, str],
 ) -> str | None:
     """Return what trials start from; None in a fixed space, which is trained by the plain recipe.
 
     Raises:
+        DoesNotFitError: Starts can be made from nothing here.
         ValueError: It can't run here, or starts were to be screened without it.
     """
     name = config.reference
@@ -238,9 +272,15 @@ def _reference(
                 "Leave it out, or use a searched --space with a --reference."
             )
         return None
-    if name is not None and name not in baselines:
+    if name is not None and name not in starts:
         raise ValueError(
             f"`--reference` must be one that the backend has and that fits in memory, got {name} "
-            f"({without[name]}) Use {' or '.join((*baselines, NO_REFERENCE))}."
+            f"({without[name]}) Use {' or '.join((*starts, NO_REFERENCE))}."
         )
-    return name or next(iter(baselines))
+    if not starts:
+        reasons = "; ".join(f"{other}: {reason}" for other, reason in without.items())
+        raise DoesNotFitError(
+            "`--model` must leave memory for what trials start from, got "
+            f"{reasons} Use a smaller one, a smaller --max-length, or --reference none."
+        )
+    return name or next(iter(starts))

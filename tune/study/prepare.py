@@ -82,22 +82,47 @@ class Prepared:
         return fixed_allocation(self.reference, self.inventory, self.space.formats)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a study is about, before it is known what of it fits in memory.
+
+    Attributes:
+        config: With whole paths, the device, and the recipe's steps.
+        inventory, task, digests: As in `Prepared`.
+        space: What was asked for.
+    """
+
+    config: StudyConfig
+    inventory: Inventory
+    task: EncodedTask
+    digests: Digests
+    space: Space
+
+
 def prepare(config: StudyConfig) -> Prepared:
+    """Return a study that can start, or say what can't work: see `read` and `fit`."""
+    return fit(read(config))
+
+
+def read(config: StudyConfig, weights: bool = True) -> Read:
     """Read model and data, and check that the space and its limit make sense.
+
+    Args:
+        config: As given.
+        weights: Whether the model's weights must be here; to plan, its configuration is enough.
 
     Raises:
         ValueError: Something the user gave can't work. Nothing was written.
     """
     check_task_name(config.task)
-    folder = resolve_model(config.model)
+    folder = resolve_model(config.model, weights)
     data = Path(config.data) if config.data is not None else None
     if data is not None and not data.exists():
         raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
     config = replace(_with_places(config), recipe=_settled(config))
-    formats = _formats(config)
     task = load_task(config.task, data, config.text_column, config.label_column)
     inventory = inspect_model(
-        config.model, task.kind, len(task.label_names), config.recipe.max_length
+        config.model, task.kind, len(task.label_names), config.recipe.max_length, weights
     )
     config = replace(config, model=inventory.model)
     digests = digests_of(task, folder)
@@ -109,9 +134,7 @@ def prepare(config: StudyConfig) -> Prepared:
             config.epochs * epoch_batches(len(encoded.train), config.recipe.batch_size)
         )
         config = replace(config, recipe=replace(config.recipe, max_steps=max(1, steps)))
-    space = narrowed(make_space(config.space, inventory, formats), config.bits, config.ranks)
-    if config.tie:
-        space = tied(space)
+    space = space_of(config, inventory)
     _check_adalora(space, config.recipe)
     _check_text(space, config.recipe, encoded)
     smallest = memory_bytes(space.smallest(), inventory)
@@ -121,9 +144,26 @@ def prepare(config: StudyConfig) -> Prepared:
             f"smallest allocation of {config.space} with {config.model}, got "
             f"{format_bytes(config.max_memory_bytes)}. Raise it, or use a smaller model."
         )
+    return Read(config=config, inventory=inventory, task=encoded, digests=digests, space=space)
+
+
+def fit(found: Read) -> Prepared:
+    """Return a study that fits in this machine's memory.
+
+    Raises:
+        DoesNotFitError: Nothing of it does.
+        ValueError: What trials start from can't run here.
+    """
+    config, inventory, encoded, space = found.config, found.inventory, found.task, found.space
     fitting = fitted(config, inventory, encoded, space)
     steps = fitting.batch.accumulation_steps
-    recipe = replace(config.recipe, accumulation_steps=steps, execution=fitting.execution)
+    recipe = replace(
+        config.recipe,
+        accumulation_steps=steps,
+        execution=fitting.execution,
+        prepared_tokens=fitting.preparing.tokens,
+        held_bytes=fitting.preparing.held_bytes,
+    )
     _let_go()
     # As settled now, so that a study that goes on in other memory stays the same.
     bits = config.bits if fitting.space is space else target_bits(fitting.space)
@@ -136,8 +176,21 @@ def prepare(config: StudyConfig) -> Prepared:
         task=encoded,
         fitting=fitting,
         trials_per_gpu=_trials_per_gpu(config, inventory, encoded, fitting.batch),
-        digests=digests,
+        digests=found.digests,
     )
+
+
+def space_of(config: StudyConfig, inventory: Inventory) -> Space:
+    """Return what a study searches, before it is known what fits in memory."""
+    # On a cluster whose devices are not known, a backend is for the device that it needs.
+    formats = Formats(
+        backend=config.quant_backend,
+        device=config.recipe.device or next(iter(BACKENDS[config.quant_backend])),
+        four_bit=config.four_bit,
+        group_sizes=config.group_sizes,
+    )
+    space = narrowed(make_space(config.space, inventory, formats), config.bits, config.ranks)
+    return tied(space) if config.tie else space
 
 
 def _with_places(config: StudyConfig) -> StudyConfig:
@@ -167,17 +220,6 @@ def _settled(config: StudyConfig) -> Recipe:
     if config.address is None:
         device = pick_device(device).type
     return replace(recipe, device=device, cpu_dtype=recipe.cpu_dtype or fastest_cpu_dtype())
-
-
-def _formats(config: StudyConfig) -> Formats:
-    # On a cluster whose devices are not known, a backend is for the device that it needs.
-    needed = next(iter(BACKENDS[config.quant_backend]))
-    return Formats(
-        backend=config.quant_backend,
-        device=config.recipe.device or needed,
-        four_bit=config.four_bit,
-        group_sizes=config.group_sizes,
-    )
 
 
 def _trials_per_gpu(

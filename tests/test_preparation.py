@@ -1,0 +1,58 @@
+"""The predicted memory of what comes before trials, against torch's own record."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from alrq_core.adapters.starts import Corrections
+from alrq_core.context import TrialContext
+from alrq_core.memory.preparation import codes_stage, starts_stage
+from alrq_core.recipe import Recipe
+from alrq_core.records import TaskKind
+from alrq_core.trial import TrialRun
+from benchmarks.peak_memory import peak_and_rest, recorded
+from search_spaces.formats import Format
+from tests.tiny import make_context, save_bert, uniform
+
+RECIPE = Recipe(max_steps=2, batch_size=8, max_length=16, cpu_dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module", params=[2, 12], ids=lambda blocks: f"{blocks} blocks")
+def context(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TrialContext:
+    folder = save_bert(tmp_path_factory.mktemp("m"), blocks=request.param)
+    return make_context(folder, "classification", RECIPE)
+
+
+def starts_peaks(context: TrialContext) -> tuple[int, int]:
+    """Return what corrections take as predicted, with all factors held, and as measured."""
+    kind: TaskKind = context.task.kind
+    allocation = uniform(context.inventory, 16, 8)
+    run = TrialRun(context, allocation, seed=0)
+    run.advance(2)
+    fresh = replace(run.reference(), corrections=Corrections())
+    del run
+    longest = int(context.parts.probed.lengths.max())
+    sequences = max(1, context.recipe.prepared_tokens // longest)
+    sequences = min(sequences, len(context.parts.probed))
+    stage = starts_stage(context.inventory, kind, 2, allocation, sequences, longest, torch.float32)
+    formats = {target.name: [Format(16, "plain", 0)] for target in context.inventory.targets}
+    with recorded() as sizes:
+        context.make_corrections(fresh, formats)
+    return stage.work_bytes + stage.all_bytes, peak_and_rest(sizes)[0]
+
+
+def test_starts_take_what_is_predicted(context: TrialContext) -> None:
+    predicted, measured = starts_peaks(context)
+    assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def test_codes_take_what_is_predicted(context: TrialContext) -> None:
+    stage = codes_stage(context.inventory)
+    last = context.inventory.targets[-1].name
+    with recorded() as sizes:
+        list(context.make_codes({last: [Format(8, "gptq", 64)]}))
+    predicted = stage.work_bytes + stage.all_bytes
+    assert predicted == pytest.approx(peak_and_rest(sizes)[0], rel=0.15)

@@ -1,0 +1,44 @@
+"""Says what cards of several sizes could run of a study, from its model's configuration alone."""
+
+from dataclasses import replace
+
+from rich.table import Table
+
+from alrq_core.memory.batch_plan import DoesNotFitError
+from search_spaces.costs import memory_bytes
+from search_spaces.narrow import target_bits
+from tune.study.fitting import fitted
+from tune.study.prepare import Read, space_of
+
+GIGABYTES = (8, 16, 24, 80)
+
+
+def cards_table(found: Read) -> Table:
+    """Return what CUDA cards that compute in bfloat16 could run, a row a size."""
+    table = Table(title="On one CUDA card of", title_justify="left")
+    for name in ("memory", "reference", "bits", "micro-batch", "deployed, GB", "peak, GB"):
+        table.add_column(name, justify="right", overflow="fold")
+    for gigabytes in GIGABYTES:
+        table.add_row(f"{gigabytes} GB", *_row(found, gigabytes * 10**9))
+    return table
+
+
+def _row(found: Read, size_bytes: int) -> tuple[str, ...]:
+    inventory, recipe = found.inventory, replace(found.config.recipe, device="cuda")
+    config = replace(found.config, recipe=recipe, device_memory_bytes=size_bytes, address=None)
+    try:
+        fitting = fitted(config, inventory, found.task, space_of(config, inventory))
+    except DoesNotFitError as error:
+        rule = str(error).partition(". ")[0]
+        return "does not fit", "", "", "", rule
+    corners = (fitting.space.smallest(), fitting.space.largest())
+    deployed = " to ".join(f"{memory_bytes(at, inventory) / 1e9:.2f}" for at in corners)
+    bits = ", ".join(map(str, target_bits(fitting.space)))
+    batch = fitting.batch
+    return (
+        fitting.reference or "nothing",
+        bits,
+        f"{batch.micro_batch} of {batch.micro_batch * batch.accumulation_steps}",
+        deployed,
+        f"{batch.memory.peak_bytes / 1e9:.2f}",
+    )
