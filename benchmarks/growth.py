@@ -26,8 +26,15 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from alrq_core.context import TrialContext, load_context, make_context
 from alrq_core.data.encode import (
@@ -150,7 +157,17 @@ def save_llama(folder: Path, blocks: int) -> None:
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = LlamaConfig(vocab_size=WORDS, num_hidden_layers=blocks, **sizes, **special)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_model(LlamaForCausalLM(config), folder)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write a random model and a tokenizer of a few words, without which none is loaded."""
+    model.save_pretrained(folder)
+    words = {word: number for number, word in enumerate(("[PAD]", "[UNK]", "yes", "no"))}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
 
 
 def windows_context(folder: Path, steps: int) -> TrialContext:

@@ -27,6 +27,7 @@ from alrq_core.data.encode import EncodedTask, Tokens
 from alrq_core.models.loading import inspect_model
 from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
+from benchmarks.growth import save_model
 from search_spaces.fixed import fixed_allocation
 from search_spaces.formats import Formats
 from search_spaces.inventory import Inventory
@@ -74,7 +75,7 @@ def save_decoder(folder: Path) -> None:
         bos_token_id=1,
         eos_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_model(LlamaForCausalLM(config), folder)
     torch.set_default_dtype(torch.float32)
 
 

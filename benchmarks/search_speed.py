@@ -30,7 +30,7 @@ from alrq_core.recipe import Recipe
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable, flat_table
 from alrq_core.trial import TrialRun
-from benchmarks.growth import WIDTH, WINDOW_TOKENS, WORDS, save_llama, windows_context
+from benchmarks.growth import WIDTH, WINDOW_TOKENS, WORDS, save_llama, save_model, windows_context
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import fixed_allocation
@@ -164,7 +164,7 @@ def save_gpt2(folder: Path, blocks: int) -> None:
     sizes = {"n_embd": WIDTH, "n_inner": 2 * WIDTH, "n_head": 2, "n_positions": 2 * WINDOW_TOKENS}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     config = GPT2Config(vocab_size=WORDS, n_layer=blocks, **sizes, **special)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_model(GPT2LMHeadModel(config), folder)
 
 
 def made_up(modules: int) -> Inventory:

@@ -76,7 +76,7 @@ def fitted(config: StudyConfig, inventory: Inventory, task: EncodedTask, space: 
         baselines, without, batch = trials.baselines(fitting, execution, batch)
     starting = {} if space.fixed or config.reference == NO_REFERENCE else baselines
     codes, starts, failed = trials.preparing(fitting, starting)
-    reference = _reference(config, space, starts, without | failed)
+    reference = _reference(config, space, starts, without, failed)
     if failure is not None:
         lost = [bits for bits in target_bits(space) if bits not in target_bits(fitting)]
         without[f"{', '.join(map(str, lost))} bits"] = str(failure)
@@ -256,7 +256,8 @@ def _reference(
     config: StudyConfig,
     space: Space,
     starts: Mapping[str, Preparing],
-    without: Mapping[str, str],
+    without: dict[str, str],
+    failed: dict[str, str],
 ) -> str | None:
     """Return what trials start from; None in a fixed space, which is trained by the plain recipe.
 
@@ -275,12 +276,11 @@ def _reference(
     if name is not None and name not in starts:
         raise ValueError(
             f"`--reference` must be one that the backend has and that fits in memory, got {name} "
-            f"({without[name]}) Use {' or '.join((*starts, NO_REFERENCE))}."
+            f"({(without | failed)[name]}) Use {' or '.join((*starts, NO_REFERENCE))}."
         )
     if not starts:
-        reasons = "; ".join(f"{other}: {reason}" for other, reason in without.items())
+        # Of the smallest baseline.
         raise DoesNotFitError(
-            "`--model` must leave memory for what trials start from, got "
-            f"{reasons} Use a smaller one, a smaller --max-length, or --reference none."
+            f"{list(failed.values())[-1]} Or let trials start from nothing: --reference none."
         )
     return name or next(iter(starts))
