@@ -37,11 +37,15 @@ def whole(bert_folder: Path, reviews: Path) -> Prepared:
 
 def least_memory(ready: Prepared, allocation: Allocation) -> int:
     """Bytes of a process that trains an allocation with the smallest batch."""
+    return base_share(ready) + step_of(ready, allocation)
+
+
+def step_of(ready: Prepared, allocation: Allocation) -> int:
     recipe, task = ready.config.recipe, ready.task
     longest = int(task.train.lengths.max())
     dtype = pick_compute_dtype(pick_device("cpu"), recipe.cpu_dtype)
     memory = step_memory(ready.inventory, task.kind, 2, allocation, 1, longest, dtype)
-    return base_share(ready) + memory.peak_bytes
+    return memory.peak_bytes
 
 
 def base_share(ready: Prepared) -> int:
@@ -117,6 +121,19 @@ def test_bits_that_are_asked_for_are_not_narrowed(
     asked = prepared(bert_folder, reviews, device_memory_bytes=limit, bits=(2, 3), **LOW_RANKS)
 
     assert target_bits(asked.space) == (2, 3)
+
+
+def test_a_limit_on_training_narrows_the_search_and_leaves_the_baselines(
+    whole: Prepared, bert_folder: Path, reviews: Path
+) -> None:
+    most = step_of(whole, whole.space.nearest_uniform(4, 8))
+    limited = prepared(bert_folder, reviews, max_training_memory_bytes=most, **LOW_RANKS)
+
+    assert set(target_bits(limited.space)) < set(target_bits(whole.space))
+    assert step_of(limited, limited.space.largest()) <= most
+    assert set(limited.fitting.baselines) == set(whole.fitting.baselines)
+    assert limited.reference == "B-FP"
+    assert "16 bits" in " ".join(limited.fitting.without)
 
 
 def test_a_reference_that_does_not_fit_is_refused_by_its_name(

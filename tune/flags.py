@@ -123,6 +123,13 @@ def _add_what(group: Any) -> None:
         help="limit on the deployed model, weights and adapters; only what fits is proposed",
     )
     group.add_argument(
+        "--max-training-memory",
+        dest="max_training_memory_bytes",
+        type=_memory("--max-training-memory"),
+        metavar="6GB",
+        help="limit on what training takes, as predicted: bits and micro-batches are cut to it",
+    )
+    group.add_argument(
         "--bits",
         type=_list("--bits", "2,3,4"),
         metavar="BITS",

@@ -36,6 +36,7 @@ REFERENCES = ("B-FP", "B-Q4", NO_REFERENCE)
 # Flags that are not spelled like their field.
 FLAGS = {
     "max_memory_bytes": "--max-memory",
+    "max_training_memory_bytes": "--max-training-memory",
     "device_memory_bytes": "--device-memory",
     "group_sizes": "--group-size",
 }
@@ -69,6 +70,7 @@ class StudyConfig:
         eval_sequences: Sequences of validation and of test split that are scored; None for all.
         bits, ranks: Those that a searched space is narrowed to; None for all that fit.
         max_memory_bytes: Limit on the deployed model of every proposed allocation.
+        max_training_memory_bytes: Limit on the predicted peak of training a proposed allocation.
         device_memory_bytes: Plan for a device of no more memory than that; None for all of it.
         time_limit_seconds: After it nothing is proposed; what runs ends, confirmation follows.
         margin: Loss against B-FP that still counts as none: points of accuracy or per cent of
@@ -105,6 +107,7 @@ class StudyConfig:
     bits: tuple[int, ...] | None = None
     ranks: tuple[int, ...] | None = None
     max_memory_bytes: int | None = None
+    max_training_memory_bytes: int | None = None
     device_memory_bytes: int | None = None
     time_limit_seconds: float | None = None
     margin: float = 2.0

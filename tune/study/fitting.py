@@ -100,6 +100,9 @@ class _Trials:
         self._given = config.recipe.accumulation_steps or 1
         self._dtype = pick_compute_dtype(torch.device(self._device), config.recipe.cpu_dtype)
         self._limit = self._memory_limit()
+        # Of the search's own trials; the baselines may take what there is.
+        most = config.max_training_memory_bytes
+        self._search_limit = min((b for b in (self._limit, most) if b is not None), default=None)
 
     def largest_space(
         self, space: Space, narrower: Iterable[Space]
@@ -129,8 +132,8 @@ class _Trials:
             allocation = fixed_allocation(name, self._inventory, space.formats)
             if memory_bytes(allocation, self._inventory) > largest:
                 try:
-                    self._check_build([allocation])
-                    own = self._batch(allocation, execution)
+                    self._check_build([allocation], self._limit)
+                    own = self._batch(allocation, execution, self._limit)
                 except DoesNotFitError as error:
                     without[name] = str(error)
                     continue
@@ -193,27 +196,28 @@ class _Trials:
         """
         points = list(space.points.values())
         widths = () if points else target_bits(space)
-        self._check_build([*points, *(space.nearest_uniform(bits, 0) for bits in widths)])
+        limit = self._search_limit
+        self._check_build([*points, *(space.nearest_uniform(bits, 0) for bits in widths)], limit)
         recipe, largest = self._config.recipe, space.largest()
         if recipe.execution is not None:
-            return recipe.execution, self._batch(largest, recipe.execution)
+            return recipe.execution, self._batch(largest, recipe.execution, limit)
         if self._config.address is None and recipe.device == "cpu":
             try:
-                plan = self._batch(largest, "dequantized")
+                plan = self._batch(largest, "dequantized", limit)
             except DoesNotFitError:
                 plan = None
             if plan is not None and plan.accumulation_steps == self._given:
                 return "dequantized", plan
-        return "packed", self._batch(largest, "packed")
+        return "packed", self._batch(largest, "packed", limit)
 
-    def _batch(self, allocation: Allocation, execution: str) -> BatchPlan:
+    def _batch(self, allocation: Allocation, execution: str, limit: int | None) -> BatchPlan:
         """Return how batches are cut for an allocation; micro-batches that the user gave stay."""
         recipe, task = self._config.recipe, self._task
         stored = memory_bytes(allocation, self._inventory)
-        if self._limit is not None and stored > self._limit:
+        if limit is not None and stored > limit:
             raise DoesNotFitError(
                 f"`--model` must leave memory beside its packed weights, got {format_bytes(stored)}"
-                f" of {format_bytes(self._limit)}. Use a smaller one, fewer --bits, or a larger "
+                f" of {format_bytes(limit)}. Use a smaller one, fewer --bits, or a larger "
                 "device."
             )
         plan = plan_batch(
@@ -224,7 +228,7 @@ class _Trials:
             recipe.batch_size // self._given,
             int(task.train.lengths.max()),
             self._dtype,
-            self._limit,
+            limit,
             tensor_limit_bytes("mps" if self._config.mps_safe else self._device),
             dropout=recipe.dropout,
             dequantised=execution == "dequantized",
@@ -236,9 +240,8 @@ class _Trials:
         why = f"micro-batch {plan.micro_batch} x {steps}, as --accumulation-steps asks for"
         return replace(plan, accumulation_steps=steps, reason=why)
 
-    def _check_build(self, allocations: list[Allocation]) -> None:
+    def _check_build(self, allocations: list[Allocation], limit: int | None) -> None:
         """Check that each can be built: to quantise takes more than to copy."""
-        limit = self._limit
         needed = max(build_bytes(self._inventory, allocation) for allocation in allocations)
         if limit is not None and needed > limit:
             raise DoesNotFitError(
