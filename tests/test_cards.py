@@ -55,7 +55,7 @@ def test_a_large_card_runs_everything_and_a_small_one_what_fits(
 
 
 def test_the_plan_needs_no_weights_and_a_study_does(
-    outlined: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    found: Read, outlined: Path, reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = small(outlined, reviews, tmp_path / "out")
 
@@ -64,8 +64,8 @@ def test_the_plan_needs_no_weights_and_a_study_does(
     assert "On one CUDA card of" in shown
     assert "24 GB" in shown
     assert "smallest" in shown
-    assert run_search.main(list(flags)) == 2
-    assert "`--model` must have its weights in safetensors" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`--model` must have its weights in safetensors"):
+        read(found.config)
 
 
 def test_cards_are_shown_where_nothing_fits_here(

@@ -298,7 +298,7 @@ def test_ctrl_c_before_the_study_begins_is_no_mistake(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tune.study.prepare.prepare", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("tune.study.prepare.read", raising(KeyboardInterrupt()))
 
     assert code(*flags) == 130
     assert only_line(capsys.readouterr().err) == "Interrupted. No study was begun.\n"

@@ -57,6 +57,7 @@ def test_measuring_leaves_the_threads_alone() -> None:
 def test_a_gpu_computes_in_bfloat16_where_it_has_it(
     monkeypatch: pytest.MonkeyPatch, supported: bool
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: supported)
     expected = torch.bfloat16 if supported else torch.float32
 

@@ -1,6 +1,7 @@
 """The predicted memory of what comes before trials, against torch's own record."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,12 @@ def test_starts_take_what_is_predicted(context: TrialContext) -> None:
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
-def test_codes_take_what_is_predicted(context: TrialContext) -> None:
+def test_codes_take_what_is_predicted(
+    context: TrialContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No earlier test has made them there.
+    monkeypatch.setattr("alrq_core.context.cache_folder", lambda: tmp_path)
+    context = replace(context)
     stage = codes_stage(context.inventory)
     last = context.inventory.targets[-1].name
     with recorded() as sizes:

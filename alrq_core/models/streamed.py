@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from alrq_core.models.structure import override_forward
 
+# Of a matrix that is brought at once: the output head of a large vocabulary takes gigabytes.
+CHUNK_WEIGHTS = 2**25
+
 
 def streamed(base: Any, device: torch.device) -> nn.Module:
     """Return a model that computes what `base` does, in float32 on a device.
@@ -57,7 +60,12 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _linear(self: nn.Linear, x: Tensor) -> Tensor:
-    return functional.linear(x, self.weight.to(x), self.bias)
+    weight = self.weight
+    rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
+    if len(weight) <= rows or (weight.device, weight.dtype) == (x.device, x.dtype):
+        return functional.linear(x, weight.to(x), self.bias)
+    found = torch.cat([functional.linear(x, part.to(x)) for part in weight.split(rows)], dim=-1)
+    return found if self.bias is None else found + self.bias
 
 
 def _embedding(self: nn.Embedding, ids: Tensor) -> Tensor:
