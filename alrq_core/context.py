@@ -35,8 +35,9 @@ from alrq_core.data.parts import TrainParts
 from alrq_core.data.tasks import load_task
 from alrq_core.memory.machine import autocast, pick_compute_dtype, pick_device
 from alrq_core.models.digests import model_digest
+from alrq_core.models.finding import resolve_model
 from alrq_core.models.heads import head_names
-from alrq_core.models.loading import inspect_model, load_model, resolve_model
+from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.models.structure import tied_head
 from alrq_core.randomness import Randomness
 from alrq_core.recipe import Recipe

@@ -49,7 +49,7 @@ from transformers import (
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import load_task
-from alrq_core.models.loading import resolve_model
+from alrq_core.models.finding import resolve_model
 
 BITS, RANKS, BLOCKS = (2, 3, 4, 8, 16), (0, 2, 4, 8, 16, 32), 6
 LAYERS = (

@@ -20,7 +20,7 @@ from transformers import (
 
 from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import load_task
-from alrq_core.models.loading import resolve_model
+from alrq_core.models.finding import resolve_model
 
 STEPS, WARMUP, BATCH_SIZE, LEARNING_RATE, MAX_LENGTH, RANK = 200, 20, 32, 1e-3, 128, 8
 

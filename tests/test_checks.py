@@ -17,9 +17,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from alrq_core.models import loading
+from alrq_core.models import finding
 from alrq_core.models.checks import check_folder, position_limit
-from alrq_core.models.loading import inspect_model, load_model, resolve_model
+from alrq_core.models.finding import resolve_model
+from alrq_core.models.loading import inspect_model, load_model
 from tests.test_heads import POSITIONS, QUERY, edit_weights
 from tests.test_loading import edit_json
 from tests.test_prepare import prepared
@@ -149,7 +150,7 @@ def test_a_snapshot_of_the_hub_is_checked_like_a_folder(
 ) -> None:
     folder = save_bert(tmp_path / "m")
     cut(folder)
-    monkeypatch.setattr(loading, "_hub_folder", lambda *_: folder)
+    monkeypatch.setattr(finding, "_hub_folder", lambda *_: folder)
     with pytest.raises(ValueError, match="got 'some/model' with model"):
         resolve_model("some/model")
 

@@ -10,8 +10,9 @@ import torch
 import alrq_core.models.gguf
 from alrq_core.data.encode import Tokens, encode_task
 from alrq_core.data.tasks import load_task
+from alrq_core.models.finding import resolve_model
 from alrq_core.models.gguf import converted_folder
-from alrq_core.models.loading import inspect_model, load_model, resolve_model
+from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.recipe import Recipe
 from alrq_core.scoring import Scorer
 from tests.test_tasks import SHARED, needs_shared

@@ -10,14 +10,8 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, Gemma3Config
 
-from alrq_core.models.loading import (
-    hub_id,
-    inspect_model,
-    load_model,
-    load_tokenizer,
-    pinned_name,
-    resolve_model,
-)
+from alrq_core.models.finding import hub_id, pinned_name, resolve_model
+from alrq_core.models.loading import inspect_model, load_model, load_tokenizer
 from tests.tiny import save_bert, save_llama
 
 

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 
-from alrq_core.models.loading import hub_id
+from alrq_core.models.finding import hub_id
 from alrq_core.trial import TrialRun
 from search_spaces.costs import average_bits, average_rank, format_bytes
 

@@ -22,9 +22,10 @@ from alrq_core.adapters.lora import attach_adapters, frozen_layer
 from alrq_core.export.parts import PEFT_FOLDER, named_config, plain_tensors, write_adapter
 from alrq_core.files import partial_path
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
+from alrq_core.models.finding import resolve_model
 from alrq_core.models.first_token import keep_first_token
 from alrq_core.models.heads import cast_head_inputs, head_names
-from alrq_core.models.loading import load_tokenizer, model_class, resolve_model
+from alrq_core.models.loading import load_tokenizer, model_class
 from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.models.vocabulary import vocabulary_rows
 from alrq_core.records import Receipt, TaskKind

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alrq_core.adapters.lora import ADAPTER, lora_config, lora_layers
+from alrq_core.models.finding import hub_id
 from alrq_core.models.heads import head_names
-from alrq_core.models.loading import hub_id
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import STORAGE_DTYPE
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from alrq_core.adapters.adalora import MIN_STEPS, AdaptiveRanks
 from alrq_core.adapters.lora import attach_adapters, frozen_layer
+from alrq_core.models.finding import resolve_model
 from alrq_core.models.first_token import keep_first_token
 from alrq_core.models.heads import head_names
-from alrq_core.models.loading import model_class, resolve_model, set_dropout, task_config
+from alrq_core.models.loading import model_class, set_dropout, task_config
 from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.records import TaskKind
 from alrq_core.weights.layers import (

@@ -20,7 +20,8 @@ from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.machine import autocast
 from alrq_core.memory.outline import fill, outline
 from alrq_core.models.checks import has_weights, matrix_types
-from alrq_core.models.loading import read_config, resolve_model
+from alrq_core.models.finding import resolve_model
+from alrq_core.models.loading import read_config
 from alrq_core.models.shared_weights import held_dtype
 from alrq_core.records import TaskKind
 from alrq_core.weights.calibrate import ROWS_AT_ONCE

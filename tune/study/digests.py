@@ -10,7 +10,7 @@ from alrq_core.data.splits import TextSplit
 from alrq_core.data.tasks import Task
 from alrq_core.models.checks import has_weights, weight_files
 from alrq_core.models.digests import file_digest
-from alrq_core.models.loading import CONFIG_ONLY
+from alrq_core.models.finding import CONFIG_ONLY
 
 SHORT_DIGITS = 12
 Parts = Mapping[str, str]

@@ -13,12 +13,8 @@ from alrq_core.data.tasks import check_task_name, load_task
 from alrq_core.memory.batch_plan import BatchPlan
 from alrq_core.memory.machine import fastest_cpu_dtype, give_back_memory, pick_device
 from alrq_core.memory.sharing import trials_per_gpu
-from alrq_core.models.loading import (
-    PACKAGED_MODELS,
-    inspect_model,
-    load_tokenizer,
-    resolve_model,
-)
+from alrq_core.models.finding import PACKAGED_MODELS, resolve_model
+from alrq_core.models.loading import inspect_model, load_tokenizer
 from alrq_core.recipe import Recipe
 from search_spaces.allocation import Allocation
 from search_spaces.costs import format_bytes, memory_bytes
