@@ -94,6 +94,9 @@ def test_where_16_bits_do_not_fit_4_take_their_place(
     assert cut.reference == cut.fitting.comparator == "B-Q4"
     assert cut.reference_allocation == cut.fitting.baselines["B-Q4"]
     assert machine_of(least_memory(cut, cut.space.largest())) <= limit
+    # What comes before trials is cut to the same memory.
+    assert 0 < cut.config.recipe.held_bytes < whole.config.recipe.held_bytes
+    assert 0 < cut.config.recipe.prepared_tokens < whole.config.recipe.prepared_tokens
     assert "reference        B-Q4, trained 8 steps" in text
     assert "without          B-FP: `--max-length` must let one sequence fit" in text
     assert "16 bits: `--max-length` must let one sequence fit" in text

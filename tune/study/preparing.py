@@ -1,6 +1,7 @@
 """How a study prepares its trials in the memory that there is."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -56,6 +57,9 @@ def starts_prepared(
 ) -> Preparing:
     """Return how the starts from a reference are made, in batches that fit.
 
+    Smaller batches cost less time than factors that have to be made in several parts, each with
+    passes of its own over all text.
+
     Args:
         codes: How its codes are.
         inventory: Of the model.
@@ -70,14 +74,12 @@ def starts_prepared(
     if limit is None:
         return codes
     length, labels = int(task.train.lengths.max()), len(task.label_names)
-    sequences = 2 * max(1, codes.tokens // length)
-    stage = None
-    while sequences > 1 and (stage is None or stage.peak_bytes > limit):
+    trace = partial(starts_stage, inventory, task.kind, labels, reference)
+    sequences = max(1, codes.tokens // length)
+    stage = trace(sequences, length, compute_dtype)
+    while sequences > 1 and stage.work_bytes + min(stage.all_bytes, codes.held_bytes) > limit:
         sequences //= 2
-        stage = starts_stage(
-            inventory, task.kind, labels, reference, sequences, length, compute_dtype
-        )
-    assert stage is not None
+        stage = trace(sequences, length, compute_dtype)
     _check(stage, limit, "starts from its fine-tune")
     tokens = min(codes.tokens, sequences * length)
     return replace(codes, tokens=tokens).within(limit, stage)
