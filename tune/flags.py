@@ -100,6 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_memory(group: Any, flag: str, example: str, text: str) -> None:
+    dest = f"{flag.strip('-').replace('-', '_')}_bytes"
+    group.add_argument(flag, dest=dest, type=_memory(flag), metavar=example, help=text)
+
+
 def _add_what(group: Any) -> None:
     group.add_argument("--space", help=f"one of {', '.join(SPACES)} (default: joint)")
     group.add_argument(
@@ -115,19 +120,17 @@ def _add_what(group: Any) -> None:
     group.add_argument("--data", metavar="PATH", help="folder of sst2 or wikitext2, or your file")
     group.add_argument("--text-column", metavar="NAME", help="column of the texts in your file")
     group.add_argument("--label-column", metavar="NAME", help="column of the labels in your file")
-    group.add_argument(
+    _add_memory(
+        group,
         "--max-memory",
-        dest="max_memory_bytes",
-        type=_memory("--max-memory"),
-        metavar="30MB",
-        help="limit on the deployed model, weights and adapters; only what fits is proposed",
+        "30MB",
+        "limit on the deployed model, weights and adapters; only what fits is proposed",
     )
-    group.add_argument(
+    _add_memory(
+        group,
         "--max-training-memory",
-        dest="max_training_memory_bytes",
-        type=_memory("--max-training-memory"),
-        metavar="6GB",
-        help="limit on what training takes, as predicted: bits and micro-batches are cut to it",
+        "6GB",
+        "limit on what training takes, as predicted: bits and micro-batches are cut to it",
     )
     group.add_argument(
         "--bits",
@@ -264,12 +267,11 @@ def _add_places(group: Any) -> None:
         type=_device,
         help="auto, cpu, cuda or mps (default: auto, the fastest of this machine)",
     )
-    group.add_argument(
+    _add_memory(
+        group,
         "--device-memory",
-        dest="device_memory_bytes",
-        type=_memory("--device-memory"),
-        metavar="8GB",
-        help="plan for a device that has no more than that (default: what this one has)",
+        "8GB",
+        "plan for a device that has no more than that (default: what this one has)",
     )
     group.add_argument(
         "--mps-safe",

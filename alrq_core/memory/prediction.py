@@ -162,7 +162,7 @@ def build_bytes(inventory: Inventory, allocation: Allocation) -> int:
     """Return the peak while a model is built on top of its base, by arithmetic.
 
     Modules are packed in the order of the inventory, when all that stays unquantised is copied.
-    Calibrated codes are in the cache by then: see `preparation.codes_bytes`.
+    Calibrated codes are in the cache by then: see `preparation.codes_stage`.
     """
     held = BYTES_FLOAT32 * inventory.other_parameters
     peak = held

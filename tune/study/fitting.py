@@ -265,7 +265,7 @@ def _reference(
     """Return what trials start from; None in a fixed space, which is trained by the plain recipe.
 
     Raises:
-        DoesNotFitError: Starts can be made from nothing here.
+        DoesNotFitError: The starts from no baseline can be made in this memory.
         ValueError: It can't run here, or starts were to be screened without it.
     """
     name = config.reference
