@@ -11,7 +11,7 @@ from alrq_core.adapters.lora import attach_adapters
 from alrq_core.models.first_token import keep_first_token
 from alrq_core.models.heads import cast_head_inputs
 from alrq_core.models.structure import tied_head
-from alrq_core.weights.devices import stream_dtype
+from alrq_core.precision import stream_dtype
 from alrq_core.weights.layers import STORAGE_DTYPE
 from alrq_core.weights.packing import Quantiser, pack, place
 from alrq_core.weights.quantise import quantise

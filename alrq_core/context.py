@@ -33,12 +33,13 @@ from alrq_core.data.fisher import Factors, FisherFactors, answer_scores
 from alrq_core.data.moments import InputMoments
 from alrq_core.data.parts import TrainParts
 from alrq_core.data.tasks import load_task
-from alrq_core.memory.machine import autocast, pick_compute_dtype, pick_device
+from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.models.digests import model_digest
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.models.structure import tied_head
+from alrq_core.precision import autocast, gradient_dtype
 from alrq_core.randomness import Randomness
 from alrq_core.recipe import Recipe
 from alrq_core.weights.cache import PackedCache, cache_folder
@@ -187,9 +188,12 @@ class TrialContext:
         return {}
 
     def tuned_model(self, reference: Reference) -> nn.Module:
-        """Return a reference's own model. A trial that is just being built draws on as before."""
+        """Return a reference's own model, to take gradients of.
+
+        A trial that is just being built draws on as before.
+        """
         head, alpha = head_names(self.base, self.task.kind), self.recipe.alpha_over_rank
-        device, dtype = self.device, self.compute_dtype
+        device, dtype = self.device, gradient_dtype(self.compute_dtype)
         with Randomness(reference.seed, device):
             model = build_model(
                 self.base, reference.allocation, head, alpha, dtype, device, self.packed.of
@@ -198,8 +202,8 @@ class TrialContext:
         return model
 
     def answer_scores(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return `answer_scores` in the type that trials compute with."""
-        with autocast(self.compute_dtype, self.device):
+        """Return `answer_scores` of a `tuned_model`."""
+        with autocast(gradient_dtype(self.compute_dtype), self.device):
             return answer_scores(model, batch, generator)
 
     def batches(self, tokens: Tokens) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ from alrq_core.data.encode import (
     part_tokens,
 )
 from alrq_core.data.losses import logits_of, losses_of
-from alrq_core.memory.machine import autocast
+from alrq_core.precision import autocast
 from alrq_core.recipe import Recipe
 from alrq_core.records import TestScore, TrialReport
 

@@ -237,9 +237,11 @@ class TrialRun:
         """
         context = self.context
         most = min(PROBE_SEQUENCES, context.recipe.micro_batch, len(context.task.train))
-        rows = np.arange(most)
+        rows, training = np.arange(most), self.training
         self.receipt = probe_gradients(
-            self.model, self.receipt, lambda _: self.training.mean_loss(rows, labels=True)
+            self.model,
+            self.receipt,
+            lambda _: training.scaled(training.mean_loss(rows, labels=True)),
         )
 
     def _end_adaptive(self) -> None:

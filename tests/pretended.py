@@ -17,6 +17,7 @@ import torch
 import torchgen
 from torch import Tensor
 from torch.autograd import Variable
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -28,6 +29,8 @@ from alrq_core.memory import machine
 CPU = torch.device("cpu")
 TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 MOVES = (Tensor.to, Tensor.cpu)
+READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+GROUPER = "_group_tensors_by_device_and_dtype"
 # What torch calls on a CPU where each accelerator has a function of its own.
 OF_THE_CPU = "_for_cpu"
 
@@ -38,11 +41,13 @@ class Labels:
     Attributes:
         kind: Type of the accelerator.
         random_state: Of its generator of random numbers.
+        waits: What made the processor wait until the accelerator had done all its work.
     """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.random_state = torch.get_rng_state()
+        self.waits: list[str] = []
         self._of: dict[int, torch.device] = {}
 
     def __len__(self) -> int:
@@ -67,6 +72,13 @@ class Labels:
         yield
         self.random_state = torch.get_rng_state()
         torch.set_rng_state(before)
+
+    @contextmanager
+    def without_waits(self) -> Iterator[None]:
+        """Fail where the processor waits for the accelerator."""
+        self.waits.clear()
+        yield
+        assert not self.waits, self.waits
 
     def put(self, tensor: Tensor, device: torch.device) -> None:
         storage = tensor.untyped_storage()
@@ -98,6 +110,8 @@ class _Calls(TorchFunctionMode):
             return self._labels.of(args[0])
         if func in TO_NUMPY and self._labels.of(args[0]) != CPU:
             raise TypeError(f"can't convert a tensor of {self._labels.of(args[0])} to numpy")
+        if func is Tensor.pin_memory:
+            return args[0]
         if func in MOVES:
             return self._moved(func, *args, **options)
         if func is Tensor.backward:
@@ -129,6 +143,8 @@ class _Calls(TorchFunctionMode):
             return func(tensor, *args, **options)  # type: ignore[no-any-return]
         if target.type == self._labels.of(tensor).type:
             return Tensor.to(tensor, **others)
+        if not options.get("non_blocking"):
+            self._labels.waits.append(f"{self._labels.of(tensor)} to {target}")
         # A storage of its own.
         moved = Tensor.to(tensor, **others).clone()
         self._labels.put(moved, target)
@@ -168,6 +184,8 @@ class _Operations(TorchDispatchMode):
             place = self._place(func, inputs)
             known = {tensor.untyped_storage()._cdata for tensor in inputs}
             draws = place != CPU and torch.Tag.nondeterministic_seeded in func.tags
+            if place != CPU and func in READS:
+                self._labels.waits.append(str(func))
             with self._labels.drawing() if draws else nullcontext():
                 result = func(*args, **options)
             for tensor in _tensors(result):
@@ -231,6 +249,7 @@ def pretended(kind: str) -> Iterator[Labels]:
         patch.setattr(torch, "is_autocast_enabled", _on_cpu(torch.is_autocast_enabled))
         patch.setattr(torch, "load", _loader(torch.load))
         patch.setattr(torch, "manual_seed", labels.seed)
+        patch.setattr(clip_grad, GROUPER, _grouped(labels, getattr(clip_grad, GROUPER)))
         patch.setattr(module, "get_rng_state", lambda *_: labels.random_state)
         patch.setattr(
             module,
@@ -253,6 +272,16 @@ def _on_cpu(function: Any) -> Any:
 
     def call(device_type: str = "cpu", *args: Any, **options: Any) -> Any:
         return function("cpu", *args, **options)
+
+    return call
+
+
+def _grouped(labels: Labels, group: Callable[..., Any]) -> Any:
+    """Return what groups tensors by where they pretend to be."""
+
+    def call(lists: list[list[Tensor]]) -> Any:
+        found = group(lists)
+        return {(labels.of(of[0][0][0]), dtype): of for (_, dtype), of in found.items()}
 
     return call
 

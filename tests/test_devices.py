@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,12 @@ class Card:
     @property
     def random_state(self) -> Tensor:
         return torch.cuda.get_rng_state()
+
+    @contextmanager
+    def without_waits(self) -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+        torch.cuda.set_sync_debug_mode("default")
 
 
 on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -114,6 +121,25 @@ def test_adalora_runs_to_its_end(labels: Labels | Card, bert_folder: Path, tmp_p
     run.advance(5)
 
     assert run.receipt.unchanged_after_training
+
+
+@pytest.mark.parametrize("start", ["nothing", "reference"])
+def test_steps_never_wait_for_the_device(
+    labels: Labels | Card, start: str, llama_folder: Path
+) -> None:
+    context = on(labels, llama_folder, "language-modelling", RECIPE)
+    allocation = every_format(context.inventory, labels.kind)
+    run = TrialRun(context, uniform(context.inventory, 16, 4), seed=0)
+    run.advance(1)
+    if start == "reference":
+        run.advance(RECIPE.max_steps)
+        run = TrialRun(context, allocation, 0, reference=run.reference())
+        run.advance(1)
+    run.model.train()
+    if labels.kind == "mps":
+        pytest.skip("a copy to MPS waits")
+    with labels.without_waits():
+        run.training.train_step()
 
 
 @pytest.mark.parametrize("start", ["residual", "eva"])

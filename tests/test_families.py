@@ -6,7 +6,7 @@ the result as it does in a trained model.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from alrq_core.export.exact import save
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.models.streamed import streamed
+from alrq_core.precision import acting_as
 from alrq_core.receipt import take_receipt
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
@@ -331,6 +332,22 @@ def test_a_trial_trains_scores_and_comes_back(
     assert torch.equal(logits(loaded.model), logits(run.model))
     again = take_receipt(loaded.model, context.inventory, torch.float32)
     assert again.modules == run.receipt.modules
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@every_case
+def test_the_types_of_a_gpu_train_as_float32_does(
+    make: Make, name: str, kind: TaskKind, dtype: str
+) -> None:
+    context = make(name, kind)
+    losses = []
+    with acting_as("cuda"):
+        for used in ("float32", dtype):
+            own = replace(context, recipe=replace(RECIPE, cpu_dtype=used))
+            run = TrialRun(own, mixed(context.inventory), seed=0)
+            losses.append(run.advance(4).loss)
+
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
 @every_case

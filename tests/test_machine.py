@@ -59,7 +59,7 @@ def test_a_gpu_computes_in_bfloat16_where_it_has_it(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: supported)
-    expected = torch.bfloat16 if supported else torch.float32
+    expected = torch.bfloat16 if supported else torch.float16
 
     assert machine.pick_compute_dtype(torch.device("cuda"), "float32") == expected
 

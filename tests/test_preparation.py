@@ -38,7 +38,8 @@ def starts_peaks(context: TrialContext) -> tuple[int, int]:
     longest = int(context.parts.probed.lengths.max())
     sequences = max(1, context.recipe.prepared_tokens // longest)
     sequences = min(sequences, len(context.parts.probed))
-    stage = starts_stage(context.inventory, kind, 2, allocation, sequences, longest, torch.float32)
+    size = (sequences, longest)
+    stage = starts_stage(context.inventory, kind, 2, allocation, *size, torch.float32, "cpu")
     formats = {target.name: [Format(16, "plain", 0)] for target in context.inventory.targets}
     with recorded() as sizes:
         context.make_corrections(fresh, formats)

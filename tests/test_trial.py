@@ -12,6 +12,7 @@ from alrq_core.records import TrialReport
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import multiplied_layers
+from search_spaces.fixed import fixed_allocation
 from tests.tiny import RECIPE, make_context, mixed, uniform
 
 
@@ -187,6 +188,41 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == 0.0
+
+
+@pytest.mark.parametrize("name", ["uniform", "B-Ada"])
+def test_float16_trains_as_float32_does(bert_folder: Path, name: str) -> None:
+    losses = []
+    for dtype in ("float32", "float16"):
+        recipe = replace(RECIPE, device="cpu", cpu_dtype=dtype)
+        context = make_context(bert_folder, "classification", recipe)
+        allocation = (
+            uniform(context.inventory, 4, 4)
+            if name == "uniform"
+            else fixed_allocation(name, context.inventory)
+        )
+        run = TrialRun(context, allocation, seed=0)
+        losses.append(run.advance(recipe.max_steps).loss)
+
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    assert losses[1] != losses[0]
+
+
+def test_a_step_that_overflows_is_left_out(bert_folder: Path) -> None:
+    recipe = replace(RECIPE, device="cpu", cpu_dtype="float16")
+    context = make_context(bert_folder, "classification", recipe)
+    run = TrialRun(context, uniform(context.inventory, 4, 4), seed=0)
+    run.advance(1)
+    training = run.training
+    before = [parameter.detach().clone() for parameter in training.trained]
+    training._scaler.load_state_dict(training._scaler.state_dict() | {"scale": 2.0**40})
+    training.train_step()
+    same = all(map(torch.equal, before, training.trained))
+    training._scaler.load_state_dict(training._scaler.state_dict() | {"scale": 2.0**13})
+    training.train_step()
+
+    assert same
+    assert not any(map(torch.equal, before, training.trained))
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from alrq_core.recipe import Recipe
 from alrq_core.training import Training
 from alrq_core.trial import TrialRun
 from search_spaces.spaces import make_space
@@ -31,12 +33,12 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def worker_with_a_trial(model: Path, folder: Path) -> AllocationTrainable:
+def worker_with_a_trial(model: Path, folder: Path, recipe: Recipe = RECIPE) -> AllocationTrainable:
     shared = make_context(model, "classification")
     context = WorkerContext(
         inventory=shared.inventory,
         task=shared.task,
-        recipe=RECIPE,
+        recipe=recipe,
         folder=folder,
         space=make_space("joint", shared.inventory),
         reference=None,
@@ -154,6 +156,28 @@ def test_a_trial_that_runs_out_of_memory_twice_fails_with_its_peak(
     assert "MPS backend out of memory" in failed.error
     # The next trial has micro-batches of the plan again.
     assert tried == [8, 4, 8, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_card_that_is_full_is_cleared_for_the_next_attempt(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_to, most = Training.train_to, 2**27
+
+    def train(training: Training, step: int) -> list[Tensor]:
+        filling = torch.empty(most, dtype=torch.uint8, device="cuda")
+        if training._recipe.micro_batch > 4:
+            torch.empty(2**50, dtype=torch.uint8, device="cuda")
+        del filling
+        assert torch.cuda.memory_allocated() < most
+        return train_to(training, step)
+
+    monkeypatch.setattr(Training, "train_to", train)
+    worker = worker_with_a_trial(bert_folder, tmp_path, replace(RECIPE, device="cuda"))
+    first, _ = first_without_codes(worker)
+
+    assert (first.error, first.report.step) == (None, 2)
 
 
 def test_a_process_whose_device_has_failed_takes_no_other_trial(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alrq_core.data.encode import Batch
+from alrq_core.data.encode import Batch, sent
 
 # Answers whose probabilities are kept. All others count as one.
 KEPT_ANSWERS = 32
@@ -30,7 +30,7 @@ class Answers:
     def of(self, rows: np.ndarray, device: torch.device) -> "Answers":
         """Return the answers to some sequences, on a device."""
         chosen = torch.from_numpy(rows)
-        return Answers(self.ids[chosen].to(device), self.logs[chosen].to(device))
+        return Answers(sent(self.ids[chosen], device), sent(self.logs[chosen], device))
 
 
 def likeliest(logits: Tensor, kept: int = KEPT_ANSWERS) -> Answers:

@@ -117,21 +117,31 @@ class Batch:
         attention_mask: batch x length, 1 where there is a token.
         labels: batch (classes), or batch x length with -100 on padding (language modelling).
         rows: Numbers of its sequences in the split.
+        padded: Whether the mask hides anything. Models that are given one without need look at it
+            to know, for which a GPU has to finish its queue.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     rows: np.ndarray
+    padded: bool = True
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return Batch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.labels.to(device),
-            self.rows,
+        return replace(
+            self,
+            input_ids=sent(self.input_ids, device),
+            attention_mask=sent(self.attention_mask, device),
+            labels=sent(self.labels, device),
         )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device, which may still be at work on what came before."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
@@ -276,4 +286,10 @@ def collate(tokens: Tokens, rows: np.ndarray, pad_id: int) -> Batch:
     else:
         labels = np.where(mask == 1, ids, -100)
         labels[:, : tokens.unpredicted] = -100
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), rows)
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(mask),
+        torch.from_numpy(labels),
+        rows,
+        padded=not mask.all(),
+    )

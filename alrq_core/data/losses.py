@@ -13,7 +13,8 @@ def sequence_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     """Return sequences x classes, or sequences x length x tokens."""
-    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    mask = batch.attention_mask if batch.padded else None
+    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=mask).logits
     return logits
 
 

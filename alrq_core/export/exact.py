@@ -28,9 +28,9 @@ from alrq_core.models.heads import cast_head_inputs, head_names
 from alrq_core.models.loading import load_tokenizer, model_class
 from alrq_core.models.structure import as_linear, tied_head
 from alrq_core.models.vocabulary import vocabulary_rows
+from alrq_core.precision import stream_dtype
 from alrq_core.records import Receipt, TaskKind
 from alrq_core.trial import TrialRun
-from alrq_core.weights.devices import stream_dtype
 from alrq_core.weights.layers import STORAGE_DTYPE
 from alrq_core.weights.packing import layer_tensors, pack, place, stored_tensors
 from alrq_core.weights.quantise import code_values

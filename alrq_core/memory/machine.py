@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,13 +45,13 @@ def pick_compute_dtype(device: torch.device, cpu_dtype: str | None = None) -> to
     """Return the type of the matrix products on a device.
 
     Args:
-        device: A CUDA GPU computes in bfloat16 where it has it, else in float32; MPS in float32.
+        device: A CUDA GPU computes in bfloat16 where it has it, else in float16; MPS in float32.
             Of a GPU that is not here, to plan for it, bfloat16 is expected.
         cpu_dtype: Name of the type to use on a CPU; None for `fastest_cpu_dtype`.
     """
     if device.type == "cuda":
         lacks = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
-        return torch.float32 if lacks else torch.bfloat16
+        return torch.float16 if lacks else torch.bfloat16
     if device.type == "mps":
         return torch.float32
     dtype: torch.dtype = getattr(torch, cpu_dtype or fastest_cpu_dtype())
@@ -171,10 +171,3 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def autocast(compute_dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    """Return autocast to the compute type, or nothing for float32."""
-    if compute_dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=compute_dtype)

@@ -13,9 +13,10 @@ from alrq_core.adapters.adalora import MIN_STEPS, AdaptiveRanks
 from alrq_core.adapters.lora import attach_adapters, frozen_layer
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.first_token import keep_first_token
-from alrq_core.models.heads import head_names
+from alrq_core.models.heads import cast_head_inputs, head_names
 from alrq_core.models.loading import model_class, set_dropout, task_config
 from alrq_core.models.structure import as_linear, tied_head
+from alrq_core.precision import stream_dtype
 from alrq_core.records import TaskKind
 from alrq_core.weights.layers import (
     STORAGE_DTYPE,
@@ -34,6 +35,7 @@ from search_spaces.inventory import Inventory
 
 # Of a 4-bit type, and of the 8-bit type of doubly quantised scales.
 CODE_VALUES, NESTED_CODE_VALUES = 16, 256
+CPU = torch.device("cpu")
 
 
 def outline(
@@ -53,7 +55,7 @@ def outline(
     set_dropout(config, dropout)
     with torch.device("meta"):
         auto = model_class(kind, config, inventory.model)
-        model: nn.Module = auto.from_config(config, dtype=torch.float32)
+        model: nn.Module = auto.from_config(config, dtype=stream_dtype(compute_dtype, CPU))
         as_linear(model)
     model.requires_grad_(False)
     tied, head = tied_head(model, allocation.choices), head_names(model, kind)
@@ -68,7 +70,8 @@ def outline(
         else:
             AdaptiveRanks(model, allocation.rank_pattern, allocation.final_rank, MIN_STEPS, 1.0)
     for name in head:
-        model.get_submodule(name).requires_grad_(True)
+        model.get_submodule(name).float().requires_grad_(True)
+    cast_head_inputs(model, head)
     keep_first_token(model)
     return model
 

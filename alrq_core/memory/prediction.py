@@ -17,12 +17,12 @@ from alrq_core.adapters.lora import adapter_tensors, lora_layers
 from alrq_core.data.encode import Batch
 from alrq_core.data.losses import sequence_losses
 from alrq_core.memory.live_bytes import LiveBytes
-from alrq_core.memory.machine import autocast
 from alrq_core.memory.outline import fill, outline
 from alrq_core.models.checks import has_weights, matrix_types
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.loading import read_config
 from alrq_core.models.shared_weights import held_dtype
+from alrq_core.precision import acting_as, autocast, stream_dtype
 from alrq_core.records import TaskKind
 from alrq_core.weights.calibrate import ROWS_AT_ONCE
 from alrq_core.weights.quantise import CHUNK_WEIGHTS
@@ -110,8 +110,8 @@ def step_memory(
     adapters from data. Classification counts padded
     batches, which need an attention mask; windows of a language model are full.
 
-    The passes are those of a CPU. A GPU whose attention keeps no scores (CUDA) holds the same; MPS
-    has no such attention for training, and its scores are counted.
+    The passes are those of a CPU, in the types of the device. A GPU whose attention keeps no scores
+    (CUDA) holds the same; MPS has no such attention for training, and its scores are counted.
 
     Args:
         inventory: Of the model.
@@ -139,7 +139,7 @@ def step_memory(
         compute_dtype,
         dropout,
         dequantised,
-        device_type == "mps",
+        device_type,
     )
 
 
@@ -158,13 +158,18 @@ def base_bytes(inventory: Inventory) -> int:
     return dtype.itemsize * (weights + inventory.other_parameters)
 
 
-def build_bytes(inventory: Inventory, allocation: Allocation) -> int:
+def build_bytes(inventory: Inventory, allocation: Allocation, stream: torch.dtype) -> int:
     """Return the peak while a model is built on top of its base, by arithmetic.
 
     Modules are packed in the order of the inventory, when all that stays unquantised is copied.
     Calibrated codes are in the cache by then: see `preparation.codes_stage`.
+
+    Args:
+        inventory: Of the model.
+        allocation: Format of each module.
+        stream: Type of what stays unquantised: see `stream_dtype`.
     """
-    held = BYTES_FLOAT32 * inventory.other_parameters
+    held = stream.itemsize * inventory.other_parameters
     peak = held
     for module in inventory.modules:
         rows, columns = module.out_features, module.in_features
@@ -208,15 +213,16 @@ def _traced(
     compute_dtype: torch.dtype,
     dropout: float,
     dequantised: bool,
-    scores: bool,
+    device_type: str,
 ) -> StepMemory:
     # Layers of bitsandbytes begin with a drawn weight of one element.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), acting_as(device_type):
         model = outline(inventory, kind, labels, allocation, compute_dtype, dropout)
+        held = build_bytes(inventory, allocation, stream_dtype(compute_dtype, CPU))
     attention: Callable[[], AbstractContextManager[Any]] = (
-        (lambda: sdpa_kernel(SDPBackend.MATH)) if scores else nullcontext
+        (lambda: sdpa_kernel(SDPBackend.MATH)) if device_type == "mps" else nullcontext
     )
-    with FakeTensorMode(), LiveBytes() as live, attention():
+    with FakeTensorMode(), LiveBytes() as live, attention(), acting_as(device_type):
         fill(model, allocation, dequantised)
         states = _training_states(model, allocation)
         static = live.peak = live.live
@@ -226,7 +232,7 @@ def _traced(
     return StepMemory(
         static_bytes=static,
         activation_bytes=live.peak - static,
-        build_bytes=build_bytes(inventory, allocation),
+        build_bytes=held,
         largest_tensor_bytes=size,
         largest_tensor=_describe(shape, dtype, inventory, micro_batch, length),
     )
@@ -254,9 +260,7 @@ def empty_batch(kind: TaskKind, micro_batch: int, length: int) -> Batch:
     if kind == "classification":
         # transformers makes the mask of a padded batch when it can't see the values.
         return Batch(ids, torch.ones_like(ids), ids[:, 0].clone(), rows)
-    # It makes none for windows without padding, and none where none is given.
-    absent: Any = None
-    return Batch(ids, absent, ids, rows)
+    return Batch(ids, torch.ones_like(ids), ids, rows, padded=False)
 
 
 def _run_step(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> None:

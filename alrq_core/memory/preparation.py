@@ -12,9 +12,9 @@ from alrq_core.data.encode import Batch
 from alrq_core.data.fisher import answer_scores
 from alrq_core.data.gradients import collect_gradients
 from alrq_core.memory.live_bytes import LiveBytes
-from alrq_core.memory.machine import autocast
 from alrq_core.memory.outline import fill, outline
 from alrq_core.memory.prediction import CPU, calibration_bytes, empty_batch
+from alrq_core.precision import acting_as, autocast, gradient_dtype
 from alrq_core.records import TaskKind
 from search_spaces.allocation import Allocation
 from search_spaces.costs import BYTES_FLOAT32
@@ -61,6 +61,7 @@ def starts_stage(
     sequences: int,
     length: int,
     compute_dtype: torch.dtype,
+    device_type: str,
 ) -> Stage:
     """Return what the corrections of a reference take: see `FisherFactors`.
 
@@ -74,18 +75,20 @@ def starts_stage(
         reference: Its formats and ranks.
         sequences: Of one pass.
         length: Tokens of a sequence.
-        compute_dtype: Type of the matrix products.
+        compute_dtype: Type of a trial's matrix products.
+        device_type: See `step_memory`.
     """
+    dtype = gradient_dtype(compute_dtype)
     sizes = {t.name: (t.out_features, t.in_features) for t in inventory.targets}
     sums = [BYTES_FLOAT32 * (rows**2 + 2 * columns**2) for rows, columns in sizes.values()]
-    with torch.random.fork_rng(devices=[]):
-        model = outline(inventory, kind, labels, reference, compute_dtype, 0.0)
+    with torch.random.fork_rng(devices=[]), acting_as(device_type):
+        model = outline(inventory, kind, labels, reference, dtype, 0.0)
 
     def score(_: object, batch: Batch) -> Tensor:
-        with autocast(compute_dtype, CPU):
+        with autocast(dtype, CPU):
             return answer_scores(model, batch, torch.Generator())
 
-    with FakeTensorMode(), LiveBytes() as live:
+    with FakeTensorMode(), LiveBytes() as live, acting_as(device_type):
         fill(model, reference, dequantised=False)
         batch = empty_batch(kind, sequences, length)
         collect_gradients(model, {name: name for name in sizes}, [batch], _Products(), score)

@@ -20,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from alrq_core.precision import kind_of
+
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -66,14 +68,13 @@ def _in_one_type(
     mask: Tensor | None,
 ) -> Tensor:
     """Compute attention in float32 on a CPU, elsewhere in the type of the values."""
-    device = query.device.type
-    dtype = torch.float32 if device == "cpu" else value.dtype
+    dtype = torch.float32 if kind_of(query.device) == "cpu" else value.dtype
     # Rotary embeddings make float32 of queries and keys alone.
     parts = [tensor.to(dtype) for tensor in (query, key, value)]
     if mask is not None and mask.is_floating_point():
         mask = mask.to(dtype)
     # Autocast would turn the copies back.
-    with torch.autocast(device, enabled=False), _kernels(query):
+    with torch.autocast(query.device.type, enabled=False), _kernels(query):
         found = attention(*parts, mask)
     return found.to(value.dtype)
 

@@ -1,4 +1,4 @@
-"""What devices differ in: the type between blocks, and the kernels of this project's own."""
+"""Finds the kernels of this project's own where a device runs them."""
 
 import warnings
 from functools import cache
@@ -6,14 +6,6 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-
-
-def stream_dtype(compute_dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type of what runs from block to block.
-
-    A GPU is bound by the bytes that it moves; CPUs take as long to convert as they save.
-    """
-    return torch.float32 if device.type == "cpu" else compute_dtype
 
 
 def kernels_for(tensor: Tensor) -> ModuleType | None:

@@ -9,13 +9,16 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from hqq.core import quantize
 from torch import Tensor, nn
 
-from alrq_core.weights.devices import kernels_for, stream_dtype
+from alrq_core.precision import kind_of, stream_dtype
+from alrq_core.weights.devices import kernels_for
 from alrq_core.weights.planes import unpack_codes, unpack_rows
 
 STORAGE_DTYPE = torch.bfloat16
 # Of HQQ's scales and zero points. A zero point of 8 bits lies anywhere between 0 and 255: bfloat16
 # misses it by up to half a step, float16 by a sixteenth.
 HQQ_DTYPE = torch.float16
+# Attribute of a tensor: its copy in another type.
+CAST = "_alrq_cast"
 
 
 class _Product(torch.autograd.Function):
@@ -40,7 +43,7 @@ class _Product(torch.autograd.Function):
             output = nn.functional.linear(rows, layer.weight_in(x.dtype), bias)
         else:
             # A GPU adds it on the way.
-            spread = None if x.device.type == "cpu" else bias
+            spread = None if kind_of(x.device) == "cpu" else bias
             output = nn.functional.linear(rows, layer.weight_in(x.dtype), spread)
             a, b = a.to(x.dtype), b.to(x.dtype)
             narrow, wide = rows @ a.t(), b * scaling
@@ -111,10 +114,26 @@ class Packed:
             scaling: Of the adapter.
         """
         bias: Any = self.bias  # type: ignore[attr-defined]
-        x = x.to(self.compute_dtype)
+        x = _shared_cast(x, self.compute_dtype)
         bias = None if bias is None else bias.to(x.dtype)
         output: Tensor = _Product.apply(x, self, bias, a, b, scaling)
         return output
+
+
+def _shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a type, to all layers that read it (query, key, value) in one copy.
+
+    The copy lives as long as the tensor, or as the backward pass needs it. Inference keeps nothing,
+    and can't tell whether a tensor was changed in place.
+    """
+    if x.dtype == dtype or x.is_inference():
+        return x.to(dtype)
+    made_for = (x._version, dtype, torch.is_grad_enabled())
+    found, copy = getattr(x, CAST, (None, x))
+    if found != made_for:
+        copy = x.to(dtype)
+        setattr(x, CAST, (made_for, copy))
+    return copy
 
 
 class Linear16(Packed, nn.Linear):
@@ -142,7 +161,7 @@ class Linear8(Packed, Linear8bitLt):  # type: ignore[misc]
         """Return codes times scales, rounded once."""
         codes: Tensor = self.weight.data
         scales = self._scales()[:, None]
-        if codes.device.type == "cpu":
+        if kind_of(codes.device) == "cpu":
             return codes.float().mul_(scales).to(dtype)
         # In one pass, which on a CPU takes seven times as long as two.
         return torch.mul(codes, scales, out=torch.empty_like(codes, dtype=dtype))

@@ -16,6 +16,7 @@ from alrq_core.memory.batch_plan import (
 from alrq_core.memory.cores import usable_cores
 from alrq_core.memory.machine import pick_compute_dtype
 from alrq_core.memory.prediction import base_bytes, build_bytes
+from alrq_core.precision import stream_dtype
 from search_spaces.allocation import Allocation
 from search_spaces.costs import format_bytes, memory_bytes
 from search_spaces.fixed import BASELINES, fixed_allocation, unavailable
@@ -160,7 +161,13 @@ class _Trials:
         for name, allocation in baselines.items():
             try:
                 ways[name] = starts_prepared(
-                    codes, self._inventory, self._task, allocation, self._dtype, self._limit
+                    codes,
+                    self._inventory,
+                    self._task,
+                    allocation,
+                    self._dtype,
+                    self._device,
+                    self._limit,
                 )
             except DoesNotFitError as error:
                 failed[name] = str(error)
@@ -242,7 +249,8 @@ class _Trials:
 
     def _check_build(self, allocations: list[Allocation], limit: int | None) -> None:
         """Check that each can be built: to quantise takes more than to copy."""
-        needed = max(build_bytes(self._inventory, allocation) for allocation in allocations)
+        stream = stream_dtype(self._dtype, torch.device(self._device))
+        needed = max(build_bytes(self._inventory, a, stream) for a in allocations)
         if limit is not None and needed > limit:
             raise DoesNotFitError(
                 f"`--model` must leave memory to quantise its largest matrix, got a peak of "

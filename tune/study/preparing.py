@@ -53,6 +53,7 @@ def starts_prepared(
     task: EncodedTask,
     reference: Allocation,
     compute_dtype: torch.dtype,
+    device_type: str,
     limit: int | None,
 ) -> Preparing:
     """Return how the starts from a reference are made, in batches that fit.
@@ -66,6 +67,7 @@ def starts_prepared(
         task: In tokens.
         reference: Its formats and ranks.
         compute_dtype: Type of the matrix products.
+        device_type: `cpu`, `cuda` or `mps`.
         limit: Bytes that a worker may hold; None for no limit.
 
     Raises:
@@ -76,10 +78,10 @@ def starts_prepared(
     length, labels = int(task.train.lengths.max()), len(task.label_names)
     trace = partial(starts_stage, inventory, task.kind, labels, reference)
     sequences = max(1, codes.tokens // length)
-    stage = trace(sequences, length, compute_dtype)
+    stage = trace(sequences, length, compute_dtype, device_type)
     while sequences > 1 and stage.work_bytes + min(stage.all_bytes, codes.held_bytes) > limit:
         sequences //= 2
-        stage = trace(sequences, length, compute_dtype)
+        stage = trace(sequences, length, compute_dtype, device_type)
     _check(stage, limit, "starts from its fine-tune")
     tokens = min(codes.tokens, sequences * length)
     return replace(codes, tokens=tokens).within(limit, stage)
