@@ -1,4 +1,4 @@
-"""Kernels for GPTQ's codes on a CUDA GPU, in Triton. Each does what plain torch does elsewhere.
+"""Kernels for codes on a CUDA GPU, in Triton. Each does what plain torch does elsewhere.
 
 To dequantise is one pass: codes and scales are read, weights written. To choose codes column after
 column takes one launch for a block of columns, where plain torch needs ten for each of them.
@@ -12,6 +12,8 @@ from torch import Tensor
 from search_spaces.costs import CODE_PLANES, plane_rows
 
 ROWS, COLUMNS = 8, 512
+# Groups of HQQ's codes that one program unpacks.
+GROUPS = 64
 # Outputs of a matrix whose codes one program chooses. Each has a block of inputs.
 OUTPUTS = 32
 # Adding and subtracting it rounds to whole numbers, halves to even ones, up to 2^22.
@@ -91,6 +93,75 @@ def _kernel(  # type: ignore[no-untyped-def]
     scale = tl.load(scales + groups, inside, 0).to(kind).to(tl.float32)
     value = code.to(tl.float32) * scale
     tl.store(weight + row[:, None] * columns + column[None, :], value.to(kind), inside)
+
+
+def hqq_weight(
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    bits: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return HQQ's codes minus zero points times scales, out x in.
+
+    Args:
+        packed: Words x size of a group, as HQQ packs them: the first places of all words hold the
+            first groups.
+        scales, zeros: Of each group.
+        bits: Of a code.
+        shape: Of the weight.
+        dtype: Of the result.
+    """
+    words, size = packed.shape
+    weight = packed.new_empty(shape, dtype=dtype)
+    places = 8 * packed.element_size() // bits
+    _hqq_kernel[(triton.cdiv(words, GROUPS) * places,)](
+        packed,
+        scales,
+        zeros,
+        weight,
+        words,
+        scales.numel(),
+        BITS=bits,
+        PLACES=places,
+        SIZE=size,
+        WIDTH=triton.next_power_of_2(size),
+        GROUPS=GROUPS,
+    )
+    return weight
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _hqq_kernel(  # type: ignore[no-untyped-def]
+    packed,
+    scales,
+    zeros,
+    weight,
+    words,
+    groups,
+    BITS: tl.constexpr,
+    PLACES: tl.constexpr,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Write one place of some words."""
+    part = tl.program_id(0)
+    place = part % PLACES
+    word = (part // PLACES) * GROUPS + tl.arange(0, GROUPS)
+    group = place * words + word
+    # The last words may be padded.
+    known = (word < words) & (group < groups)
+    column = tl.arange(0, WIDTH)
+    inside = known[:, None] & (column < SIZE)[None, :]
+    found = tl.load(packed + word[:, None] * SIZE + column[None, :], inside, 0).to(tl.int32)
+    code = (found >> (BITS * (PLACES - 1 - place))) & ((1 << BITS) - 1)
+    zero = tl.load(zeros + group, known, 0.0).to(tl.float32)
+    scale = tl.load(scales + group, known, 0.0).to(tl.float32)
+    value = (code.to(tl.float32) - zero[:, None]) * scale[:, None]
+    place_in = weight + group[:, None] * SIZE + column[None, :]
+    tl.store(place_in, value.to(weight.dtype.element_ty), inside)
 
 
 def fed_back_block(

@@ -222,11 +222,20 @@ class HQQLinear(Packed, quantize.HQQLinear):  # type: ignore[misc]
 
     def dequantised(self) -> Tensor:
         """Return codes minus zero points times scales, in float32."""
+        return self.dequantised_in(torch.float32)
+
+    def dequantised_in(self, dtype: torch.dtype) -> Tensor:
+        """Return codes minus zero points times scales, rounded once."""
         meta, zeros = self.meta, self.meta["zero"]
+        kernels = kernels_for(self.W_q)
+        if kernels is not None:
+            size = (meta["nbits"], meta["shape"])
+            weight: Tensor = kernels.hqq_weight(self.W_q, meta["scale"], zeros, *size, dtype)
+            return weight
         codes: Tensor = quantize.Quantizer.unpack[meta["packing"]](self.W_q, dtype=torch.float32)
         # The last int32 of 3-bit codes is padded.
         groups = codes[: len(zeros)]
-        return groups.sub_(zeros).mul_(meta["scale"]).view(meta["shape"])
+        return groups.sub_(zeros).mul_(meta["scale"]).view(meta["shape"]).to(dtype)
 
 
 class GPTQLinear(Packed, nn.Linear):
