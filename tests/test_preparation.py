@@ -8,7 +8,7 @@ import torch
 
 from alrq_core.adapters.starts import Corrections
 from alrq_core.context import TrialContext
-from alrq_core.memory.preparation import codes_stage, starts_stage
+from alrq_core.memory.preparation import Stage, codes_stage, starts_stage
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
 from alrq_core.trial import TrialRun
@@ -63,3 +63,10 @@ def test_codes_take_what_is_predicted(
         list(context.make_codes({last: [Format(8, "gptq", 64)]}))
     predicted = stage.work_bytes + stage.all_bytes
     assert predicted == pytest.approx(peak_and_rest(sizes)[0], rel=0.15)
+
+
+def test_what_must_be_held_counts_wherever_less_was_asked_for() -> None:
+    stage = Stage(work_bytes=10, least_bytes=4, all_bytes=20)
+
+    assert [stage.bytes_with(held) for held in (0, 8, 100)] == [14, 18, 30]
+    assert stage.peak_bytes == 14

@@ -42,7 +42,11 @@ class Stage:
     @property
     def peak_bytes(self) -> int:
         """Peak with the least that is held."""
-        return self.work_bytes + self.least_bytes
+        return self.bytes_with(0)
+
+    def bytes_with(self, held_bytes: int) -> int:
+        """Return the peak with so much held, as far as it is needed and no less than must be."""
+        return self.work_bytes + max(self.least_bytes, min(self.all_bytes, held_bytes))
 
 
 def codes_stage(inventory: Inventory) -> Stage:

@@ -79,7 +79,7 @@ def starts_prepared(
     trace = partial(starts_stage, inventory, task.kind, labels, reference)
     sequences = max(1, codes.tokens // length)
     stage = trace(sequences, length, compute_dtype, device_type)
-    while sequences > 1 and stage.work_bytes + min(stage.all_bytes, codes.held_bytes) > limit:
+    while sequences > 1 and stage.bytes_with(codes.held_bytes) > limit:
         sequences //= 2
         stage = trace(sequences, length, compute_dtype, device_type)
     _check(stage, limit, "starts from its fine-tune")
