@@ -35,7 +35,7 @@ class Evaluation:
     """Losses and answers over one split, in the order of the split.
 
     Attributes:
-        losses: Mean loss of each sequence.
+        losses: Of each sequence: see `Batch.by_sequence`.
         predictions: Predicted class of each sequence; empty for language modelling.
         labels: True classes; empty for language modelling.
         divergences: Of each sequence from a reference's answers; None where they were not given.
@@ -51,7 +51,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Mean loss; all sequences weigh the same (windows of one split are of one length)."""
+        """Mean loss; all answers weigh the same."""
         return float(self.losses.mean())
 
     @property
@@ -182,14 +182,19 @@ class Scorer:
 
     def answers_to(self, tokens: Tokens) -> Answers:
         """Return what the model answers to a split."""
-        kept: dict[int, Answers] = {}
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
         for batch, logits in self._forward(tokens):
-            found = likeliest(logits[:, :-1] if logits.dim() == 3 else logits)
-            for place, row in enumerate(batch.rows):
-                kept[int(row)] = Answers(found.ids[place].cpu(), found.logs[place].cpu())
+            counts = tokens.answers[batch.rows].tolist()
+            for row, own in zip(batch.rows, logits.split(counts), strict=True):
+                ids, logs = likeliest(own)
+                kept[int(row)] = ids.cpu(), logs.cpu()
         each = [kept[row] for row in range(len(tokens))]
-        ids = torch.stack([one.ids for one in each])
-        return Answers(ids, torch.stack([one.logs for one in each]))
+        ends = torch.from_numpy(tokens.answers.cumsum())
+        return Answers(
+            torch.cat([ids for ids, _ in each]),
+            torch.cat([logs for _, logs in each]),
+            torch.cat((ends.new_zeros(1), ends)),
+        )
 
     def _forward(self, tokens: Tokens) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each batch of a split with its logits."""

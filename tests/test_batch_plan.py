@@ -41,13 +41,13 @@ def allocation(bert: Inventory) -> Allocation:
 def plan(
     inventory: Inventory, allocation: Allocation, limit: int | None, tensor: int | None = None
 ) -> BatchPlan:
-    return plan_batch(
-        inventory, "classification", 2, allocation, BATCH, LENGTH, torch.float32, limit, tensor
-    )
+    size = (BATCH, LENGTH, torch.float32, limit, tensor)
+    return plan_batch(inventory, "classification", 2, allocation, *size)
 
 
 def memory(inventory: Inventory, allocation: Allocation, size: int) -> StepMemory:
-    return step_memory(inventory, "classification", 2, allocation, size, LENGTH, torch.float32)
+    shape = (size, LENGTH, torch.float32)
+    return step_memory(inventory, "classification", 2, allocation, *shape)
 
 
 def test_without_limits_the_whole_batch_goes_at_once(
@@ -144,18 +144,18 @@ def large_plan(large: Large, batch: int, length: int) -> BatchPlan:
 
 
 def test_no_tensor_reaches_what_metal_takes(large: Large) -> None:
-    # 16 x 64 x 2**20 float32 numbers are exactly 2**32 bytes.
-    found = large_plan(large, 16, 64)
+    # The 64 answers of 16 sequences of 65 tokens, 2**20 float32 numbers each, are 2**32 bytes.
+    found = large_plan(large, 16, 65)
     assert (found.micro_batch, found.accumulation_steps) == (8, 2)
     assert found.memory.largest_tensor_bytes == MPS_TENSOR_LIMIT // 2
     assert "one tensor of 4.29 GB of at most 4.29 GB, logits 16 x 64 x 1048576" in found.reason
     # One token less, and it is below.
-    assert large_plan(large, 16, 63).micro_batch == 16
+    assert large_plan(large, 16, 64).micro_batch == 16
 
 
 def test_a_sequence_above_what_metal_takes_is_refused(large: Large) -> None:
-    with pytest.raises(ValueError, match=r"got 1024 tokens, which take one tensor of 4\.29 GB"):
-        large_plan(large, 2, 1024)
+    with pytest.raises(ValueError, match=r"got 1025 tokens, which take one tensor of 4\.29 GB"):
+        large_plan(large, 2, 1025)
 
 
 def test_only_metal_limits_single_tensors() -> None:

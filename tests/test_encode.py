@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from alrq_core.data.encode import (
+    Tokens,
     collate,
     encode_task,
     epoch_batches,
@@ -132,7 +133,8 @@ def test_padding_is_masked_and_labels_stay_with_their_rows() -> None:
 
     assert batch.input_ids.shape == (3, tokens.lengths[rows].max())
     assert batch.attention_mask.sum(dim=1).tolist() == tokens.lengths[rows].tolist()
-    assert batch.labels.tolist() == tokens.labels[rows].tolist()
+    assert batch.targets.tolist() == tokens.labels[rows].tolist()
+    assert batch.places is None
     for line, row in enumerate(rows):
         length = tokens.lengths[row]
         assert batch.input_ids[line, :length].tolist() == tokens.sequence(row).tolist()
@@ -143,7 +145,10 @@ def test_language_modelling_predicts_its_own_tokens() -> None:
     tokens = make_tokens(4, 0, "language-modelling")
     batch = collate(tokens, np.array([0, 3]), pad_id=0)
 
-    assert torch.equal(batch.labels, batch.input_ids)
+    assert batch.places is not None
+    assert torch.equal(batch.targets, batch.input_ids[:, 1:].flatten())
+    assert batch.places.tolist() == [*range(11), *range(12, 23)]
+    assert batch.mean_answers == 11
 
 
 def test_texts_become_the_tokenizers_tokens(bert_folder: Path, reviews: Path) -> None:
@@ -193,8 +198,7 @@ def test_what_begins_a_window_is_never_predicted(llama_folder: Path) -> None:
     tokens = encode_task(plain_text("a good film " * 50), llama_folder, max_length=16).test.every(2)
     batch = collate(tokens, np.array([0, 1]), pad_id=0)
 
-    assert batch.labels[:, 0].tolist() == [-100, -100]
-    assert torch.equal(batch.labels[:, 1:], batch.input_ids[:, 1:])
+    assert torch.equal(batch.targets, batch.input_ids[:, 1:].flatten())
 
 
 def test_windows_begin_at_once_where_the_tokenizer_adds_nothing(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_windows_begin_at_once_where_the_tokenizer_adds_nothing(tmp_path: Path) 
     encoded = encode_task(plain_text("good film film " * 20), tmp_path, max_length=8)
 
     assert encoded.train.ids.tolist() == ([2, 1, 1] * 20)[:56]
-    assert encoded.train.unpredicted == 0
+    assert encoded.train.answers.tolist() == [7] * 7
     assert encoded.splits == "made up"
 
 
@@ -222,3 +226,17 @@ def test_only_the_first_sequences_are_scored_where_asked() -> None:
     assert task.test.labels.tolist() == whole.test.labels[:10].tolist()
     assert "the first 10 sequences of validation and test are scored" in task.splits
     assert len(whole.scored_on(999).test) == len(whole.test)
+
+
+def test_answers_of_several_lengths_are_predicted_where_the_token_before_stands() -> None:
+    counted = np.array([0, 0, 1, 1, 0, 1, 0], dtype=bool)
+    tokens = Tokens(np.arange(4, 11, dtype=np.int32), np.array([0, 4, 7]), np.empty(0), counted)
+    batch = collate(tokens, np.array([1, 0]), pad_id=0)
+
+    assert batch.input_ids.tolist() == [[8, 9, 10, 0], [4, 5, 6, 7]]
+    assert batch.targets.tolist() == [9, 6, 7]
+    assert batch.places is not None
+    assert batch.places.tolist() == [0, 5, 6]
+    assert (batch.mean_answers, batch.padded) == (1.5, False)
+    assert batch.by_sequence(torch.tensor([1.0, 2.0, 4.0])).tolist() == [1 / 1.5, 6 / 1.5]
+    assert tokens.take(np.array([1])).answers.tolist() == [1]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from alrq_core.context import TrialContext
-from alrq_core.data.encode import collate
+from alrq_core.data.encode import Tokens, collate
 from alrq_core.data.losses import sequence_losses
 from alrq_core.scoring import Evaluation, Scorer
 from tests.tiny import RECIPE, make_context
@@ -78,7 +78,7 @@ def test_language_modelling_losses_are_those_of_transformers(llama_folder: Path)
     batch = collate(context.task.test, np.arange(6), context.task.pad_id)
     with torch.no_grad():
         losses, _ = sequence_losses(context.base.eval(), batch)
-        reference = context.base(input_ids=batch.input_ids, labels=batch.labels).loss
+        reference = context.base(input_ids=batch.input_ids, labels=batch.input_ids).loss
 
     assert losses.mean().item() == pytest.approx(reference.item(), abs=1e-5)
 
@@ -92,3 +92,27 @@ def test_evaluation_draws_nothing_and_keeps_no_graph(bert_folder: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_answers_alone_are_scored_whatever_pads_them(llama_folder: Path) -> None:
+    """Rows of several lengths in one batch, against each row by itself and all of its logits."""
+    context = make_context(llama_folder, "language-modelling")
+    generator = np.random.default_rng(0)
+    lengths = np.array([5, 9, 12, 3])
+    counted = generator.random(int(lengths.sum())) < 0.5
+    counted[np.cumsum(lengths) - 1] = True
+    ids = generator.integers(4, 16, len(counted)).astype(np.int32)
+    tokens = Tokens(ids, np.array([0, *lengths.cumsum()]), np.empty(0), counted)
+    found = scorer(context).evaluate(tokens, scorer(context).answers_to(tokens))
+    expected = []
+    for row in range(len(tokens)):
+        one = torch.from_numpy(tokens.sequence(row).astype(np.int64))[None]
+        with torch.no_grad():
+            logs = context.base.eval()(input_ids=one).logits.log_softmax(-1)[0]
+        places = np.flatnonzero(tokens.predicted(row))
+        expected.append(-float(sum(logs[place - 1, one[0, place]] for place in places)))
+    mean = tokens.answers.mean()
+
+    assert found.losses == pytest.approx(np.array(expected) / mean, abs=1e-5)
+    assert found.loss == pytest.approx(sum(expected) / tokens.answers.sum(), abs=1e-5)
+    assert found.divergences == pytest.approx(np.zeros(4), abs=1e-5)

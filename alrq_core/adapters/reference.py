@@ -118,7 +118,7 @@ class Reference:
         """Write it to a file, whole or not at all."""
         tensors = _adapter_tensors(self.adapters) | _head_tensors(self.head)
         for part, answers in self.answers.items():
-            tensors |= {f"{part}.ids": answers.ids, f"{part}.logs": answers.logs}
+            tensors |= {f"{part}.{name}": value for name, value in vars(answers).items()}
         about = {"allocation": self.allocation.encode(), "seed": str(self.seed)}
         write_tensors(path, tensors, about)
 
@@ -153,7 +153,7 @@ def _read(
         seed=int(metadata["seed"]),
         adapters={name: (a, of["b"][name]) for name, a in of["a"].items()},
         head=of["head"],
-        answers={part: Answers(of[part]["ids"], of[part]["logs"]) for part in PARTS},
+        answers={part: Answers(**of[part]) for part in PARTS},
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from alrq_core.data.encode import Batch, sent
+from alrq_core.data.losses import in_chunks
 
 # Answers whose probabilities are kept. All others count as one.
 KEPT_ANSWERS = 32
@@ -19,50 +20,49 @@ class Answers:
     """The likeliest answers of a model to each sequence of a split.
 
     Attributes:
-        ids: Classes, sequences x kept, int32; of a language model the tokens that follow, sequences
-            x (length - 1) x kept.
+        ids: Classes or tokens, answers x kept, int32, sequence after sequence.
         logs: Logarithms of their probabilities, float32, of the same shape.
+        offsets: Start of each sequence's answers, and the end of the last one's, int64.
     """
 
     ids: Tensor
     logs: Tensor
+    offsets: Tensor
 
-    def of(self, rows: np.ndarray, device: torch.device) -> "Answers":
-        """Return the answers to some sequences, on a device."""
-        chosen = torch.from_numpy(rows)
-        return Answers(sent(self.ids[chosen], device), sent(self.logs[chosen], device))
+    def of(self, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return `ids` and `logs` of some sequences, in their order, on a device."""
+        starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        ranges = [torch.arange(*ends_of) for ends_of in zip(starts, ends, strict=True)]
+        chosen = torch.cat(ranges)
+        return sent(self.ids[chosen], device), sent(self.logs[chosen], device)
 
 
-def likeliest(logits: Tensor, kept: int = KEPT_ANSWERS) -> Answers:
-    """Return what logits, ... x answers, say of the likeliest answers."""
+def likeliest(logits: Tensor, kept: int = KEPT_ANSWERS) -> tuple[Tensor, Tensor]:
+    """Return what logits, answers x classes or tokens, say of the likeliest: see `Answers`."""
     logs, ids = nn.functional.log_softmax(logits.float(), dim=-1).topk(min(kept, logits.shape[-1]))
-    return Answers(ids.int(), logs)
+    return ids.int(), logs
 
 
-def divergences(logits: Tensor, batch: Batch, answers: Answers) -> Tensor:
+def divergences(logits: Tensor, batch: Batch, answers: tuple[Tensor, Tensor]) -> Tensor:
     """Return each sequence's Kullback-Leibler divergence from the answers that were kept.
 
     Over the kept answers and the rest, which counts as one more: never above the divergence over
-    all. Of a language model, the mean over the tokens that it predicts.
+    all. Of several answers, as `Batch.by_sequence` says.
 
     Args:
-        logits: sequences x classes, or sequences x length x tokens.
+        logits: answers x classes or tokens.
         batch: Its sequences.
-        answers: To them.
+        answers: To them, as `Answers.of` returns them.
     """
-    if logits.dim() == 3:
-        counted = batch.labels[:, 1:] != -100
-        found = _divergence(logits[:, :-1], answers) * counted
-        return found.sum(dim=1) / counted.sum(dim=1)
-    return _divergence(logits, answers)
+    return batch.by_sequence(in_chunks(_divergence, logits, *answers))
 
 
-def _divergence(logits: Tensor, answers: Answers) -> Tensor:
+def _divergence(logits: Tensor, ids: Tensor, theirs: Tensor) -> Tensor:
     logits = logits.float()
-    logs = logits.gather(-1, answers.ids.long()) - logits.logsumexp(dim=-1, keepdim=True)
-    probabilities = answers.logs.exp()
-    found = (probabilities * (answers.logs - logs)).sum(dim=-1)
-    if answers.ids.shape[-1] == logits.shape[-1]:
+    logs = logits.gather(-1, ids.long()) - logits.logsumexp(dim=-1, keepdim=True)
+    probabilities = theirs.exp()
+    found = (probabilities * (theirs - logs)).sum(dim=-1)
+    if ids.shape[-1] == logits.shape[-1]:
         return found
     rest = (1 - probabilities.sum(dim=-1)).clamp_min(LEAST_PROBABILITY)
     ours = (1 - logs.exp().sum(dim=-1)).clamp_min(LEAST_PROBABILITY)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,20 +35,34 @@ class Tokens:
         ids: All sequences joined, int32.
         offsets: Start of each sequence in `ids`, and the end of the last one.
         labels: Class of each sequence; empty for language modelling.
-        unpredicted: Special tokens that begin each window of a language model, such as BOS.
+        counted: Whether each token is to be predicted, for language modelling; None for all. The
+            first of a sequence never is.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
-    unpredicted: int = 0
+    counted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def sequence(self, index: int) -> np.ndarray:
         """Return one sequence, without a copy."""
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+        return self.ids[self._place(index)]
+
+    def predicted(self, index: int) -> np.ndarray:
+        """Return whether each token of a language model's sequence is to be predicted."""
+        place = self._place(index)
+        if self.counted is not None:
+            found = self.counted[place].copy()
+        else:
+            found = np.ones(place.stop - place.start, dtype=bool)
+        found[0] = False
+        return found
+
+    def _place(self, index: int) -> slice:
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def every(self, stride: int) -> "Tokens":
         """Return the first of every `stride` sequences."""
@@ -62,12 +77,23 @@ class Tokens:
         sequences = [self.sequence(row) for row in rows]
         offsets = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
         labels = self.labels[rows] if len(self.labels) else self.labels
-        return replace(self, ids=np.concatenate(sequences), offsets=offsets, labels=labels)
+        counted = None
+        if self.counted is not None:
+            counted = np.concatenate([self.counted[self._place(row)] for row in rows])
+        ids = np.concatenate(sequences)
+        return replace(self, ids=ids, offsets=offsets, labels=labels, counted=counted)
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def answers(self) -> np.ndarray:
+        """What a model is to answer in each sequence: one class, or so many tokens."""
+        if len(self.labels):
+            return np.ones(len(self), dtype=np.int64)
+        return np.asarray([int(self.predicted(row).sum()) for row in range(len(self))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +125,9 @@ class EncodedTask:
 
     @property
     def context_tokens(self) -> int | None:
-        """Tokens of a scored window; None for classification."""
-        return int(self.test.lengths[0]) if self.kind == "language-modelling" else None
+        """Tokens of a scored window of a running text; None for other tasks."""
+        lengths = set(self.test.lengths.tolist())
+        return lengths.pop() if self.kind == "language-modelling" and len(lengths) == 1 else None
 
     @property
     def stride_tokens(self) -> int | None:
@@ -115,16 +142,22 @@ class Batch:
     Attributes:
         input_ids: batch x length.
         attention_mask: batch x length, 1 where there is a token.
-        labels: batch (classes), or batch x length with -100 on padding (language modelling).
+        targets: What is to be answered, a class or a token, sequence after sequence.
+        places: Where a language model answers that, counted through `input_ids`; None where each
+            sequence has one answer.
+        mean_answers: Of a sequence, in the mean of its split.
         rows: Numbers of its sequences in the split.
-        padded: Whether the mask hides anything. Models that are given one without need look at it
-            to know, for which a GPU has to finish its queue.
+        padded: Whether a model needs the mask. A decoder doesn't: what pads a sequence comes after
+            it, where no token of it looks. To see that a mask hides nothing, a GPU would have to
+            finish its queue.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
-    labels: Tensor
+    targets: Tensor
     rows: np.ndarray
+    places: Tensor | None = None
+    mean_answers: float = 1.0
     padded: bool = True
 
     def to(self, device: torch.device) -> "Batch":
@@ -133,8 +166,19 @@ class Batch:
             self,
             input_ids=sent(self.input_ids, device),
             attention_mask=sent(self.attention_mask, device),
-            labels=sent(self.labels, device),
+            targets=sent(self.targets, device),
+            places=None if self.places is None else sent(self.places, device),
         )
+
+    def by_sequence(self, values: Tensor) -> Tensor:
+        """Return each sequence's sum of what was found for its answers, over `mean_answers`.
+
+        So that all answers of a split weigh alike in the mean over its sequences.
+        """
+        if self.places is None:
+            return values
+        spread = values.new_zeros(self.input_ids.numel()).scatter(0, self.places, values)
+        return spread.view_as(self.input_ids).sum(dim=1) / self.mean_answers
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -165,9 +209,10 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         return tokens
 
     train, note = encode("train"), task.splits
-    if train.unpredicted:
-        begin = tokenizer.convert_ids_to_tokens(train.ids[: train.unpredicted].tolist())
-        note += f"; each window begins with {' '.join(begin)}"
+    begin = 0 if train.counted is None else int(np.argmax(train.counted))
+    if begin:
+        special = tokenizer.convert_ids_to_tokens(train.ids[:begin].tolist())
+        note += f"; each window begins with {' '.join(special)}"
     return EncodedTask(
         name=task.name,
         kind=task.kind,
@@ -194,7 +239,8 @@ def _windows(split: TextSplit, tokenizer: PreTrainedTokenizerBase, max_length: i
         )
     rows = np.hstack([np.tile(begin, (count, 1)), text[: count * room].reshape(count, room)])
     offsets = np.arange(count + 1, dtype=np.int64) * max_length
-    return Tokens(rows.ravel(), offsets, np.empty(0, dtype=np.int64), len(begin))
+    counted = np.tile(np.arange(max_length) >= len(begin), count)
+    return Tokens(rows.ravel(), offsets, np.empty(0, dtype=np.int64), counted)
 
 
 def _sentences(split: TextSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
@@ -278,18 +324,25 @@ def collate(tokens: Tokens, rows: np.ndarray, pad_id: int) -> Batch:
     shape = (len(sequences), max(len(sequence) for sequence in sequences))
     ids = np.full(shape, pad_id, dtype=np.int64)
     mask = np.zeros(shape, dtype=np.int64)
-    for line, sequence in enumerate(sequences):
+    predicted = np.zeros(shape, dtype=bool)
+    for line, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
         ids[line, : len(sequence)] = sequence
         mask[line, : len(sequence)] = 1
+        if not len(tokens.labels):
+            predicted[line, : len(sequence)] = tokens.predicted(int(row))
+    places = None
     if len(tokens.labels):
-        labels = tokens.labels[rows]
+        targets = tokens.labels[rows]
     else:
-        labels = np.where(mask == 1, ids, -100)
-        labels[:, : tokens.unpredicted] = -100
+        targets = ids[predicted]
+        # A token is predicted where the one before it stands.
+        places = torch.from_numpy(np.flatnonzero(predicted) - 1)
     return Batch(
         torch.from_numpy(ids),
         torch.from_numpy(mask),
-        torch.from_numpy(labels),
+        torch.from_numpy(targets),
         rows,
-        padded=not mask.all(),
+        places,
+        float(tokens.answers.mean()),
+        padded=places is None and not mask.all(),
     )

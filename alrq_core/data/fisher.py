@@ -11,6 +11,7 @@ thousand directions.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,8 @@ def projected(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 def answer_scores(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
     """Return a number a sequence: half its mean square after a change is the divergence of it."""
-    logits = logits_of(model, batch)
-    if logits.dim() == 2:
-        return projected(logits, generator)
-    counted = batch.labels[:, 1:] != -100
-    tokens = projected(logits[:, :-1], generator) * counted
-    return tokens.sum(dim=1) / counted.sum(dim=1).sqrt()
+    answers = projected(logits_of(model, batch), generator)
+    return batch.by_sequence(answers) * sqrt(batch.mean_answers)
 
 
 class FisherFactors:

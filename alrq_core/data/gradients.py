@@ -60,9 +60,9 @@ def collect_gradients(
         score: Model and batch to what is differentiated, a number a sequence.
     """
     model.eval()
-    with torch.enable_grad(), _frozen(model), _hooks(model, names, into) as expected:
+    with torch.enable_grad(), _frozen(model), _hooks(model, names, into) as running:
         for batch in batches:
-            expected["sequences"] = len(batch.input_ids)
+            running[:] = [batch]
             score(model, batch).sum().backward()
 
 
@@ -79,9 +79,9 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator[dict[str, int]]:
-    """Watch the named modules; the caller writes how many sequences a batch has."""
-    expected = {"sequences": 1}
+def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator[list[Batch]]:
+    """Watch the named modules; the caller writes which batch runs."""
+    running: list[Batch] = []
 
     def start(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         # Nothing else asks for gradients while all parameters are frozen.
@@ -91,12 +91,12 @@ def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator
         output.register_hook(partial(seen, name, module, args[0].detach()))
 
     def seen(name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
-        count = expected["sequences"]
+        [batch] = running
         if isinstance(x, Tensor) and not x.is_floating_point():
             scale = float(getattr(module, "scale", 1.0))
-            into.add_lookup(name, x.expand(count, -1), gradient * scale)
+            into.add_lookup(name, x.expand(len(batch.input_ids), -1), gradient * scale)
         else:
-            into.add(name, _by_sequence(x, count), _by_sequence(gradient, count))
+            into.add(name, _by_sequence(x, batch), _by_sequence(gradient, batch))
 
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     # The first hook of the embedding, so that its output asks for gradients when it is watched.
@@ -105,18 +105,23 @@ def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator
         module = model.get_submodule(name)
         handles.append(module.register_forward_hook(partial(watch, goes_by)))
     try:
-        yield expected
+        yield running
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _by_sequence(rows: Tensor, count: int) -> Tensor:
+def _by_sequence(rows: Tensor, batch: Batch) -> Tensor:
     """Return rows as sequences x tokens x width.
 
-    Rows that can't be told apart by sequence, such as an expert's, count as one sequence.
+    Those of an output head are put where the answers are. Rows that can't be told apart by
+    sequence, such as an expert's, count as one sequence.
     """
-    width = rows.shape[-1]
+    width, count = rows.shape[-1], len(batch.input_ids)
+    if count > 1 and batch.places is not None and rows.shape[:-1] == (1, len(batch.places)):
+        spread = rows.new_zeros(batch.input_ids.numel(), width)
+        spread[batch.places] = rows[0]
+        return spread.view(*batch.input_ids.shape, width)
     if rows.dim() == 3 and len(rows) == count:
         return rows
     if rows.numel() % (count * width) == 0:

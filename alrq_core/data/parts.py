@@ -78,7 +78,7 @@ class TrainParts:
         """
         if self.task.kind == "classification":
             return self._after_scored(FISHER_SEQUENCES)
-        return self._after_scored(max(1, CALIBRATION_TOKENS // int(self.task.train.lengths[0])))
+        return self._after_scored(max(1, CALIBRATION_TOKENS // int(self.task.train.lengths.mean())))
 
     def _after_scored(self, count: int) -> Tokens:
         return self.task.train.take(self._shuffled[self._scored : self._scored + count])

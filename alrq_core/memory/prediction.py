@@ -107,8 +107,7 @@ def step_memory(
 
     Counted is what torch allocates for the trial on its device. Not part of it: the base model
     (see `base_bytes`), the process itself, what an allocator keeps in reserve, and the start of
-    adapters from data. Classification counts padded
-    batches, which need an attention mask; windows of a language model are full.
+    adapters from data.
 
     The passes are those of a CPU, in the types of the device. A GPU whose attention keeps no scores
     (CUDA) holds the same; MPS has no such attention for training, and its scores are counted.
@@ -254,13 +253,16 @@ def _training_states(model: nn.Module, allocation: Allocation) -> list[Tensor]:
 
 
 def empty_batch(kind: TaskKind, micro_batch: int, length: int) -> Batch:
-    """Return a batch of full-length sequences whose values don't matter."""
+    """Return a batch of full-length sequences whose values don't matter.
+
+    Models that can't see the values of a mask take it for one that hides something.
+    """
     ids = torch.zeros(micro_batch, length, dtype=torch.int64)
     rows = np.arange(micro_batch)
     if kind == "classification":
-        # transformers makes the mask of a padded batch when it can't see the values.
         return Batch(ids, torch.ones_like(ids), ids[:, 0].clone(), rows)
-    return Batch(ids, torch.ones_like(ids), ids, rows, padded=False)
+    places = torch.zeros(micro_batch * (length - 1), dtype=torch.int64)
+    return Batch(ids, torch.ones_like(ids), places.clone(), rows, places, padded=False)
 
 
 def _run_step(model: nn.Module, batch: Batch, compute_dtype: torch.dtype) -> None:
