@@ -15,6 +15,7 @@ from tune.flags import (
     EXIT_INTERRUPTED,
     LM_BATCH_SIZE,
     LM_MAX_LENGTH,
+    LM_TASKS,
     parse_flags,
     program,
 )
@@ -167,7 +168,7 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
     recipe_given = {key: given.pop(key) for key in RECIPE_FLAGS if key in given}
     if resume is not None:
         return resumed_config(resume, given, recipe_given)
-    if given.get("task") == "wikitext2":
+    if given.get("task") in LM_TASKS:
         recipe_given = {
             "max_length": LM_MAX_LENGTH,
             "batch_size": LM_BATCH_SIZE,

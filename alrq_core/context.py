@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from alrq_core.data.encode import (
     EncodedTask,
     Tokens,
     collate,
-    encode_task,
     eval_batches,
     part_tokens,
 )
@@ -33,6 +33,7 @@ from alrq_core.data.fisher import Factors, FisherFactors, answer_scores
 from alrq_core.data.moments import InputMoments
 from alrq_core.data.parts import TrainParts
 from alrq_core.data.tasks import load_task
+from alrq_core.data.tokenise import encode_task
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.models.digests import model_digest
 from alrq_core.models.finding import resolve_model
@@ -271,8 +272,7 @@ def load_context(
     task: str,
     recipe: Recipe,
     data: Path | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> TrialContext:
     """Return what trials on this model and task share, ready to train without any search.
 
@@ -281,13 +281,12 @@ def load_context(
         task: As given to `--task`.
         recipe: How trials are trained.
         data: File or folder of the task, where it needs one.
-        text_column: Of a custom file.
-        label_column: Of a custom file.
+        columns: See `load_task`.
 
     Raises:
         ValueError: Model or data can't be used.
     """
-    texts = load_task(task, data, text_column, label_column)
+    texts = load_task(task, data, columns)
     inventory = inspect_model(model, texts.kind, len(texts.label_names), recipe.max_length)
     return make_context(
         inventory, encode_task(texts, resolve_model(model), recipe.max_length), recipe

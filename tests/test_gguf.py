@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import alrq_core.models.gguf
-from alrq_core.data.encode import Tokens, encode_task
+from alrq_core.data.encode import Tokens
 from alrq_core.data.tasks import load_task
+from alrq_core.data.tokenise import encode_task
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.gguf import converted_folder
 from alrq_core.models.loading import inspect_model, load_model

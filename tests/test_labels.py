@@ -24,7 +24,7 @@ def write(path: Path, labels: list[str], rows: int) -> Path:
 
 
 def read(path: Path) -> Task:
-    return load_task("custom", path, "text", "label")
+    return load_task("custom", path, {"text": "text", "label": "label"})
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_blanks_around_a_label_make_no_class(tmp_path: Path) -> None:
 def test_an_export_names_classes_as_the_file_does(tmp_path: Path, bert_folder: Path) -> None:
     names = [str(n) for n in range(12)]
     path = write(tmp_path / "d.csv", names, 240)
-    context = load_context(str(bert_folder), "custom", RECIPE, path, "text", "label")
+    context = load_context(
+        str(bert_folder), "custom", RECIPE, path, {"text": "text", "label": "label"}
+    )
     texts = read(path).test.texts
     allocation = make_space("B-Q4", context.inventory).largest()
     loaded = load(save(TrialRun(context, allocation, seed=0), tmp_path / "export"))

@@ -15,7 +15,7 @@ ROWS = [(f"sentence {n} here", ("no", "yes")[n % 2]) for n in range(60)]
 
 
 def custom(path: Path) -> Task:
-    return load_task("custom", path, "text", "label")
+    return load_task("custom", path, {"text": "text", "label": "label"})
 
 
 def content(rows: Iterable[tuple[str, str]], header: str = "text,label") -> str:

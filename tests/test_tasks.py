@@ -17,7 +17,7 @@ ROWS = [{"text": f"sentence {n} here", "label": ("no", "yes")[n % 2]} for n in r
 
 
 def custom(path: Path, text: str = "text", label: str = "label") -> Task:
-    return load_task("custom", path, text, label)
+    return load_task("custom", path, {"text": text, "label": label})
 
 
 def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
@@ -116,10 +116,10 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "d.csv", ROWS)
     with pytest.raises(ValueError, match="must be one of rotten_tomatoes"):
         load_task("nothing")
-    with pytest.raises(ValueError, match="custom needs --data FILE"):
-        load_task("custom", path, "text", None)
-    with pytest.raises(ValueError, match="go with --task custom"):
-        load_task("imdb", None, "text", "label")
+    with pytest.raises(ValueError, match="custom needs --text-column and --label-column, got text"):
+        load_task("custom", path, {"text": "text"})
+    with pytest.raises(ValueError, match=r"`--text-column` goes with --task custom or text, got"):
+        load_task("imdb", None, {"text": "text"})
     with pytest.raises(ValueError, match="comes from an installed package"):
         load_task("imdb", path)
     with pytest.raises(ValueError, match="must be a folder for --task sst2"):

@@ -16,8 +16,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from alrq_core.data.encode import encode_task
 from alrq_core.data.tasks import Task, TextSplit, load_task
+from alrq_core.data.tokenise import encode_task
 from alrq_core.models.loading import inspect_model, load_tokenizer
 from alrq_core.models.vocabulary import check_tokens, vocabulary_rows
 from tests.test_prepare import prepared
@@ -94,7 +94,7 @@ def test_a_token_added_without_an_embedding_matters_only_in_a_text(
     assert len(prepared(folder, reviews).task.train) == 140
     last = tokenizer.convert_ids_to_tokens(32)
     text = f"the film was good {last}"
-    task = load_task("custom", reviews, "review", "verdict")
+    task = load_task("custom", reviews, {"text": "review", "label": "verdict"})
     split = TextSplit(texts=(text, "a plot"), labels=(0, 1))
     with pytest.raises(ValueError, match=r"got token 32 \('<15>'\) in the test split for 32 emb"):
         encode_task(replace(task, test=split), folder, 16)

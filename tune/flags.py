@@ -11,6 +11,7 @@ from search_spaces.formats import BACKENDS, FOUR_BIT, GROUP_SIZE, GROUP_SIZES
 from search_spaces.spaces import SPACES
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+LM_TASKS = ("wikitext2", "sft", "text")
 LM_MAX_LENGTH, LM_BATCH_SIZE = 256, 4
 
 
@@ -114,12 +115,20 @@ def _add_what(group: Any) -> None:
     )
     group.add_argument(
         "--task",
-        help="rotten_tomatoes, imdb, sst2, wikitext2, or custom with your own file "
-        "(default: rotten_tomatoes, or custom where --text-column is given)",
+        help="rotten_tomatoes, imdb, sst2, wikitext2, or with your own files: custom (classes), "
+        "sft (conversations, of which the answers are learnt) or text (default: rotten_tomatoes)",
     )
-    group.add_argument("--data", metavar="PATH", help="folder of sst2 or wikitext2, or your file")
-    group.add_argument("--text-column", metavar="NAME", help="column of the texts in your file")
-    group.add_argument("--label-column", metavar="NAME", help="column of the labels in your file")
+    group.add_argument(
+        "--data", metavar="PATH", help="your file or folder, or that of sst2 or wikitext2"
+    )
+    for name, what in (
+        ("text", "texts in your file"),
+        ("label", "labels in your file"),
+        ("messages", "messages of a conversation, role and content (default: messages)"),
+        ("prompt", "prompts (default: prompt)"),
+        ("completion", "answers to the prompts (default: completion)"),
+    ):
+        group.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {what}")
     _add_memory(
         group,
         "--max-memory",
@@ -330,6 +339,6 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path |
     stray = [flag for name, flag in flags.items() if name in given]
     if stray and "export" not in given:
         parser.error(f"`{stray[0]}` goes with --export, got it alone. Leave it out.")
-    if "text_column" in given:
+    if "label_column" in given:
         given.setdefault("task", "custom")
     return given, Path(resume) if resume is not None else None, dry_run

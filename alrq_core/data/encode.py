@@ -1,19 +1,13 @@
-"""Turns texts into tokens once, and tokens into batches of similar length."""
+"""The tokens of a task, and batches of them of similar length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from alrq_core.data.splits import TextSplit
-from alrq_core.data.tasks import Task
-from alrq_core.models.loading import load_tokenizer, read_config
-from alrq_core.models.vocabulary import check_tokens
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
 
@@ -88,6 +82,14 @@ class Tokens:
         """Tokens of each sequence."""
         return np.diff(self.offsets)
 
+    @property
+    def targets(self) -> np.ndarray:
+        """All that is to be answered: classes, or tokens."""
+        if len(self.labels):
+            return self.labels
+        found = [self.sequence(row)[self.predicted(row)] for row in range(len(self))]
+        return np.concatenate(found)
+
     @cached_property
     def answers(self) -> np.ndarray:
         """What a model is to answer in each sequence: one class, or so many tokens."""
@@ -108,6 +110,7 @@ class EncodedTask:
     train: Tokens
     validation: Tokens
     test: Tokens
+    conversations: bool = False
 
     def scored_on(self, count: int) -> "EncodedTask":
         """Return the task with only the first sequences of validation and test split."""
@@ -126,8 +129,8 @@ class EncodedTask:
     @property
     def context_tokens(self) -> int | None:
         """Tokens of a scored window of a running text; None for other tasks."""
-        lengths = set(self.test.lengths.tolist())
-        return lengths.pop() if self.kind == "language-modelling" and len(lengths) == 1 else None
+        running = self.kind == "language-modelling" and not self.conversations
+        return int(self.test.lengths[0]) if running else None
 
     @property
     def stride_tokens(self) -> int | None:
@@ -186,68 +189,6 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
-    """Return the task in the model's tokens; sequences longer than `max_length` are cut.
-
-    For language modelling the text is cut into windows of `max_length` tokens without overlap. Each
-    begins with the special tokens that the tokenizer's own rule puts before a text: a model that
-    was trained with BOS is at a loss without it.
-
-    Raises:
-        ValueError: A text is too short for one window, or the tokenizer doesn't fit.
-    """
-    tokenizer = load_tokenizer(model_folder)
-
-    rows = read_config(model_folder).vocab_size
-    cut = _sentences if task.kind == "classification" else _windows
-
-    def encode(split: str) -> Tokens:
-        tokens = cut(getattr(task, split), tokenizer, max_length)
-        check_tokens(tokenizer, tokens.ids, tokens.lengths, rows, split)
-        return tokens
-
-    train, note = encode("train"), task.splits
-    begin = 0 if train.counted is None else int(np.argmax(train.counted))
-    if begin:
-        special = tokenizer.convert_ids_to_tokens(train.ids[:begin].tolist())
-        note += f"; each window begins with {' '.join(special)}"
-    return EncodedTask(
-        name=task.name,
-        kind=task.kind,
-        label_names=task.label_names,
-        splits=note,
-        pad_id=int(tokenizer.pad_token_id),
-        train=train,
-        validation=encode("validation"),
-        test=encode("test"),
-    )
-
-
-def _windows(split: TextSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
-    encoded = tokenizer(split.texts[0], return_special_tokens_mask=True, verbose=False)
-    ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-    special = np.asarray(encoded["special_tokens_mask"], dtype=np.int32)
-    begin, text = ids[: int(np.cumprod(special).sum())], ids[special == 0]
-    room = max_length - len(begin)
-    count = len(text) // room
-    if count < 2:
-        raise ValueError(
-            f"`--max-length` must leave at least 2 windows a split, got {max_length} for "
-            f"{len(text)} tokens. Use a smaller one or more text."
-        )
-    rows = np.hstack([np.tile(begin, (count, 1)), text[: count * room].reshape(count, room)])
-    offsets = np.arange(count + 1, dtype=np.int64) * max_length
-    counted = np.tile(np.arange(max_length) >= len(begin), count)
-    return Tokens(rows.ravel(), offsets, np.empty(0, dtype=np.int64), counted)
-
-
-def _sentences(split: TextSplit, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokens:
-    encoded = tokenizer(list(split.texts), truncation=True, max_length=max_length)["input_ids"]
-    offsets = np.cumsum([0, *(len(ids) for ids in encoded)], dtype=np.int64)
-    ids = np.concatenate([np.asarray(ids, dtype=np.int32) for ids in encoded])
-    return Tokens(ids, offsets, np.asarray(split.labels, dtype=np.int64))
 
 
 def epoch_batches(rows: int, batch_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Reads columns from CSV, TSV, JSONL and Parquet, each cell as it stands in the file."""
+"""Reads columns from CSV, TSV, JSONL, JSON and Parquet, each cell as it stands in the file."""
 
 import csv
 import gzip
@@ -34,7 +34,7 @@ class Table:
         cells: Cells of each column that was asked for and is there. Text from CSV and TSV, typed
             values from JSONL and Parquet; None where there is none.
         rows: Number of them.
-        lines: Line of the file on which each row begins; empty for Parquet.
+        lines: Line of the file on which each row begins; empty for JSON and Parquet.
         broken: Rows (from 0) and cells that hold a line break, of all columns; CSV only.
     """
 
@@ -208,6 +208,19 @@ def _read_json_lines(path: Path, columns: Collection[str]) -> Table:
     return table
 
 
+def _read_json(path: Path, columns: Collection[str]) -> Table:
+    """Return columns of a list of objects."""
+    try:
+        rows = json.loads("".join(text_lines(path)), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error), "Mend it, or write JSONL.") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise _unreadable(path, "it holds no list of objects", "Write one, or JSONL.")
+    names = list(rows[0]) if rows else []
+    cells = {name: [row.get(name) for row in rows] for name in columns if name in names}
+    return Table(path.name, names, cells, len(rows))
+
+
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -234,5 +247,6 @@ READERS: Mapping[str, Callable[[Path, Collection[str]], Table]] = {
     ".csv": _read_delimited,
     ".tsv": _read_delimited,
     ".jsonl": _read_json_lines,
+    ".json": _read_json,
     ".parquet": _read_parquet,
 }

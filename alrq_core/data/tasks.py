@@ -1,15 +1,17 @@
-"""Reads labelled text and plain text into train, validation and test splits."""
+"""Reads the texts of a task into train, validation and test splits."""
 
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import datasets
 
 from alrq_core.data.labels import checked_labels, checked_texts, class_names, known_labels
+from alrq_core.data.own import conversations, running_text
 from alrq_core.data.splits import (
     SPLIT_SEED,
     TEST_FRACTION,
@@ -37,6 +39,7 @@ class Task:
         kind: Classification or language modelling.
         label_names: Names of the classes, in the order of their numbers.
         splits: Where the three splits come from, for the results.
+        conversations: Whether texts are conversations, see `own`, whose answers alone are learnt.
     """
 
     name: str
@@ -46,42 +49,38 @@ class Task:
     train: TextSplit
     validation: TextSplit
     test: TextSplit
+    conversations: bool = False
 
 
 def load_task(
-    name: str,
-    data: Path | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
+    name: str, data: Path | None = None, columns: Mapping[str, str] = MappingProxyType({})
 ) -> Task:
     """Return the named task, from a package, local files or the hub.
 
     Args:
-        name: One of `TASKS`.
-        data: A file (`custom`) or a folder (`sst2`, `wikitext2`).
-        text_column: Column with the texts (`custom` only).
-        label_column: Column with the labels (`custom` only).
+        name: One of `TASKS` or `OWN`.
+        data: Files of one's own, or a folder (`sst2`, `wikitext2`).
+        columns: What a column of one's own files holds, see `OWN`, to its name.
 
     Raises:
         ValueError: Unknown task, or data that is missing or doesn't fit it.
     """
     check_task_name(name)
-    if name == "custom":
-        if data is None or text_column is None or label_column is None:
+    for column in columns:
+        if column not in OWN.get(name, ()):
+            goes_with = [task for task, known in OWN.items() if column in known]
             raise ValueError(
-                "`--task` custom needs --data FILE, --text-column and --label-column, got "
-                f"{data}, {text_column}, {label_column}. Give all three."
+                f"`--{column}-column` goes with --task {' or '.join(goes_with)}, got --task {name}."
+                " Leave it out, or use another task."
             )
-        return _custom(data, text_column, label_column)
-    if text_column or label_column:
-        raise ValueError(
-            f"`--text-column` and `--label-column` go with --task custom, got --task {name}. "
-            "Leave them out or use --task custom."
-        )
+    if name in OWN and data is None:
+        raise ValueError(f"`--task` {name} needs --data, got none. Give a file, or a folder.")
+    if name in OWN and data is not None:
+        return _own(name, data, columns)
     if data is not None and name in PACKAGED:
         raise ValueError(
-            f"`--data` goes with sst2, wikitext2 and custom, got --task {name}, which comes from "
-            "an installed package. Leave --data out."
+            f"`--data` goes with sst2, wikitext2, {', '.join(OWN)}, got --task {name}, which comes "
+            "from an installed package. Leave --data out."
         )
     if data is not None and not data.is_dir():
         raise ValueError(
@@ -97,11 +96,35 @@ def check_task_name(name: str) -> None:
     Raises:
         ValueError: It doesn't.
     """
-    if name not in (*TASKS, "custom"):
+    if name not in (*TASKS, *OWN):
         raise ValueError(
-            f"`--task` must be one of {', '.join((*TASKS, 'custom'))}, got {name!r}. "
-            "Use custom with --data FILE for your own."
+            f"`--task` must be one of {', '.join((*TASKS, *OWN))}, got {name!r}. "
+            "Use custom, sft or text with --data for your own."
         )
+
+
+def _own(name: str, data: Path, columns: Mapping[str, str]) -> Task:
+    if name == "custom":
+        if set(columns) != set(OWN[name]):
+            raise ValueError(
+                "`--task` custom needs --text-column and --label-column, got "
+                f"{', '.join(columns) or 'neither'}. Give both."
+            )
+        return _custom(data, columns["text"], columns["label"])
+    if name == "sft":
+        train, validation, test, note = conversations(data, columns)
+    else:
+        train, validation, test, note = running_text(data, columns.get("text"))
+    return Task(
+        name=name,
+        kind="language-modelling",
+        label_names=(),
+        splits=note,
+        train=train,
+        validation=validation,
+        test=test,
+        conversations=name == "sft",
+    )
 
 
 def _packaged_reviews(source: str) -> Task:
@@ -278,6 +301,12 @@ def _from_hub(path: str, configuration: str | None, task: str) -> Any:
         ) from error
 
 
+# Tasks of one's own files, and what columns of them may hold.
+OWN: Mapping[str, tuple[str, ...]] = {
+    "custom": ("text", "label"),
+    "sft": ("messages", "prompt", "completion"),
+    "text": ("text",),
+}
 PACKAGED = ("rotten_tomatoes", "imdb")
 TASKS: Mapping[str, Callable[[Path | None], Task]] = {
     "rotten_tomatoes": lambda _: _packaged_reviews("rotten_tomatoes"),

@@ -136,13 +136,12 @@ def sequences_needed(margin: float, metric: str) -> int:
 def constant_answer(task: EncodedTask) -> float:
     """Return what the best single answer to every test sequence scores.
 
-    The accuracy of the commonest class; or the perplexity of guessing every token by its share,
-    the first of each window, which is not scored, left out.
+    The accuracy of the commonest class; or the perplexity of guessing every token that is scored by
+    its share.
     """
-    test = task.test
-    answers = test.labels if len(test.labels) else np.delete(test.ids, test.offsets[:-1])
+    answers = task.test.targets
     shares = np.unique(answers, return_counts=True)[1] / len(answers)
-    if len(test.labels):
+    if len(task.test.labels):
         return float(shares.max())
     return float(np.exp(-(shares * np.log(shares)).sum()))
 

@@ -50,7 +50,9 @@ class StudyConfig:
 
     Attributes:
         space, model, task, searcher, scheduler: Names, as on the command line.
-        data, text_column, label_column: Where a task's texts are, if not in a package.
+        data: Where a task's texts are, if not in a package.
+        text_column, label_column, messages_column, prompt_column, completion_column: Names of the
+            columns of one's own files.
         budget: Trials of the search, baselines and confirmation not counted.
         anchors: Uniform allocations that the search tries first; None for 0 with the searcher alrq,
             and a sixth of the budget with others.
@@ -88,6 +90,9 @@ class StudyConfig:
     data: str | None = None
     text_column: str | None = None
     label_column: str | None = None
+    messages_column: str | None = None
+    prompt_column: str | None = None
+    completion_column: str | None = None
     searcher: str = "alrq"
     scheduler: str = "front-asha"
     budget: int = 50
@@ -183,6 +188,14 @@ class StudyConfig:
         if self.anchors is not None:
             return self.anchors
         return 0 if self.searcher in NEED_TABLE else max(1, self.budget // ANCHOR_SHARE)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What each column that was named holds, to its name."""
+        end = "_column"
+        named = {field.name for field in fields(self) if field.name.endswith(end)}
+        given = {name.removesuffix(end): getattr(self, name) for name in sorted(named)}
+        return {what: name for what, name in given.items() if name is not None}
 
     @property
     def folder(self) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow
 
 from alrq_core.adapters.adalora import MIN_STEPS
-from alrq_core.data.encode import EncodedTask, encode_task, epoch_batches
+from alrq_core.data.encode import EncodedTask, epoch_batches
 from alrq_core.data.parts import check_calibration
 from alrq_core.data.tasks import check_task_name, load_task
+from alrq_core.data.tokenise import encode_task
 from alrq_core.memory.batch_plan import BatchPlan
 from alrq_core.memory.machine import fastest_cpu_dtype, give_back_memory, pick_device
 from alrq_core.memory.sharing import trials_per_gpu
@@ -116,7 +117,7 @@ def read(config: StudyConfig, weights: bool = True) -> Read:
     if data is not None and not data.exists():
         raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
     config = replace(_with_places(config), recipe=_settled(config))
-    task = load_task(config.task, data, config.text_column, config.label_column)
+    task = load_task(config.task, data, config.columns)
     inventory = inspect_model(
         config.model, task.kind, len(task.label_names), config.recipe.max_length, weights
     )
