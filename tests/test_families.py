@@ -350,6 +350,28 @@ def test_the_types_of_a_gpu_train_as_float32_does(
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
+@every_decoder
+def test_a_loaded_decoder_generates(make: Make, tmp_path: Path, name: str) -> None:
+    """With what it keeps of earlier tokens as without, alone as beside a longer prompt."""
+    context = make(name, "language-modelling")
+    run = TrialRun(context, mixed(context.inventory), seed=0)
+    run.advance(2)
+    model: Any = alrq_core.load(save(run, tmp_path / "saved")).model
+    long, short = [2, 5, 7, 9, 4, 6], [2, 8, 8, 6]
+    ids = torch.tensor([long, [0, 0, *short]])
+    how = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    both = model.generate(input_ids=ids, attention_mask=(ids != 0).long(), **how)
+    for row, prompt in enumerate((long, short)):
+        alone = torch.tensor([prompt])
+        kept = model.generate(input_ids=alone, attention_mask=torch.ones_like(alone), **how)
+        anew = model.generate(
+            input_ids=alone, attention_mask=torch.ones_like(alone), use_cache=False, **how
+        )
+
+        assert torch.equal(kept, anew)
+        assert torch.equal(both[row, 6:], kept[0, len(prompt) :])
+
+
 @every_case
 def test_16_bits_compute_what_the_rounded_original_does(
     make: Make, name: str, kind: TaskKind
