@@ -226,14 +226,17 @@ class TrialContext:
 
     def make_corrections(
         self, reference: Reference, formats: Mapping[str, Iterable[Format]]
-    ) -> None:
+    ) -> Iterator[tuple[int, int]]:
         """Make all corrections that starts from a reference ask for; let go of what that needed.
+
+        Yields of how many modules they are there, of how many, each time before one is at it.
 
         Args:
             reference: Whose answers are wanted.
             formats: Those that modules with an adapter may have.
         """
-        for name, every in formats.items():
+        for number, (name, every) in enumerate(formats.items()):
+            yield number, len(formats)
             tuned = self.tuned_weight(reference, name)
             for stored in every:
                 self.correction(reference, name, stored, tuned)

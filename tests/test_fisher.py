@@ -1,5 +1,6 @@
 """The Fisher information of a model's answers, factor by factor, and the starts it makes."""
 
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_a_trial_that_makes_the_factors_draws_as_others_do(context: TrialContext
         fresh = replace(reference, corrections=Corrections())
         if made:
             formats = {name: [c.format] for name, c in allocation.choices.items() if c.rank}
-            context.make_corrections(fresh, formats)
+            deque(context.make_corrections(fresh, formats), maxlen=0)
             made_before = fresh.corrections.made
         trial = TrialRun(context, allocation, SEED, reference=fresh)
         states.append((trial.randomness.states, trial.advance(0)))

@@ -1,5 +1,6 @@
 """The predicted memory of what comes before trials, against torch's own record."""
 
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def starts_peaks(context: TrialContext) -> tuple[int, int]:
     stage = starts_stage(context.inventory, kind, 2, allocation, *size, torch.float32, "cpu")
     formats = {target.name: [Format(16, "plain", 0)] for target in context.inventory.targets}
     with recorded() as sizes:
-        context.make_corrections(fresh, formats)
+        deque(context.make_corrections(fresh, formats), maxlen=0)
     return stage.work_bytes + stage.all_bytes, peak_and_rest(sizes)[0]
 
 

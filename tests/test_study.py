@@ -266,10 +266,15 @@ def test_how_far_codes_are_is_logged_by_tenths(tmp_path: Path) -> None:
         for made in range(25):
             for trial in (first, second):
                 assert study.take(trial.id, Outcome(codes=(made, 25))) == "continue"
+        for made in range(20):
+            assert study.take(first.id, Outcome(starts=(made, 20))) == "continue"
     told = [event for event in events(tmp_path) if isinstance(event, Calibrated)]
+    codes, starts = told[:10], told[10:]
 
-    assert [event.made for event in told] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]
-    assert {event.wanted for event in told} == {25}
+    assert [event.made for event in codes] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]
+    assert {(event.wanted, event.reference) for event in codes} == {(25, None)}
+    assert [event.made for event in starts] == [*range(0, 20, 2)]
+    assert {(event.wanted, event.reference) for event in starts} == {(20, first.id)}
     assert StudyState(INVENTORY.names).replay(events(tmp_path)) == study.state
 
 

@@ -33,7 +33,9 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def worker_with_a_trial(model: Path, folder: Path, recipe: Recipe = RECIPE) -> AllocationTrainable:
+def worker_with_a_trial(
+    model: Path, folder: Path, recipe: Recipe = RECIPE, role: Role = "search"
+) -> AllocationTrainable:
     shared = make_context(model, "classification")
     context = WorkerContext(
         inventory=shared.inventory,
@@ -47,7 +49,7 @@ def worker_with_a_trial(model: Path, folder: Path, recipe: Recipe = RECIPE) -> A
     allocation = uniform(shared.inventory, 16, 2).encode()
     worker = AllocationTrainable.__new__(AllocationTrainable)
     worker.setup(
-        TrialSpec(trial="t7", role="search", allocation=allocation, seed=0).to_config(), context
+        TrialSpec(trial="t7", role=role, allocation=allocation, seed=0).to_config(), context
     )
     return worker
 
@@ -88,6 +90,21 @@ def test_a_worker_tells_how_far_its_codes_are(
     assert nothing == []
     assert [first.report.step, again.report.step] == [2, 2]
     assert first.report.loss == again.report.loss
+
+
+def test_a_reference_tells_how_far_the_starts_from_it_are(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.on_ray.workers.TELL_SECONDS", 0.0)
+    worker = worker_with_a_trial(bert_folder, tmp_path, role="reference")
+    outcomes = [first_without_codes(worker)[0]]
+    while outcomes[-1].starts is not None:
+        outcomes.append(worker.step()[OUTCOME])
+
+    assert [outcome.starts for outcome in outcomes] == [*((n, 12) for n in range(12)), None]
+    assert outcomes[-1].report.step == RECIPE.max_steps
+    assert outcomes[-1].table.modules.keys() == set(worker._context.inventory.names)
+    assert (tmp_path / "references/t7.safetensors").is_file()
 
 
 def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(

@@ -8,6 +8,7 @@ backward pass gives it for every error of every module.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
         reference: What trials start from.
     """
     # Before the gradients: the corrections need a backward pass of their own.
-    context.make_corrections(reference, space.adapted_formats)
+    deque(context.make_corrections(reference, space.adapted_formats), maxlen=0)
     model = context.tuned_model(reference)
     names = {module.name: module.name for module in space.inventory.modules}
     tied = tied_head(context.base, reference.allocation.choices)

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from alrq_core.receipt import ReceiptError
 from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
 from alrq_core.sensitivity.shifts import visibility_table
-from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, decode
@@ -41,7 +40,7 @@ TRIAL = "trial"
 # Exit code of a process whose device has failed.
 BROKEN = 70
 REASON_LENGTH = 300
-# Between reports of how many codes are made.
+# Between reports of how many codes or starts are made.
 TELL_SECONDS = 2.0
 
 
@@ -131,6 +130,8 @@ class AllocationTrainable(ray_tune.Trainable):
         self._smaller: TrialContext | None = None
         self._spec = TrialSpec.from_config(new_config)
         self._run: TrialRun | None = None
+        # Of a reference that is trained, until what trials need that start from it is made.
+        self._ended: Outcome | None = None
         self._reported = -1
         return True
 
@@ -142,7 +143,8 @@ class AllocationTrainable(ray_tune.Trainable):
         try:
             if (codes := self._codes_so_far()) is not None:
                 return {OUTCOME: Outcome(codes=codes)}
-            return {OUTCOME: self._rung_that_fits()}
+            outcome = self._ended or self._rung_that_fits()
+            return {OUTCOME: outcome if self._ended is None else self._after_starts()}
         except torch.AcceleratorError as error:
             self._broken = True
             return {OUTCOME: self._failed(f"the device failed: {error}")}
@@ -199,28 +201,45 @@ class AllocationTrainable(ray_tune.Trainable):
         return self._outcome(report)
 
     def _outcome(self, report: TrialReport) -> Outcome:
-        run, spec, table = self._run, self._spec, None
+        run, spec = self._run, self._spec
         assert run is not None
         self._reported = report.step
         last = report.step == self._rungs[-1]
         test = run.test() if spec.tested and last else None
+        outcome = Outcome(report=report, receipt=run.receipt, test=test)
         if last and spec.confirm and self._references.is_one(spec.role, run):
             self._references.keep(spec.trial, run)
-            table = self._table(report)
-        return Outcome(report=report, receipt=run.receipt, test=test, table=table)
+            formats = self._context.space.adapted_formats
+            self._starts = self._loaded().make_corrections(self._own_reference, formats)
+            self._ended, self._tell_at = outcome, time.monotonic() + TELL_SECONDS
+        return outcome
 
-    def _table(self, report: TrialReport) -> VisibilityTable | None:
-        """Make what trials need that will start from this one; return the table of the search."""
-        spec, context, space = self._spec, self._loaded(), self._context.space
-        reference = self._references.of(spec.trial, context, spec.seed)
-        if spec.role == "reference":
-            return visibility_table(context, space, reference, report.loss_standard_error)
-        context.make_corrections(reference, space.adapted_formats)
-        return None
+    def _after_starts(self) -> Outcome:
+        """Make for a while what trials need that will start from this one; return how far it is, or
+        how the trial ended, with the table of the search.
+        """
+        for found in self._starts:
+            if time.monotonic() >= self._tell_at:
+                self._tell_at = time.monotonic() + TELL_SECONDS
+                return Outcome(starts=found)
+        outcome, self._ended = self._ended, None
+        assert outcome is not None and outcome.report is not None
+        if self._spec.role != "reference":
+            return outcome
+        resolution = outcome.report.loss_standard_error
+        table = visibility_table(
+            self._loaded(), self._context.space, self._own_reference, resolution
+        )
+        return replace(outcome, table=table)
+
+    @property
+    def _own_reference(self) -> Reference:
+        spec = self._spec
+        return self._references.of(spec.trial, self._loaded(), spec.seed)
 
     def _failed(self, reason: str) -> Outcome:
         receipt = self._run.receipt if self._run is not None else None
-        self._run = None
+        self._run = self._ended = None
         return Outcome(error=" ".join(reason.split())[:REASON_LENGTH], receipt=receipt)
 
     def _codes_so_far(self) -> tuple[int, int] | None:

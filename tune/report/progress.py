@@ -50,8 +50,9 @@ class Progress:
         self._inventory = space.inventory
         self._started = time.monotonic()
         self._settled_before: int | None = None
-        self._first_codes: tuple[float, int] | None = None
-        self._codes = ""
+        # Time and number when codes, or starts from a reference, were first told of.
+        self._first_told: dict[str | None, tuple[float, int]] = {}
+        self._prepared = ""
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "Progress":
@@ -80,9 +81,9 @@ class Progress:
         """Return an event in words; None for one that nobody needs to see."""
         if isinstance(event, Proposed):
             return None
-        self._codes = self._codes_line(event) if isinstance(event, Calibrated) else ""
+        self._prepared = self._prepared_line(event) if isinstance(event, Calibrated) else ""
         if isinstance(event, Calibrated):
-            return self._codes
+            return self._prepared
         if isinstance(event, Reported):
             trial = state.trials[event.trial]
             report = event.report
@@ -99,13 +100,16 @@ class Progress:
             return f"{event.trial:>9}  {word}  [{self._counts(state)}]"
         return None
 
-    def _codes_line(self, event: Calibrated) -> str:
-        """Return how many codes are made, and how long the others take at this run's pace."""
+    def _prepared_line(self, event: Calibrated) -> str:
+        """Return how many are made, and how long the others take at this run's pace."""
         now = time.monotonic()
-        since, before = self._first_codes = self._first_codes or (now, event.made)
+        since, before = self._first_told.setdefault(event.reference, (now, event.made))
         new = event.made - before
         left = (now - since) / new * (event.wanted - event.made) if new else 0.0
         end = f", ready in about {left:.0f} s" if new else ""
+        if event.reference is not None:
+            done = f"{event.made} of {event.wanted} modules"
+            return f"making starts from {event.reference}: {done}{end}"
         return f"calibrating: {event.made} of {event.wanted} codes{end}"
 
     def _counts(self, state: StudyState) -> str:
@@ -156,7 +160,7 @@ class Progress:
             f"{trial.id} (step {trial.last.step if trial.last else 0})"
             for trial in state.with_status("running")
         )
-        head = [Text(line) for line in (self._counts(state), f"running: {running}", self._codes)]
+        head = [Text(line) for line in (self._counts(state), f"running: {running}", self._prepared)]
         return Group(*head, table, Text(more))
 
 

@@ -55,15 +55,18 @@ class Proposed:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Workers make the codes of the base weights, before the trials that need them.
+    """Workers make what trials need: the codes of the base weights, or starts from a reference.
 
     Attributes:
-        made: Codes that are there, those of earlier studies included.
-        wanted: Of all modules, in all formats of the space.
+        made: Codes that are there, those of earlier studies included; or modules whose corrections
+            are.
+        wanted: Codes of all modules, in all formats of the space; or modules.
+        reference: The trial that starts are made from; None for codes.
     """
 
     made: int
     wanted: int
+    reference: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,8 +35,8 @@ from tune.study.state import StudyState, TrialState
 TABLE_FILE = "visibility.json"
 # Times that a trial whose worker was lost begins anew.
 WORKER_RESTARTS = 2
-# Times that a study tells how far the codes are, from 0 on.
-CODE_PARTS = 10
+# Times that a study tells how far codes or starts are, from 0 on.
+TOLD_PARTS = 10
 # Whether a worker goes on with the trial that it has.
 Decision = Literal["continue", "stop"]
 Listener = Callable[[Event, StudyState], None]
@@ -52,6 +52,8 @@ class Outcome:
         test: The score of a confirmed trial, with its last report.
         table: What was measured around the search's reference, with its report.
         codes: How many codes are there, of how many, from a worker that is making them.
+        starts: Of how many modules there are corrections, of how many, from a worker that makes the
+            starts from this trial.
         error: Why the trial can't go on.
     """
 
@@ -60,6 +62,7 @@ class Outcome:
     test: TestScore | None = None
     table: VisibilityTable | None = None
     codes: tuple[int, int] | None = None
+    starts: tuple[int, int] | None = None
     error: str | None = None
 
 
@@ -87,7 +90,7 @@ class Study:
     _orphans: list[str] = field(default_factory=list)
     _streak: Streak = field(default_factory=Streak)
     _lost: Counter[str] = field(default_factory=Counter)
-    _code_parts: int = -1
+    _told: dict[str | None, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Proposed by an earlier run and never ended: they go first, from their checkpoints.
@@ -133,9 +136,10 @@ class Study:
         trial = self.state.trials[trial_id]
         if trial.status != "running":
             return "stop"
-        if outcome.codes is not None:
-            self._tell_codes(*outcome.codes)
-            return "continue"
+        for told, reference in ((outcome.codes, None), (outcome.starts, trial_id)):
+            if told is not None:
+                self._tell_prepared(*told, reference)
+                return "continue"
         if outcome.receipt is not None:
             write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
         report = outcome.report
@@ -152,11 +156,11 @@ class Study:
             return "stop"
         return self._decide(trial, outcome)
 
-    def _tell_codes(self, made: int, wanted: int) -> None:
-        parts = CODE_PARTS * made // wanted
-        if parts > self._code_parts:
-            self._code_parts = parts
-            self._record(Calibrated(made=made, wanted=wanted))
+    def _tell_prepared(self, made: int, wanted: int, reference: str | None) -> None:
+        parts = TOLD_PARTS * made // wanted
+        if parts > self._told.get(reference, -1):
+            self._told[reference] = parts
+            self._record(Calibrated(made=made, wanted=wanted, reference=reference))
 
     def _rungs(self, trial: TrialState) -> tuple[int, ...]:
         return rungs_of(self.recipe, trial.role, trial.reference is not None)
