@@ -33,6 +33,7 @@ RECIPE_FLAGS = (
     "device",
     "execution",
     "lora_init",
+    "gradient_checkpointing",
 )
 PLAIN_WIDTH = 120
 

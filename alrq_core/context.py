@@ -39,6 +39,7 @@ from alrq_core.models.digests import model_digest
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.heads import head_names
 from alrq_core.models.loading import inspect_model, load_model
+from alrq_core.models.recomputed import recompute_blocks
 from alrq_core.models.structure import tied_head
 from alrq_core.precision import autocast, gradient_dtype
 from alrq_core.randomness import Randomness
@@ -200,6 +201,8 @@ class TrialContext:
                 self.base, reference.allocation, head, alpha, dtype, device, self.packed.of
             )
             self.start_from(model, reference.allocation, reference, reference.seed)
+        if self.recipe.gradient_checkpointing:
+            recompute_blocks(model, watched=True)
         return model
 
     def answer_scores(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -34,6 +34,9 @@ class Recipe:
         execution: `packed`, or `dequantized`: compute with a dequantised copy of the weights; None
             for packed, unless a study's planner finds room for copies on a CPU, where they are
             faster.
+        gradient_checkpointing: Whether activations of blocks are computed again when gradients are
+            taken, which takes less memory and a third more time; None for no, unless a study's
+            planner needs it.
         lora_init: Where adapters start: `default` (B = 0), `residual` or `eva`.
         cpu_dtype: `float32` or `bfloat16`: type of the matrix products on a CPU; None for the
             one that is faster there.
@@ -61,6 +64,7 @@ class Recipe:
     dropout: float = 0.0
     device: str | None = None
     execution: str | None = None
+    gradient_checkpointing: bool | None = None
     lora_init: str = "default"
     cpu_dtype: str | None = None
     tune_steps: int | None = None

@@ -15,6 +15,7 @@ from alrq_core.checkpoint import read_checkpoint, write_checkpoint
 from alrq_core.context import TrialContext
 from alrq_core.memory.machine import peak_memory_bytes, reset_peak_memory
 from alrq_core.models.heads import head_names, reset_head
+from alrq_core.models.recomputed import recompute_blocks
 from alrq_core.randomness import Randomness
 from alrq_core.receipt import (
     check_receipt,
@@ -118,6 +119,8 @@ class TrialRun:
                 self._device,
                 context.packed.of,
             )
+        if context.recipe.gradient_checkpointing:
+            recompute_blocks(self.model)
         # Building draws more or less, by the allocation: what a seed gives must not depend on it.
         self.randomness = Randomness(self.seed, self._device)
         with self.randomness:

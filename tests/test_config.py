@@ -46,6 +46,7 @@ FLAGS = {
     "--epochs",
     "--batch-size",
     "--accumulation-steps",
+    "--gradient-checkpointing",
     "--anchors",
     "--max-length",
     "--dropout",

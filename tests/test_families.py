@@ -350,6 +350,25 @@ def test_the_types_of_a_gpu_train_as_float32_does(
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
 
 
+@every_case
+def test_activations_that_are_computed_again_change_nothing(
+    make: Make, name: str, kind: TaskKind
+) -> None:
+    context, found = make(name, kind), []
+    for again in (False, True):
+        own = replace(context, recipe=replace(RECIPE, gradient_checkpointing=again))
+        run = TrialRun(own, mixed(context.inventory), seed=0)
+        losses = [run.advance(step).loss for step in (1, 4)]
+        factors = own.factors(run.reference())
+        found.append((losses, *(factors.of(t.name) for t in context.inventory.targets)))
+    (kept, *known), (again_kept, *others) = found
+
+    assert again_kept == kept
+    for one, other in zip(known, others, strict=True):
+        torch.testing.assert_close(other.inputs, one.inputs)
+        torch.testing.assert_close(other.outputs, one.outputs)
+
+
 @every_decoder
 def test_a_loaded_decoder_generates(make: Make, tmp_path: Path, name: str) -> None:
     """With what it keeps of earlier tokens as without, alone as beside a longer prompt."""

@@ -14,7 +14,7 @@ from alrq_core.recipe import Recipe
 from search_spaces.allocation import Allocation
 from search_spaces.fixed import fixed_allocation
 from search_spaces.narrow import target_bits
-from tests.test_prepare import prepared
+from tests import test_prepare
 from tests.tiny import save_bert
 from tune.report.describe import describe_plan
 from tune.study import fitting
@@ -22,6 +22,17 @@ from tune.study.prepare import Prepared, prepare
 
 # Weights count beside adapters of such ranks, even in a tiny model.
 LOW_RANKS: dict[str, Any] = {"ranks": (0, 2, 4, 8)}
+
+
+def prepared(
+    folder: Path,
+    reviews: Path,
+    recipe: Recipe | None = None,
+    checkpointing: bool | None = False,
+    **changes: Any,
+) -> Prepared:
+    own = replace(recipe or Recipe(), gradient_checkpointing=checkpointing)
+    return test_prepare.prepared(folder, reviews, own, **changes)
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +111,22 @@ def test_where_16_bits_do_not_fit_4_take_their_place(
     assert "reference        B-Q4, trained 8 steps" in text
     assert "without          B-FP: `--max-length` must let one sequence fit" in text
     assert "16 bits: `--max-length` must let one sequence fit" in text
+
+
+def test_activations_are_computed_again_before_anything_is_left_out(
+    whole: Prepared, bert_folder: Path, reviews: Path
+) -> None:
+    limit = at_4_bits(whole)
+    found = prepared(
+        bert_folder, reviews, checkpointing=None, device_memory_bytes=limit, **LOW_RANKS
+    )
+    roomy = prepared(bert_folder, reviews, checkpointing=None, **LOW_RANKS)
+
+    assert found.config.recipe.gradient_checkpointing is True
+    assert found.space.bits == whole.space.bits
+    assert found.reference == "B-FP"
+    assert "; with gradient checkpointing" in describe_plan(found)
+    assert roomy.config.recipe.gradient_checkpointing is False
 
 
 def test_a_study_that_goes_on_in_more_memory_stays_as_it_began(

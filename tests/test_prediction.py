@@ -148,6 +148,7 @@ def test_minilm_takes_what_is_predicted(
         {"dropout": 0.1},
         {"execution": "dequantized"},
         {"accumulation_steps": 2, "batch_size": 16},
+        {"gradient_checkpointing": True},
     ],
     ids=str,
 )
@@ -169,8 +170,26 @@ def test_other_recipes_take_what_is_predicted(
         getattr(torch, recipe.cpu_dtype or "float32"),
         dropout=recipe.dropout,
         dequantised=recipe.execution == "dequantized",
+        checkpointing=bool(recipe.gradient_checkpointing),
     )
     assert predicted.step_bytes == pytest.approx(measured.step, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_checkpointing_takes_what_is_predicted(
+    minilm: tuple[nn.Module, Inventory], checkpointing: bool
+) -> None:
+    base, inventory = minilm
+    allocation = quick(uniform(inventory, 4, 4))
+    recipe = replace(RECIPE, gradient_checkpointing=checkpointing)
+    measured = measure(base, inventory, "classification", allocation, 8, 128, recipe)
+    shape = (8, 128, torch.float32)
+    predicted = [
+        step_memory(inventory, "classification", 2, allocation, *shape, checkpointing=how)
+        for how in (False, True)
+    ]
+    assert predicted[checkpointing].step_bytes == pytest.approx(measured.step, rel=0.05)
+    assert predicted[True].activation_bytes < 0.6 * predicted[False].activation_bytes
 
 
 def test_adalora_takes_what_is_predicted(bert: tuple[nn.Module, Inventory]) -> None:

@@ -28,8 +28,10 @@ def context(
     return make_context(folder, "classification", RECIPE)
 
 
-def starts_peaks(context: TrialContext) -> tuple[int, int]:
+def starts_peaks(context: TrialContext, checkpointing: bool) -> tuple[int, int]:
     """Return what corrections take as predicted, with all factors held, and as measured."""
+    recipe = replace(context.recipe, gradient_checkpointing=checkpointing)
+    context = context.trained_by(recipe)
     kind: TaskKind = context.task.kind
     allocation = uniform(context.inventory, 16, 8)
     run = TrialRun(context, allocation, seed=0)
@@ -39,16 +41,17 @@ def starts_peaks(context: TrialContext) -> tuple[int, int]:
     longest = int(context.parts.probed.lengths.max())
     sequences = max(1, context.recipe.prepared_tokens // longest)
     sequences = min(sequences, len(context.parts.probed))
-    size = (sequences, longest)
-    stage = starts_stage(context.inventory, kind, 2, allocation, *size, torch.float32, "cpu")
+    about = (sequences, longest, torch.float32, "cpu", checkpointing)
+    stage = starts_stage(context.inventory, kind, 2, allocation, *about)
     formats = {target.name: [Format(16, "plain", 0)] for target in context.inventory.targets}
     with recorded() as sizes:
         deque(context.make_corrections(fresh, formats), maxlen=0)
     return stage.work_bytes + stage.all_bytes, peak_and_rest(sizes)[0]
 
 
-def test_starts_take_what_is_predicted(context: TrialContext) -> None:
-    predicted, measured = starts_peaks(context)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_starts_take_what_is_predicted(context: TrialContext, checkpointing: bool) -> None:
+    predicted, measured = starts_peaks(context, checkpointing)
     assert predicted == pytest.approx(measured, rel=0.15)
 
 

@@ -85,6 +85,15 @@ def _device(text: str) -> str | None:
     return None if text == "auto" else text
 
 
+def _when(text: str) -> bool | None:
+    known = {"auto": None, "on": True, "off": False}
+    if text not in known:
+        raise argparse.ArgumentTypeError(
+            f"`--gradient-checkpointing` must be auto, on or off, got {text!r}. Use one of those."
+        )
+    return known[text]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags. Flags that were not given are absent from its result."""
     parser = _Parser(
@@ -245,6 +254,13 @@ def _add_recipe(group: Any) -> None:
         "--accumulation-steps",
         type=_whole("--accumulation-steps"),
         help="micro-batches a step; the batch size stays (default: as few as fit in memory)",
+    )
+    group.add_argument(
+        "--gradient-checkpointing",
+        type=_when,
+        metavar="WHEN",
+        help="auto, on or off: compute activations again instead of keeping them, for less memory "
+        "and more time (default: auto, where nothing fits without)",
     )
     group.add_argument(
         "--max-length",

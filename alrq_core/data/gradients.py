@@ -88,7 +88,9 @@ def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator
         return output.detach().requires_grad_()
 
     def watch(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        output.register_hook(partial(seen, name, module, args[0].detach()))
+        # Not so what is computed again later.
+        if output.requires_grad:
+            output.register_hook(partial(seen, name, module, args[0].detach()))
 
     def seen(name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
         [batch] = running

@@ -29,12 +29,15 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     """
     mask = batch.attention_mask if batch.padded else None
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": mask}
+    if getattr(model.config, "use_cache", None):
+        # It would fill twice where activations are computed again.
+        inputs["use_cache"] = False
     if batch.places is None:
         logits: Tensor = model(**inputs).logits
         return logits
     head = model.get_output_embeddings()  # type: ignore[operator]
     with _only_at(head, batch.places), _rows_are_sequences():
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**inputs).logits
     return logits.flatten(0, -2)
 
 

@@ -39,6 +39,7 @@ class BatchPlan:
         micro_batch: Sequences of one forward pass.
         accumulation_steps: Micro-batches of an optimiser step.
         memory: Predicted for this micro-batch.
+        checkpointing: See `Recipe.gradient_checkpointing`.
         reason: Why, for people.
     """
 
@@ -46,6 +47,7 @@ class BatchPlan:
     accumulation_steps: int
     memory: StepMemory
     reason: str
+    checkpointing: bool = False
 
 
 # What is free of a card, before a process of the study is on it.
@@ -96,6 +98,7 @@ def plan_batch(
     *,
     dropout: float = 0.0,
     dequantised: bool = False,
+    checkpointing: bool = False,
     device_type: str = "cpu",
 ) -> BatchPlan:
     """Return the largest micro-batch that divides the batch and fits.
@@ -114,6 +117,7 @@ def plan_batch(
         tensor_limit_bytes: All tensors must be smaller; None for no limit.
         dropout: See `step_memory`.
         dequantised: See `step_memory`.
+        checkpointing: See `step_memory`.
         device_type: See `step_memory`.
 
     Raises:
@@ -128,6 +132,7 @@ def plan_batch(
         compute_dtype=compute_dtype,
         dropout=dropout,
         dequantised=dequantised,
+        checkpointing=checkpointing,
         device_type=device_type,
     )
 
@@ -142,12 +147,11 @@ def plan_batch(
         why = "the whole batch at once"
         if device_type == "cpu" and recipe_batch_size * length > PART_TOKENS:
             why = f"in parts of at most {PART_TOKENS} tokens"
-        return _plan(recipe_batch_size, recipe_batch_size, whole, why)
+        return _plan(recipe_batch_size, recipe_batch_size, whole, why, checkpointing)
     _check_build(whole, limits)
     size, memory = _largest(predict, limits, recipe_batch_size, length)
-    return _plan(
-        recipe_batch_size, size, memory, f"{recipe_batch_size} at once would take {complaint}"
-    )
+    why = f"{recipe_batch_size} at once would take {complaint}"
+    return _plan(recipe_batch_size, size, memory, why, checkpointing)
 
 
 def memory_limit_bytes(
@@ -251,13 +255,16 @@ def _check_build(memory: StepMemory, limits: _Limits) -> None:
         )
 
 
-def _plan(batch_size: int, size: int, memory: StepMemory, why: str) -> BatchPlan:
+def _plan(
+    batch_size: int, size: int, memory: StepMemory, why: str, checkpointing: bool
+) -> BatchPlan:
     steps = batch_size // size
     need = f"predicted peak {_gigabytes(memory.peak_bytes)}"
     return BatchPlan(
         micro_batch=size,
         accumulation_steps=steps,
         memory=memory,
+        checkpointing=checkpointing,
         reason=f"micro-batch {size} x {steps}, {need}: {why}",
     )
 

@@ -21,6 +21,7 @@ from alrq_core.memory.outline import fill, outline
 from alrq_core.models.checks import has_weights, matrix_types
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.loading import read_config
+from alrq_core.models.recomputed import recompute_blocks
 from alrq_core.models.shared_weights import held_dtype
 from alrq_core.precision import acting_as, autocast, stream_dtype
 from alrq_core.records import TaskKind
@@ -101,6 +102,7 @@ def step_memory(
     *,
     dropout: float = 0.0,
     dequantised: bool = False,
+    checkpointing: bool = False,
     device_type: str = "cpu",
 ) -> StepMemory:
     """Return the peak memory of a trial, without reading a weight or allocating a tensor.
@@ -122,6 +124,7 @@ def step_memory(
         compute_dtype: Type of the matrix products.
         dropout: Probability of every dropout in the model.
         dequantised: Whether the trial computes with dequantised copies.
+        checkpointing: See `Recipe.gradient_checkpointing`.
         device_type: `cpu`, `cuda` or `mps`.
 
     Raises:
@@ -138,6 +141,7 @@ def step_memory(
         compute_dtype,
         dropout,
         dequantised,
+        checkpointing,
         device_type,
     )
 
@@ -212,6 +216,7 @@ def _traced(
     compute_dtype: torch.dtype,
     dropout: float,
     dequantised: bool,
+    checkpointing: bool,
     device_type: str,
 ) -> StepMemory:
     # Layers of bitsandbytes begin with a drawn weight of one element.
@@ -223,6 +228,8 @@ def _traced(
     )
     with FakeTensorMode(), LiveBytes() as live, attention(), acting_as(device_type):
         fill(model, allocation, dequantised)
+        if checkpointing:
+            recompute_blocks(model)
         states = _training_states(model, allocation)
         static = live.peak = live.live
         _run_step(model.train(), empty_batch(kind, micro_batch, length), compute_dtype)

@@ -14,6 +14,7 @@ from alrq_core.data.gradients import collect_gradients
 from alrq_core.memory.live_bytes import LiveBytes
 from alrq_core.memory.outline import fill, outline
 from alrq_core.memory.prediction import CPU, calibration_bytes, empty_batch
+from alrq_core.models.recomputed import recompute_blocks
 from alrq_core.precision import acting_as, autocast, gradient_dtype
 from alrq_core.records import TaskKind
 from search_spaces.allocation import Allocation
@@ -66,6 +67,7 @@ def starts_stage(
     length: int,
     compute_dtype: torch.dtype,
     device_type: str,
+    checkpointing: bool = False,
 ) -> Stage:
     """Return what the corrections of a reference take: see `FisherFactors`.
 
@@ -81,6 +83,7 @@ def starts_stage(
         length: Tokens of a sequence.
         compute_dtype: Type of a trial's matrix products.
         device_type: See `step_memory`.
+        checkpointing: See `step_memory`.
     """
     dtype = gradient_dtype(compute_dtype)
     sizes = {t.name: (t.out_features, t.in_features) for t in inventory.targets}
@@ -94,6 +97,8 @@ def starts_stage(
 
     with FakeTensorMode(), LiveBytes() as live, acting_as(device_type):
         fill(model, reference, dequantised=False)
+        if checkpointing:
+            recompute_blocks(model, watched=True)
         batch = empty_batch(kind, sequences, length)
         collect_gradients(model, {name: name for name in sizes}, [batch], _Products(), score)
     return Stage(

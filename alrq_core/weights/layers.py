@@ -61,8 +61,9 @@ class _Product(torch.autograd.Function):
         to_input, to_a, to_b = None, None, None
         if ctx.needs_input_grad[0]:
             to_input = gradient @ ctx.layer.weight_in(gradient.dtype)
-        if ctx.saved_tensors:
-            rows, narrow, a, b = ctx.saved_tensors
+        # Looked at once: what is computed again for it is let go of then.
+        if saved := ctx.saved_tensors:
+            rows, narrow, a, b = saved
             to_narrow = gradient @ (b * ctx.scaling)
             to_a, to_b = to_narrow.t() @ rows, (gradient.t() @ narrow) * ctx.scaling
             if to_input is not None:

@@ -38,7 +38,8 @@ def _row(found: Read, size_bytes: int) -> tuple[str, ...]:
     return (
         fitting.reference or "nothing",
         bits,
-        f"{batch.micro_batch} of {batch.micro_batch * batch.accumulation_steps}",
+        f"{batch.micro_batch} of {batch.micro_batch * batch.accumulation_steps}"
+        f"{', checkpointed' if fitting.checkpointing else ''}",
         deployed,
         f"{batch.memory.peak_bytes / 1e9:.2f}",
     )

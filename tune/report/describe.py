@@ -38,7 +38,8 @@ def describe_plan(prepared: Prepared) -> str:
         f"searcher {config.searcher}, scheduler {config.scheduler}",
         f"device           {device} (found here: {', '.join(found_devices())}), computing "
         f"in {compute_dtype}, {config.recipe.execution}{_shared(prepared)}",
-        f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}",
+        f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}"
+        f"{'; with gradient checkpointing' if config.recipe.gradient_checkpointing else ''}",
         f"storage          {space.formats.describe()}",
         f"confirmation     {_seeds(prepared)} fresh seeds a finalist, once on the test split",
         f"results          {config.folder}",

@@ -1,7 +1,9 @@
 """What a study runs in the memory that there is: its bits, its reference, how batches are cut."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +29,8 @@ from tune.study.config import NO_REFERENCE, StudyConfig
 from tune.study.plan import COMPARATOR
 from tune.study.preparing import Preparing, codes_prepared, starts_prepared
 
+Planned = TypeVar("Planned")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
@@ -49,6 +53,11 @@ class Fitting:
     execution: str
     batch: BatchPlan
     preparing: Preparing
+
+    @property
+    def checkpointing(self) -> bool:
+        """See `Recipe.gradient_checkpointing`."""
+        return self.batch.checkpointing or self.preparing.checkpointing
 
     @property
     def comparator(self) -> str:
@@ -135,10 +144,11 @@ class _Trials:
                 try:
                     self._check_build([allocation], self._limit)
                     own = self._batch(allocation, execution, self._limit)
+                    either = batch.checkpointing or own.checkpointing
                 except DoesNotFitError as error:
                     without[name] = str(error)
                     continue
-                batch = max(batch, own, key=_demand)
+                batch = replace(max(batch, own, key=_demand), checkpointing=either)
             found[name] = allocation
         if not found:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in without.items())
@@ -160,18 +170,39 @@ class _Trials:
         ways, failed = dict[str, Preparing](), dict[str, str]()
         for name, allocation in baselines.items():
             try:
-                ways[name] = starts_prepared(
-                    codes,
-                    self._inventory,
-                    self._task,
-                    allocation,
-                    self._dtype,
-                    self._device,
-                    self._limit,
+                ways[name] = self._with_checkpointing(
+                    partial(
+                        starts_prepared,
+                        codes,
+                        self._inventory,
+                        self._task,
+                        allocation,
+                        self._dtype,
+                        self._device,
+                        self._limit,
+                    )
                 )
             except DoesNotFitError as error:
                 failed[name] = str(error)
         return codes, ways, failed
+
+    def _with_checkpointing(self, plan: Callable[[bool], Planned]) -> Planned:
+        """Return a plan with gradient checkpointing where the user asks for it, or where nothing
+        fits without it.
+        """
+        asked = self._config.recipe.gradient_checkpointing
+        try:
+            return plan(bool(asked))
+        except DoesNotFitError as failure:
+            if asked is not None:
+                raise
+            try:
+                return plan(True)
+            except DoesNotFitError:
+                raise
+            except ValueError:
+                # Its blocks can't be computed again.
+                raise failure from None
 
     def _memory_limit(self) -> int | None:
         """Return what a trial may hold; None where the user has cut the batch, and on a cluster.
@@ -210,7 +241,7 @@ class _Trials:
             return recipe.execution, self._batch(largest, recipe.execution, limit)
         if self._config.address is None and recipe.device == "cpu":
             try:
-                plan = self._batch(largest, "dequantized", limit)
+                plan = self._cut(largest, "dequantized", limit, bool(recipe.gradient_checkpointing))
             except DoesNotFitError:
                 plan = None
             if plan is not None and plan.accumulation_steps == self._given:
@@ -219,6 +250,11 @@ class _Trials:
 
     def _batch(self, allocation: Allocation, execution: str, limit: int | None) -> BatchPlan:
         """Return how batches are cut for an allocation; micro-batches that the user gave stay."""
+        return self._with_checkpointing(partial(self._cut, allocation, execution, limit))
+
+    def _cut(
+        self, allocation: Allocation, execution: str, limit: int | None, checkpointing: bool
+    ) -> BatchPlan:
         recipe, task = self._config.recipe, self._task
         stored = memory_bytes(allocation, self._inventory)
         if limit is not None and stored > limit:
@@ -239,6 +275,7 @@ class _Trials:
             tensor_limit_bytes("mps" if self._config.mps_safe else self._device),
             dropout=recipe.dropout,
             dequantised=execution == "dequantized",
+            checkpointing=checkpointing,
             device_type=self._device,
         )
         if self._given == 1:

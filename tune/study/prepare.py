@@ -158,6 +158,7 @@ def fit(found: Read) -> Prepared:
         config.recipe,
         accumulation_steps=steps,
         execution=fitting.execution,
+        gradient_checkpointing=fitting.checkpointing,
         prepared_tokens=fitting.preparing.tokens,
         held_bytes=fitting.preparing.held_bytes,
     )

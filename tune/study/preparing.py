@@ -22,10 +22,12 @@ class Preparing:
     Attributes:
         tokens: See `Recipe.prepared_tokens`.
         held_bytes: See `Recipe`.
+        checkpointing: See `Recipe.gradient_checkpointing`.
     """
 
     tokens: int
     held_bytes: int
+    checkpointing: bool = False
 
     def within(self, limit: int, stage: Stage) -> "Preparing":
         """Return this with no more held than a stage leaves room for."""
@@ -55,6 +57,7 @@ def starts_prepared(
     compute_dtype: torch.dtype,
     device_type: str,
     limit: int | None,
+    checkpointing: bool,
 ) -> Preparing:
     """Return how the starts from a reference are made, in batches that fit.
 
@@ -69,19 +72,22 @@ def starts_prepared(
         compute_dtype: Type of the matrix products.
         device_type: `cpu`, `cuda` or `mps`.
         limit: Bytes that a worker may hold; None for no limit.
+        checkpointing: See `Recipe.gradient_checkpointing`.
 
     Raises:
         DoesNotFitError: They can't be made in this memory.
     """
+    codes = replace(codes, checkpointing=checkpointing)
     if limit is None:
         return codes
     length, labels = int(task.train.lengths.max()), len(task.label_names)
     trace = partial(starts_stage, inventory, task.kind, labels, reference)
     sequences = max(1, codes.tokens // length)
-    stage = trace(sequences, length, compute_dtype, device_type)
+    where = (compute_dtype, device_type, checkpointing)
+    stage = trace(sequences, length, *where)
     while sequences > 1 and stage.bytes_with(codes.held_bytes) > limit:
         sequences //= 2
-        stage = trace(sequences, length, compute_dtype, device_type)
+        stage = trace(sequences, length, *where)
     _check(stage, limit, "starts from its fine-tune")
     tokens = min(codes.tokens, sequences * length)
     return replace(codes, tokens=tokens).within(limit, stage)
