@@ -181,9 +181,18 @@ def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
 
     assert [len(s.texts) for s in (task.train, task.validation, task.test)] == [28, 5, 7]
     assert task.splits == (
-        "train, validation and test files; 2 texts that are also in validation or test left out of "
-        "train; 1 texts that are also in test left out of validation"
+        "train and validation and test files; 2 texts that are also in validation or test left out "
+        "of train; 1 texts that are also in test left out of validation"
     )
+
+
+def test_what_a_folder_lacks_is_cut_from_train(tmp_path: Path) -> None:
+    save(tmp_path / "train.jsonl", ROWS[:30])
+    save(tmp_path / "test.jsonl", ROWS[30:])
+    task = load_task("sft", tmp_path)
+
+    assert [len(s.texts) for s in (task.train, task.validation, task.test)] == [26, 4, 10]
+    assert task.splits == "train and test files; validation cut from train at random with seed 0"
 
 
 def test_answers_that_reach_beyond_the_window_are_cut_and_counted(tmp_path: Path) -> None:

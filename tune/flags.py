@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from search_spaces.costs import parse_bytes
 from search_spaces.formats import BACKENDS, FOUR_BIT, GROUP_SIZE, GROUP_SIZES
 from search_spaces.spaces import SPACES
+from tune.flag_values import cache_limit, device, memory, number, when, whole, whole_list
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 LM_TASKS = ("wikitext2", "sft", "text")
@@ -30,70 +30,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"{program()}: {message}\nSee {command()} --help.\n")
 
 
-def _whole(flag: str) -> Any:
-    def parse(text: str) -> int:
-        try:
-            return int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"`{flag}` must be a whole number, got {text!r}. Write for example {flag} 50."
-            ) from None
-
-    return parse
-
-
-def _number(flag: str) -> Any:
-    def parse(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"`{flag}` must be a number, got {text!r}. Write for example {flag} 2."
-            ) from None
-
-    return parse
-
-
-def _memory(flag: str) -> Any:
-    def parse(text: str) -> int:
-        try:
-            return parse_bytes(text, flag)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parse
-
-
-def _cache_limit(text: str) -> int:
-    return 0 if text == "0" else int(_memory("--caches")(text))
-
-
-def _list(flag: str, example: str) -> Any:
-    def parse(text: str) -> tuple[int, ...]:
-        try:
-            return tuple(sorted({int(part) for part in text.split(",")}))
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"`{flag}` must be whole numbers with commas between, got {text!r}. "
-                f"Write for example {flag} {example}."
-            ) from None
-
-    return parse
-
-
-def _device(text: str) -> str | None:
-    return None if text == "auto" else text
-
-
-def _when(text: str) -> bool | None:
-    known = {"auto": None, "on": True, "off": False}
-    if text not in known:
-        raise argparse.ArgumentTypeError(
-            f"`--gradient-checkpointing` must be auto, on or off, got {text!r}. Use one of those."
-        )
-    return known[text]
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags. Flags that were not given are absent from its result."""
     parser = _Parser(
@@ -112,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_memory(group: Any, flag: str, example: str, text: str) -> None:
     dest = f"{flag.strip('-').replace('-', '_')}_bytes"
-    group.add_argument(flag, dest=dest, type=_memory(flag), metavar=example, help=text)
+    group.add_argument(flag, dest=dest, type=memory(flag), metavar=example, help=text)
 
 
 def _add_what(group: Any) -> None:
@@ -152,13 +88,13 @@ def _add_what(group: Any) -> None:
     )
     group.add_argument(
         "--bits",
-        type=_list("--bits", "2,3,4"),
+        type=whole_list("--bits", "2,3,4"),
         metavar="BITS",
         help="bits that modules may take, of those of the space (default: all that fit in memory)",
     )
     group.add_argument(
         "--ranks",
-        type=_list("--ranks", "0,2,4,8"),
+        type=whole_list("--ranks", "0,2,4,8"),
         metavar="RANKS",
         help="ranks that adapters may take, of those of the space (default: all)",
     )
@@ -183,7 +119,7 @@ def _add_storage(group: Any) -> None:
     group.add_argument(
         "--group-size",
         dest="group_sizes",
-        type=_list("--group-size", "32,128"),
+        type=whole_list("--group-size", "32,128"),
         metavar="SIZES",
         help=f"weights that share a scale: {', '.join(map(str, GROUP_SIZES))}, or several with "
         f"commas, to be chosen module by module (default: {GROUP_SIZE})",
@@ -192,11 +128,11 @@ def _add_storage(group: Any) -> None:
 
 def _add_search(group: Any) -> None:
     group.add_argument(
-        "--budget", type=_whole("--budget"), help="trials of the search (default: 50)"
+        "--budget", type=whole("--budget"), help="trials of the search (default: 50)"
     )
     group.add_argument(
         "--anchors",
-        type=_whole("--anchors"),
+        type=whole("--anchors"),
         metavar="N",
         help="uniform allocations that are tried first (default: 0 with alrq, else budget / 6)",
     )
@@ -207,7 +143,7 @@ def _add_search(group: Any) -> None:
     )
     group.add_argument(
         "--screen",
-        type=_whole("--screen"),
+        type=whole("--screen"),
         metavar="N",
         help="allocations that are scored beside the trials, before any step (default: 0)",
     )
@@ -216,64 +152,64 @@ def _add_search(group: Any) -> None:
     group.add_argument(
         "--time-limit",
         dest="time_limit_seconds",
-        type=_number("--time-limit"),
+        type=number("--time-limit"),
         metavar="SECONDS",
         help="propose nothing after this time; what runs ends, confirmation follows",
     )
     group.add_argument(
         "--margin",
-        type=_number("--margin"),
+        type=number("--margin"),
         help="loss against B-FP that counts as none: points of accuracy or per cent of "
         "perplexity (default: 2)",
     )
     group.add_argument(
-        "--seed", type=_whole("--seed"), help="of proposals and training (default: 0)"
+        "--seed", type=whole("--seed"), help="of proposals and training (default: 0)"
     )
 
 
 def _add_recipe(group: Any) -> None:
-    group.add_argument("--learning-rate", type=_number("--learning-rate"), help="default: 1e-3")
-    group.add_argument("--max-steps", type=_whole("--max-steps"), help="default: 200")
-    group.add_argument("--epochs", type=_number("--epochs"), help="instead of --max-steps")
+    group.add_argument("--learning-rate", type=number("--learning-rate"), help="default: 1e-3")
+    group.add_argument("--max-steps", type=whole("--max-steps"), help="default: 200")
+    group.add_argument("--epochs", type=number("--epochs"), help="instead of --max-steps")
     group.add_argument(
         "--tune-steps",
-        type=_whole("--tune-steps"),
+        type=whole("--tune-steps"),
         help="of what starts from a reference (default: half of --max-steps)",
     )
     group.add_argument(
         "--tune-learning-rate",
-        type=_number("--tune-learning-rate"),
+        type=number("--tune-learning-rate"),
         help="of what starts from a reference (default: --learning-rate, less for near starts)",
     )
     group.add_argument(
         "--batch-size",
-        type=_whole("--batch-size"),
+        type=whole("--batch-size"),
         help=f"default: 32, language modelling {LM_BATCH_SIZE}",
     )
     group.add_argument(
         "--accumulation-steps",
-        type=_whole("--accumulation-steps"),
+        type=whole("--accumulation-steps"),
         help="micro-batches a step; the batch size stays (default: as few as fit in memory)",
     )
     group.add_argument(
         "--gradient-checkpointing",
-        type=_when,
+        type=when,
         metavar="WHEN",
         help="auto, on or off: compute activations again instead of keeping them, for less memory "
         "and more time (default: auto, where nothing fits without)",
     )
     group.add_argument(
         "--max-length",
-        type=_whole("--max-length"),
+        type=whole("--max-length"),
         help=f"tokens a sequence (default: 128, language modelling {LM_MAX_LENGTH})",
     )
     group.add_argument(
         "--eval-sequences",
-        type=_whole("--eval-sequences"),
+        type=whole("--eval-sequences"),
         help="score the first so many sequences of validation and test (default: all)",
     )
     group.add_argument(
-        "--dropout", type=_number("--dropout"), help="of every layer that has one (default: 0)"
+        "--dropout", type=number("--dropout"), help="of every layer that has one (default: 0)"
     )
     group.add_argument(
         "--lora-init",
@@ -289,7 +225,7 @@ def _add_recipe(group: Any) -> None:
 def _add_places(group: Any) -> None:
     group.add_argument(
         "--device",
-        type=_device,
+        type=device,
         help="auto, cpu, cuda or mps (default: auto, the fastest of this machine)",
     )
     _add_memory(
@@ -305,7 +241,7 @@ def _add_places(group: Any) -> None:
     )
     group.add_argument(
         "--trials-per-gpu",
-        type=_whole("--trials-per-gpu"),
+        type=whole("--trials-per-gpu"),
         metavar="N",
         help="trials that share a GPU (default: as many as it has memory and time for; 1 on a "
         "cluster)",
@@ -326,7 +262,7 @@ def _add_places(group: Any) -> None:
     group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
     group.add_argument(
         "--caches",
-        type=_cache_limit,
+        type=cache_limit,
         nargs="?",
         const=None,
         metavar="20GB",

@@ -113,23 +113,23 @@ def _split(files: Mapping[str, list[Path]], read: Callable[[Path], list[str]]) -
         split: _labelled([text for path in paths for text in read(path)])
         for split, paths in files.items()
     }
-    note = "train, validation and test files"
-    if "all" in rows or len(rows) < len(STEMS):
+    train, known = rows["all"] if "all" in rows else rows["train"], [*rows]
+    if len(train.texts) < MIN_ROWS and len(rows) < len(STEMS):
+        raise ValueError(
+            f"`--data` must have at least {MIN_ROWS} rows to be split, got {len(train.texts)}. "
+            "Use more, or files for train, validation and test."
+        )
+    if "test" not in rows:
+        train, rows["test"] = cut_off(train, TEST_FRACTION)
+    if "validation" not in rows:
+        train, rows["validation"] = cut_off(train, VALIDATION_FRACTION / (1 - TEST_FRACTION))
+    if len(known) == 1:
         note = f"random 70/10/20 with seed {SPLIT_SEED}"
-        whole = rows.get("all", rows.get("train", TextSplit(texts=())))
-        if len(whole.texts) < MIN_ROWS:
-            raise ValueError(
-                f"`--data` must have at least {MIN_ROWS} rows to be split, got "
-                f"{len(whole.texts)}. Use more, or files for train, validation and test."
-            )
-        if "test" in rows:
-            note = f"test file; validation is a random tenth of the rest with seed {SPLIT_SEED}"
-            rest, test = whole, rows["test"]
-        else:
-            rest, test = cut_off(whole, TEST_FRACTION)
-        train, validation = cut_off(rest, VALIDATION_FRACTION / (1 - TEST_FRACTION))
-        rows = {"train": train, "validation": rows.get("validation", validation), "test": test}
-    train, validation, left_out = without_shared(rows["train"], rows["validation"], rows["test"])
+    else:
+        cut = [split for split in STEMS if split not in known]
+        note = f"{' and '.join(known)} files"
+        note += f"; {cut[0]} cut from train at random with seed {SPLIT_SEED}" if cut else ""
+    train, validation, left_out = without_shared(train, rows["validation"], rows["test"])
     parts = [TextSplit(texts=part.texts) for part in (train, validation, rows["test"])]
     return parts[0], parts[1], parts[2], note + left_out
 
