@@ -34,7 +34,7 @@ from alrq_core.data.moments import InputMoments
 from alrq_core.data.parts import TrainParts
 from alrq_core.data.tasks import load_task
 from alrq_core.data.tokenise import encode_task
-from alrq_core.memory.machine import pick_compute_dtype, pick_device
+from alrq_core.memory.machine import give_back_memory, pick_compute_dtype, pick_device
 from alrq_core.models.digests import model_digest
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.heads import head_names
@@ -244,6 +244,8 @@ class TrialContext:
             for stored in every:
                 self.correction(reference, name, stored, tuned)
         self._factors.clear()
+        # Up to `held_bytes`, which C's library keeps for later otherwise.
+        give_back_memory()
 
     def tuned_weight(self, reference: Reference, name: str) -> Tensor:
         """Return a module's weight with the reference's adapter, out x in, float32."""
