@@ -25,9 +25,12 @@ def outlined(bert_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def found(outlined: Path, reviews: Path) -> Read:
+def found(request: pytest.FixtureRequest, outlined: Path, reviews: Path) -> Read:
     columns = {"text_column": "review", "label_column": "verdict"}
-    config = StudyConfig(model=str(outlined), task="custom", data=str(reviews), **columns)
+    space = getattr(request, "param", "joint")
+    config = StudyConfig(
+        space=space, model=str(outlined), task="custom", data=str(reviews), **columns
+    )
     recipe = replace(config.recipe, batch_size=8, max_length=16)
     return read(replace(config, recipe=recipe), weights=False)
 
@@ -52,6 +55,17 @@ def test_a_large_card_runs_everything_and_a_small_one_what_fits(
     assert fitting[1] in ("B-FP", "B-Q4")
     assert none[1] == "does not fit"
     assert none[5].startswith("`--model` must leave memory")
+
+
+@pytest.mark.parametrize(
+    ("found", "bits"),
+    [("B-FP", "16"), ("B-Q4", "4"), ("matrix", "4, 8, 16")],
+    indirect=["found"],
+)
+def test_fixed_spaces_have_the_bits_of_their_points(found: Read, bits: str) -> None:
+    row = rows(found)[-1]
+
+    assert row[1:4] == ("nothing", bits, "8 of 8")
 
 
 def test_the_plan_needs_no_weights_and_a_study_does(

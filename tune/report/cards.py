@@ -1,5 +1,6 @@
 """Says what cards of several sizes could run of a study, from its model's configuration alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.table import Table
@@ -7,6 +8,7 @@ from rich.table import Table
 from alrq_core.memory.batch_plan import DoesNotFitError
 from search_spaces.costs import memory_bytes
 from search_spaces.narrow import target_bits
+from search_spaces.spaces import Space
 from tune.study.fitting import fitted
 from tune.study.prepare import Read, space_of
 
@@ -33,7 +35,7 @@ def _row(found: Read, size_bytes: int) -> tuple[str, ...]:
         return "does not fit", "", "", "", rule
     corners = (fitting.space.smallest(), fitting.space.largest())
     deployed = " to ".join(f"{memory_bytes(at, inventory) / 1e9:.2f}" for at in corners)
-    bits = ", ".join(map(str, target_bits(fitting.space)))
+    bits = ", ".join(map(str, _bits(fitting.space)))
     batch = fitting.batch
     return (
         fitting.reference or "nothing",
@@ -43,3 +45,11 @@ def _row(found: Read, size_bytes: int) -> tuple[str, ...]:
         deployed,
         f"{batch.memory.peak_bytes / 1e9:.2f}",
     )
+
+
+def _bits(space: Space) -> Sequence[int]:
+    """Return the bits that target modules may have."""
+    if not space.fixed:
+        return target_bits(space)
+    names = [target.name for target in space.inventory.targets]
+    return sorted({point.choices[name].bits for point in space.points.values() for name in names})
