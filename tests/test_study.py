@@ -272,9 +272,9 @@ def test_how_far_codes_are_is_logged_by_tenths(tmp_path: Path) -> None:
     codes, starts = told[:10], told[10:]
 
     assert [event.made for event in codes] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]
-    assert {(event.wanted, event.reference) for event in codes} == {(25, None)}
+    assert {(event.wanted, event.starts_from) for event in codes} == {(25, None)}
     assert [event.made for event in starts] == [*range(0, 20, 2)]
-    assert {(event.wanted, event.reference) for event in starts} == {(20, first.id)}
+    assert {(event.wanted, event.starts_from) for event in starts} == {(20, first.id)}
     assert StudyState(INVENTORY.names).replay(events(tmp_path)) == study.state
 
 

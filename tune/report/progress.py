@@ -103,13 +103,13 @@ class Progress:
     def _prepared_line(self, event: Calibrated) -> str:
         """Return how many are made, and how long the others take at this run's pace."""
         now = time.monotonic()
-        since, before = self._first_told.setdefault(event.reference, (now, event.made))
+        since, before = self._first_told.setdefault(event.starts_from, (now, event.made))
         new = event.made - before
         left = (now - since) / new * (event.wanted - event.made) if new else 0.0
         end = f", ready in about {left:.0f} s" if new else ""
-        if event.reference is not None:
+        if event.starts_from is not None:
             done = f"{event.made} of {event.wanted} modules"
-            return f"making starts from {event.reference}: {done}{end}"
+            return f"making starts from {event.starts_from}: {done}{end}"
         return f"calibrating: {event.made} of {event.wanted} codes{end}"
 
     def _counts(self, state: StudyState) -> str:

@@ -61,12 +61,12 @@ class Calibrated:
         made: Codes that are there, those of earlier studies included; or modules whose corrections
             are.
         wanted: Codes of all modules, in all formats of the space; or modules.
-        reference: The trial that starts are made from; None for codes.
+        starts_from: The trial that starts are made from; None for codes.
     """
 
     made: int
     wanted: int
-    reference: str | None = None
+    starts_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,9 +136,9 @@ class Study:
         trial = self.state.trials[trial_id]
         if trial.status != "running":
             return "stop"
-        for told, reference in ((outcome.codes, None), (outcome.starts, trial_id)):
+        for told, starts_from in ((outcome.codes, None), (outcome.starts, trial_id)):
             if told is not None:
-                self._tell_prepared(*told, reference)
+                self._tell_prepared(*told, starts_from)
                 return "continue"
         if outcome.receipt is not None:
             write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
@@ -156,11 +156,11 @@ class Study:
             return "stop"
         return self._decide(trial, outcome)
 
-    def _tell_prepared(self, made: int, wanted: int, reference: str | None) -> None:
+    def _tell_prepared(self, made: int, wanted: int, starts_from: str | None) -> None:
         parts = TOLD_PARTS * made // wanted
-        if parts > self._told.get(reference, -1):
-            self._told[reference] = parts
-            self._record(Calibrated(made=made, wanted=wanted, reference=reference))
+        if parts > self._told.get(starts_from, -1):
+            self._told[starts_from] = parts
+            self._record(Calibrated(made=made, wanted=wanted, starts_from=starts_from))
 
     def _rungs(self, trial: TrialState) -> tuple[int, ...]:
         return rungs_of(self.recipe, trial.role, trial.reference is not None)
