@@ -20,7 +20,7 @@ def acting_as(device_type: str) -> Iterator[None]:
 
 
 def kind_of(device: torch.device) -> str:
-    """Return the type of the device whose types are used on a device: its own, but for tests."""
+    """Return the type of the device whose types are used: its own, but in traces and tests."""
     return _ACTED.get() or device.type
 
 

@@ -6,6 +6,7 @@ it as they do others; `tokenise` makes tokens of it.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from alrq_core.data.splits import (
     cut_off,
     without_shared,
 )
-from alrq_core.data.tables import READERS, Table, read_table, text_lines
+from alrq_core.data.tables import READERS, Table, check_suffix, read_table, text_lines
 
 # Splits and what their files may be called.
 STEMS: Mapping[str, tuple[str, ...]] = {
@@ -87,10 +88,7 @@ def _files(data: Path, suffixes: Iterable[str]) -> dict[str, list[Path]]:
     """Return the files of each split, or of `all` where the names tell none."""
     known = tuple(suffixes)
     if data.is_file():
-        if data.suffix.lower() not in known:
-            raise ValueError(
-                f"`--data` must end in {', '.join(known)}, got {data.name!r}. Convert the file."
-            )
+        check_suffix(data, known)
         return {"all": [data]}
     found = sorted(path for path in data.rglob("*") if path.suffix.lower() in known)
     if not found:
@@ -142,18 +140,16 @@ def _labelled(texts: list[str]) -> TextSplit:
 def _contiguous(path: Path) -> Splits:
     """Return the first seven, the next and the last two tenths of one text's paragraphs."""
     lines = list(text_lines(path))
-    ends = [round(len(lines) * part) for part in (1 - TEST_FRACTION - VALIDATION_FRACTION, 0.8, 1)]
-    starts = [0, *ends]
-    parts = [
-        TextSplit(texts=tuple(lines[start:end])) for start, end in zip(starts, ends, strict=False)
-    ]
+    tested = 1 - TEST_FRACTION
+    ends = [round(len(lines) * part) for part in (0, tested - VALIDATION_FRACTION, tested, 1)]
+    parts = [TextSplit(texts=tuple(lines[start:end])) for start, end in pairwise(ends)]
     train, validation, left_out = without_shared(*parts)
     note = "the first 70, the next 10 and the last 20 % of its lines"
     return train.joined(), validation.joined(), parts[2].joined(), note + left_out
 
 
 def _rows(table: Table, columns: Mapping[str, str]) -> Iterable[dict[str, Any]]:
-    """Yield each row as a conversation; see `tokenise.pieces_of`."""
+    """Yield each row as a conversation; see `tokenise.conversation_tokens`."""
     form, names = _form(table, columns)
     for row in range(table.rows):
         cells = [table.cells[name][row] for name in names]

@@ -67,6 +67,18 @@ def read_table(path: Path, columns: Collection[str]) -> Table:
     return table
 
 
+def check_suffix(path: Path, known: Iterable[str]) -> None:
+    """Check that a file's name tells a form that can be read.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if path.suffix.lower() not in known:
+        raise ValueError(
+            f"`--data` must end in {', '.join(known)}, got {path.name!r}. Convert the file."
+        )
+
+
 def text_lines(path: Path, newline: str | None = None) -> Iterator[str]:
     """Yield the lines of a text file in UTF-8, plain or in gzip, without a byte order mark.
 

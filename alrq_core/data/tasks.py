@@ -20,7 +20,7 @@ from alrq_core.data.splits import (
     cut_off,
     without_shared,
 )
-from alrq_core.data.tables import READERS, Table, read_table, text_lines
+from alrq_core.data.tables import READERS, Table, check_suffix, read_table, text_lines
 from alrq_core.records import TaskKind
 
 LM_VALIDATION_FRACTION = 0.2
@@ -145,10 +145,7 @@ def _packaged_reviews(source: str) -> Task:
 def _custom(path: Path, text_column: str, label_column: str) -> Task:
     if not path.is_file():
         raise ValueError(f"`--data` must be a file, got {str(path)!r}. Check the path.")
-    if path.suffix.lower() not in READERS:
-        raise ValueError(
-            f"`--data` must end in {', '.join(READERS)}, got {path.name!r}. Convert the file."
-        )
+    check_suffix(path, READERS)
     table = read_table(path, (text_column, label_column))
     for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
         if column not in table.cells:

@@ -17,7 +17,7 @@ from alrq_core.adapters.lora import adapter_tensors, lora_layers
 from alrq_core.data.encode import Batch
 from alrq_core.data.losses import sequence_losses
 from alrq_core.memory.live_bytes import LiveBytes
-from alrq_core.memory.outline import fill, outline
+from alrq_core.memory.outline import CPU, fill, outline
 from alrq_core.models.checks import has_weights, matrix_types
 from alrq_core.models.finding import resolve_model
 from alrq_core.models.loading import read_config
@@ -32,7 +32,6 @@ from search_spaces.costs import BYTES_FLOAT32, stored_bytes
 from search_spaces.formats import Format
 from search_spaces.inventory import Inventory
 
-CPU = torch.device("cpu")
 # Bytes a weight, beside what is stored in the end, while `pack` quantises one part of a matrix:
 # read from the code of torch and bitsandbytes 0.50 on a CPU and measured to within 3 %. GPUs have
 # kernels of their own for some of it, and need less.

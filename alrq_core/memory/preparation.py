@@ -12,8 +12,8 @@ from alrq_core.data.encode import Batch
 from alrq_core.data.fisher import answer_scores
 from alrq_core.data.gradients import collect_gradients
 from alrq_core.memory.live_bytes import LiveBytes
-from alrq_core.memory.outline import fill, outline
-from alrq_core.memory.prediction import CPU, calibration_bytes, empty_batch
+from alrq_core.memory.outline import CPU, fill, outline
+from alrq_core.memory.prediction import calibration_bytes, empty_batch
 from alrq_core.models.recomputed import recompute_blocks
 from alrq_core.precision import acting_as, autocast, gradient_dtype
 from alrq_core.records import TaskKind
