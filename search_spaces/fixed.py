@@ -96,8 +96,8 @@ def _format(name: str, formats: Formats, module: TargetModule, bits: int) -> For
     method = formats.methods.get(bits, ("",))[0]
     if bits == 4 and name == "B-Q4":
         method = "nf4-double"
-    size = formats.usual_group_size(module.in_features)
-    return Format(bits, method, size if method in GROUPED else 0)
+    usual = formats.usual_group_size(module.in_features)
+    return Format(bits, method, formats.blocks.get(bits, usual) if method in GROUPED else 0)
 
 
 def _can(formats: Formats, module: TargetModule, stored: Format) -> bool:

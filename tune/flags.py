@@ -256,7 +256,8 @@ def _add_places(group: Any) -> None:
         "--as",
         dest="form",
         metavar="FORM",
-        help="what --export writes: alrq, or transformers, for it and vLLM (default: alrq)",
+        help="what --export writes: alrq; transformers, for it and vLLM; or gguf, for llama.cpp "
+        "(default: alrq)",
     )
     group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
     group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")

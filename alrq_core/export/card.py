@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 
 from alrq_core.models.finding import hub_id
 from alrq_core.trial import TrialRun
@@ -9,16 +10,16 @@ from search_spaces.costs import average_bits, average_rank, format_bytes
 
 HEAD = """\
 ---
-library_name: peft
+library_name: {library}
 base_model: {base}
-tags: [compressed-tensors, lora, mixed-precision]
+tags: [{library}, lora, mixed-precision]
 ---
 
 # {title}
 
 {base}, fine-tuned on {task} by alrq: frozen weights in {bits:.2f} bits on average, LoRA adapters
 of rank {rank:.2f} on average, {size} as alrq itself stores all of it. This folder holds {files} of
-weights{embeddings}{adapter}.
+weights{held}.
 
 | bits of a module | modules |
 |---|---|
@@ -54,6 +55,16 @@ vLLM fuses query, key and value, and gate and up: it reads allocations that give
 
 """
 ENCODER = "vLLM does not serve quantised encoders for classification as far as we know.\n\n"
+LLAMA_CPP = """\
+## With llama.cpp
+
+    llama-cli -m model.gguf{lora} -p PROMPT
+
+{blocks}
+llama.cpp rounds what enters such a matrix to 8 bits, so that its answers differ a little.{version}
+
+"""
+NEWEST = "\nQ2_0 needs a release of 2026."
 END = """\
 ## What was built
 
@@ -64,31 +75,18 @@ END = """\
 
 
 def model_card(run: TrialRun, packed: list[str], file_bytes: int) -> str:
-    """Return the card in Markdown.
+    """Return the card of a checkpoint for transformers, in Markdown.
 
     Args:
         run: Trained.
         packed: Modules whose codes were written.
         file_bytes: Of the checkpoint without the adapter.
     """
-    context, allocation, receipt = run.context, run.final_allocation, run.receipt
-    inventory = context.inventory
-    counted = Counter(allocation.choices[target.name].bits for target in inventory.targets)
-    classifies = context.task.kind == "classification"
+    allocation = run.final_allocation
+    classifies = run.context.task.kind == "classification"
     widened = any(c.bits < 16 and name not in packed for name, c in allocation.choices.items())
-    base = hub_id(inventory.model)[0]
-    head = HEAD.format(
-        base=base,
-        title=f"{base} for {context.task.name}",
-        task=context.task.name,
-        bits=average_bits(allocation, inventory),
-        rank=average_rank(allocation, inventory),
-        size=format_bytes(receipt.memory_bytes),
-        files=format_bytes(file_bytes),
-        embeddings=" (embeddings in 16 bits, since no engine reads packed ones)" if widened else "",
-        adapter=", and the adapter in `adapter/`" if allocation.rank_pattern else "",
-        table="\n".join(f"| {bits} | {count} |" for bits, count in sorted(counted.items())),
-    )
+    held = " (embeddings in 16 bits, since no engine reads packed ones)" if widened else ""
+    held += ", and the adapter in `adapter/`" if allocation.rank_pattern else ""
     auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
     unneeded = [] if allocation.rank_pattern else ["Peft", "PEFT"]
     if not packed:
@@ -98,7 +96,46 @@ def model_card(run: TrialRun, packed: list[str], file_bytes: int) -> str:
         for line in TRANSFORMERS.format(auto=auto).splitlines(keepends=True)
         if not any(word in line for word in unneeded)
     )
+    lines += ENCODER if classifies else VLLM
+    return _card(run, "compressed-tensors", file_bytes, held, lines)
+
+
+def llama_card(run: TrialRun, types: Mapping[str, str], file_bytes: int) -> str:
+    """Return the card of files for llama.cpp, in Markdown.
+
+    Args:
+        run: Trained.
+        types: Module to the name of its type in llama.cpp.
+        file_bytes: Of the base.
+    """
+    counted = Counter(types.values())
+    adapted = bool(run.final_allocation.rank_pattern)
+    lines = LLAMA_CPP.format(
+        lora=" --lora adapter.gguf" if adapted else "",
+        blocks="Modules by type: " + ", ".join(f"{n} in {name}" for name, n in counted.items()),
+        version=NEWEST if "Q2_0" in counted else "",
+    )
+    held = " in `model.gguf`" + (", and the adapter in `adapter.gguf`" if adapted else "")
+    return _card(run, "gguf", file_bytes, held, lines)
+
+
+def _card(run: TrialRun, library: str, file_bytes: int, held: str, loading: str) -> str:
+    context, allocation, receipt = run.context, run.final_allocation, run.receipt
+    inventory = context.inventory
+    counted = Counter(allocation.choices[target.name].bits for target in inventory.targets)
+    base = hub_id(inventory.model)[0]
+    head = HEAD.format(
+        library=library,
+        base=base,
+        title=f"{base} for {context.task.name}",
+        task=context.task.name,
+        bits=average_bits(allocation, inventory),
+        rank=average_rank(allocation, inventory),
+        size=format_bytes(receipt.memory_bytes),
+        files=format_bytes(file_bytes),
+        held=held,
+        table="\n".join(f"| {bits} | {count} |" for bits, count in sorted(counted.items())),
+    )
     figures = receipt.to_json()
     summary = {key: value for key, value in figures.items() if key != "modules"}
-    end = END.format(receipt=json.dumps(summary, indent=1))
-    return head + lines + (ENCODER if classifies else VLLM) + end
+    return head + loading + END.format(receipt=json.dumps(summary, indent=1))

