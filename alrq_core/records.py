@@ -19,6 +19,7 @@ class TrialReport:
         sequences: Validation sequences that were scored.
         accuracy, f1: Classification only; macro F1.
         perplexity: Language modelling only.
+        exact_match: Of conversations, where it was asked for: see `Evaluation`.
         divergence: Of a trial that started from a reference: mean Kullback-Leibler divergence from
             its answers, on training text that no trial is trained on.
         divergence_standard_error: Of it, over these sequences.
@@ -38,6 +39,7 @@ class TrialReport:
     accuracy: float | None = None
     f1: float | None = None
     perplexity: float | None = None
+    exact_match: float | None = None
     divergence: float | None = None
     divergence_standard_error: float | None = None
     kept_step: int | None = None
@@ -179,7 +181,7 @@ class TestScore:
     """One confirmed trial on the test split.
 
     Attributes:
-        metric: `accuracy` or `perplexity`.
+        metric: `accuracy`, `perplexity` or `exact_match`.
         value: The metric over the whole split.
         loss: Mean test loss.
         f1: Macro F1; None for language modelling.

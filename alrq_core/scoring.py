@@ -40,6 +40,7 @@ class Evaluation:
         labels: True classes; empty for language modelling.
         divergences: Of each sequence from a reference's answers; None where they were not given.
         context_tokens, stride_tokens: See `TrialReport`.
+        matches: Whether each conversation is answered word by word; None where that isn't scored.
     """
 
     losses: np.ndarray
@@ -48,6 +49,7 @@ class Evaluation:
     divergences: np.ndarray | None = None
     context_tokens: int | None = None
     stride_tokens: int | None = None
+    matches: np.ndarray | None = None
 
     @property
     def loss(self) -> float:
@@ -80,6 +82,15 @@ class Evaluation:
             return None
         return exp(self.loss) if self.loss < 700 else float("inf")
 
+    @property
+    def exact_match(self) -> float | None:
+        """Fraction of conversations that greedy decoding answers word by word.
+
+        It does so just where each token of the answers, the one that ends them included, is the
+        likeliest after those before it: that is read from the logits, and nothing is generated.
+        """
+        return None if self.matches is None else float(self.matches.mean())
+
     def trial_report(
         self,
         *,
@@ -106,6 +117,7 @@ class Evaluation:
             accuracy=_rounded(self.accuracy),
             f1=_rounded(self.f1),
             perplexity=_rounded(self.perplexity),
+            exact_match=_rounded(self.exact_match),
             divergence=None if apart is None else float(f"{apart.mean():.6g}"),
             divergence_standard_error=(
                 None if apart is None else float(f"{apart.std(ddof=1) / sqrt(len(apart)):.3g}")
@@ -131,6 +143,15 @@ class Evaluation:
                 scores=scores,
                 losses=losses,
                 predictions=tuple(int(label) for label in self.predictions),
+            )
+        if self.matches is not None:
+            return TestScore(
+                metric="exact_match",
+                value=float(self.matches.mean()),
+                loss=self.loss,
+                f1=None,
+                scores=tuple(float(match) for match in self.matches),
+                losses=losses,
             )
         assert self.perplexity is not None
         return TestScore(
@@ -168,16 +189,27 @@ class Scorer:
         losses = np.empty(len(tokens), dtype=np.float64)
         predictions = np.zeros(len(tokens.labels), dtype=np.int64)
         apart = None if answers is None else np.empty(len(tokens), dtype=np.float64)
+        matches = np.empty(len(tokens), dtype=bool) if self.task.exact_match else None
         for batch, logits in self._forward(tokens):
             losses[batch.rows] = losses_of(logits, batch).cpu().numpy()
             if len(predictions):
                 predictions[batch.rows] = logits.argmax(dim=-1).cpu().numpy()
+            if matches is not None:
+                right = (logits.argmax(dim=-1) == batch.targets).cpu().numpy()
+                starts = np.cumsum([0, *tokens.answers[batch.rows][:-1]])
+                matches[batch.rows] = np.logical_and.reduceat(right, starts)
             if answers is not None and apart is not None:
                 theirs = answers.of(batch.rows, self.device)
                 apart[batch.rows] = divergences(logits, batch, theirs).cpu().numpy()
         task = self.task
         return Evaluation(
-            losses, predictions, tokens.labels, apart, task.context_tokens, task.stride_tokens
+            losses=losses,
+            predictions=predictions,
+            labels=tokens.labels,
+            divergences=apart,
+            context_tokens=task.context_tokens,
+            stride_tokens=task.stride_tokens,
+            matches=matches,
         )
 
     def answers_to(self, tokens: Tokens) -> Answers:

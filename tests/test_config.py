@@ -38,6 +38,8 @@ FLAGS = {
     "--searcher",
     "--scheduler",
     "--tie",
+    "--no-tie",
+    "--metric",
     "--time-limit",
     "--margin",
     "--seed",
@@ -131,6 +133,8 @@ def test_an_unknown_field_is_refused() -> None:
         ({"budget": 0}, "`--budget` must be a whole number of at least 1, got 0"),
         ({"trials_per_gpu": 0}, "`--trials-per-gpu` must be a whole number of at least 1, got 0"),
         ({"eval_sequences": 7}, "`--eval-sequences` must be at least 8, got 7"),
+        ({"metric": "bleu", "task": "sft"}, "`--metric` must be exact-match, .*got 'bleu'"),
+        ({"metric": "exact-match"}, "exact-match, and goes with --task sft, got .*rotten_tomatoes"),
         ({"epochs": 0.0}, "`--epochs` must be a positive number"),
         ({"time_limit_seconds": float("inf")}, "`--time-limit` must be a positive number"),
         ({"margin": float("nan")}, "`--margin` must be a positive number"),
@@ -159,6 +163,24 @@ def test_values_are_checked(changes: dict[str, Any], message: str) -> None:
 def test_recipes_are_checked(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "ties"),
+    [
+        ({"task": "sft"}, True),
+        ({"task": "text", "quant_backend": "gptq", "space": "bits"}, True),
+        ({"task": "text", "quant_backend": "gguf"}, False),
+        ({"task": "sft", "space": "B-FP"}, False),
+        ({"task": "sft", "tie": False}, False),
+        ({}, False),
+        ({"tie": True}, True),
+    ],
+)
+def test_what_engines_fuse_is_tied_where_they_can_read_it(
+    given: dict[str, Any], ties: bool
+) -> None:
+    assert StudyConfig(**given).ties == ties
 
 
 def test_a_study_gets_a_name_of_its_own() -> None:

@@ -87,6 +87,16 @@ def test_every_pair_of_runs_has_a_line(tmp_path: Path, state: StudyState) -> Non
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_conversations_that_are_answered_word_by_word_are_compared(state: StudyState) -> None:
+    first, second, *others = state.confirmed_runs()
+    for run in others:
+        run.test = None
+    for run, right in ((first, "110"), (second, "100")):
+        run.test = replace(answers(right), metric="exact_match", f1=None, predictions=())
+
+    assert [c.only_a_right for c in compare_runs(state)] == [1]
+
+
 def test_language_modelling_writes_nothing(tmp_path: Path, state: StudyState) -> None:
     for run in state.confirmed_runs():
         assert run.test is not None

@@ -1,6 +1,7 @@
 """Predictions on the test split: kept before the log tells of them, and read back with it."""
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -23,6 +24,7 @@ ANSWERS = TestScore(
     losses=(1.5, 0.25, 0.35),
     predictions=(0, 39, 1),
 )
+MATCHES = replace(ANSWERS, metric="exact_match", f1=None, predictions=())
 WINDOWS = TestScore(
     metric="perplexity",
     value=9.5,
@@ -46,9 +48,17 @@ WINDOWS = TestScore(
                 {"sequence": 2, "loss": 0.35, "prediction": 1, "right": True},
             ],
         ),
+        (
+            MATCHES,
+            [
+                {"sequence": 0, "loss": 1.5, "right": False},
+                {"sequence": 1, "loss": 0.25, "right": True},
+                {"sequence": 2, "loss": 0.35, "right": True},
+            ],
+        ),
         (WINDOWS, [{"sequence": 0, "loss": 2.00001}, {"sequence": 1, "loss": 2.5}]),
     ],
-    ids=["classification", "language modelling"],
+    ids=["classification", "exact match", "language modelling"],
 )
 def test_a_file_has_a_row_for_each_sequence_and_comes_back(
     tmp_path: Path, score: TestScore, rows: list[dict[str, float]]

@@ -160,6 +160,10 @@ def test_one_answer_for_all_scores_its_share(tmp_path: Path) -> None:
     expected = np.exp(-(shares * np.log(shares)).sum())
     assert constant_answer(replace(classes, test=windows)) == pytest.approx(expected)
 
+    # Of three conversations, two are answered with the same two tokens.
+    task = replace(make_task("language-modelling"), test=windows, exact_match=True)
+    assert constant_answer(task) == pytest.approx(2 / 3)
+
 
 def test_nothing_is_recommended_without_a_comparison(row: Confirmed) -> None:
     alone = replace(row, trial="t001", difference=None, difference_interval=None)

@@ -280,6 +280,16 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
     assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0, None)
 
 
+def test_exact_match_is_a_share_without_f1(state: StudyState) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    shares = [replace(row, metric="exact_match", f1=None, f1_interval=None) for row in rows]
+    text = text_of(shares, 100.0)
+
+    assert "match (%)" in text and "F1" not in text
+    assert f"{100 * rows[0].value:.1f} [{100 * rows[0].interval[0]:.1f}" in text
+    assert "to B-FP (points)" in text
+
+
 def test_what_takes_the_place_of_b_fp_is_named(state: StudyState) -> None:
     rows = confirmed(state, INVENTORY, LABELS, "B-Q4")
     chosen = recommend(rows, 100.0, None)

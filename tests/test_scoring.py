@@ -1,7 +1,9 @@
 """Losses and metrics, against values computed another way."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,40 @@ def test_perplexity_is_the_exponential_of_the_loss() -> None:
 
 def scorer(context: TrialContext) -> Scorer:
     return Scorer(context.base, context.task, RECIPE, torch.float32, CPU)
+
+
+def test_exact_match_is_what_greedy_decoding_would_answer(llama_folder: Path) -> None:
+    context = make_context(llama_folder, "language-modelling")
+    model: Any = context.base.eval()
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(4, 16, length) for length in (3, 7, 4, 5, 6, 3)]
+    sequences, counted, wanted = [], [], []
+    for number, prompt in enumerate(prompts):
+        ids = torch.from_numpy(prompt)[None]
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False
+        )[0].numpy()
+        # Every other answer is wrong in its first, a middle or its last token.
+        if number % 2:
+            found[len(prompt) + number // 2] = (found[len(prompt) + number // 2] + 1) % 32
+        sequences.append(found)
+        counted.append(np.arange(len(found)) >= len(prompt))
+        wanted.append(number % 2 == 0)
+    tokens = Tokens(
+        np.concatenate(sequences).astype(np.int32),
+        np.cumsum([0, *map(len, sequences)]),
+        np.empty(0, dtype=np.int64),
+        np.concatenate(counted),
+    )
+    task = replace(context.task, test=tokens, conversations=True, exact_match=True)
+    evaluation = scorer(replace(context, task=task)).evaluate(tokens)
+
+    assert evaluation.matches is not None
+    assert evaluation.matches.tolist() == wanted
+    score = evaluation.test_score()
+    assert (score.metric, score.value, score.f1) == ("exact_match", 0.5, None)
+    assert score.scores == tuple(map(float, wanted))
+    assert score.context_tokens is None
 
 
 def test_only_language_modelling_has_a_context(bert_folder: Path, llama_folder: Path) -> None:

@@ -112,9 +112,9 @@ def _add_storage(group: Any) -> None:
     )
     group.add_argument(
         "--tie",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="give query, key and value the same bits and rank, and gate and up, for engines "
-        "that fuse them",
+        "that fuse them (default: with a decoder in codes that vLLM reads)",
     )
     group.add_argument(
         "--group-size",
@@ -157,10 +157,15 @@ def _add_search(group: Any) -> None:
         help="propose nothing after this time; what runs ends, confirmation follows",
     )
     group.add_argument(
+        "--metric",
+        help="exact-match, with --task sft: the share of conversations that are answered word by "
+        "word (default: perplexity of the answers)",
+    )
+    group.add_argument(
         "--margin",
         type=number("--margin"),
-        help="loss against B-FP that counts as none: points of accuracy or per cent of "
-        "perplexity (default: 2)",
+        help="loss against B-FP that counts as none: points of accuracy or exact match, or per "
+        "cent of perplexity (default: 2)",
     )
     group.add_argument(
         "--seed", type=whole("--seed"), help="of proposals and training (default: 0)"

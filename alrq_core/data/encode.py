@@ -100,7 +100,13 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedTask:
-    """A task in tokens, ready for trials. Small enough to send to every worker."""
+    """A task in tokens, ready for trials. Small enough to send to every worker.
+
+    Attributes:
+        conversations: Whether answers alone are learnt and scored.
+        exact_match: Whether people read the share of conversations that are answered word by word,
+            instead of perplexity.
+    """
 
     name: str
     kind: TaskKind
@@ -111,6 +117,7 @@ class EncodedTask:
     validation: Tokens
     test: Tokens
     conversations: bool = False
+    exact_match: bool = False
 
     def scored_on(self, count: int) -> "EncodedTask":
         """Return the task with only the first sequences of validation and test split."""
@@ -124,7 +131,9 @@ class EncodedTask:
     @property
     def metric(self) -> str:
         """Name of the metric that people read."""
-        return "accuracy" if self.kind == "classification" else "perplexity"
+        if self.kind == "classification":
+            return "accuracy"
+        return "exact_match" if self.exact_match else "perplexity"
 
     @property
     def context_tokens(self) -> int | None:

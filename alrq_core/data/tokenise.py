@@ -66,6 +66,7 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         splits="; ".join(notes),
         pad_id=int(tokenizer.pad_token_id),
         conversations=task.conversations,
+        exact_match=False,
         **splits,
     )
 

@@ -38,7 +38,8 @@ class Confirmed:
             modelling, the interval also where predictions were not logged.
         context_tokens, stride_tokens: See `TrialReport`.
         comparator: The configuration that all are compared to: B-FP, or B-Q4 where it doesn't fit.
-        difference, difference_interval: To it: points of accuracy, or per cent of perplexity;
+        difference, difference_interval: To it: points of accuracy or exact match, or per cent of
+            perplexity;
             positive is better. None for want of one that is confirmed.
         seeds: The fresh seeds that were completed.
         values: The test metric of each seed.
@@ -138,7 +139,7 @@ def _row(
         metric=tests[0].metric,
         value=float(np.exp(scores.mean()) if perplexity else scores.mean()),
         interval=_exponential(scores) if perplexity else _share(scores),
-        f1=float(np.mean([t.f1 for t in tests if t.f1 is not None])) if not perplexity else None,
+        f1=_mean_f1(tests),
         f1_interval=_f1_interval(tests, labels),
         context_tokens=tests[0].context_tokens,
         stride_tokens=tests[0].stride_tokens,
@@ -148,6 +149,11 @@ def _row(
         seeds=tuple(run.seed for run in runs),
         values=tuple(test.value for test in tests),
     )
+
+
+def _mean_f1(tests: list[TestScore]) -> float | None:
+    found = [test.f1 for test in tests if test.f1 is not None]
+    return float(np.mean(found)) if found else None
 
 
 def _mean(values: Sequence[int]) -> int:

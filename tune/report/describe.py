@@ -45,7 +45,7 @@ def describe_plan(prepared: Prepared) -> str:
         f"results          {config.folder}",
     ]
     lines += [f"without          {name}: {why}" for name, why in prepared.fitting.without.items()]
-    if config.tie:
+    if config.ties:
         lines.append(f"tied             {_ties(space)}")
     few = too_few_sequences(len(task.test), config.margin, task.metric)
     if few is not None:

@@ -50,11 +50,11 @@ def exact_p_value(only_a_right: int, only_b_right: int) -> float:
 
 
 def compare_runs(state: StudyState) -> list[Comparison]:
-    """Return a comparison for every pair of confirmed classification runs."""
+    """Return a comparison for every pair of confirmed runs whose answers are right or wrong."""
     runs = [
         run
         for run in state.confirmed_runs()
-        if run.test is not None and run.test.metric == "accuracy"
+        if run.test is not None and run.test.metric != "perplexity"
     ]
     return [_compare(a, b) for a, b in combinations(runs, 2)]
 

@@ -75,7 +75,7 @@ def _draw_search(axes: Axes, state: StudyState) -> None:
 def _draw_confirmation(
     axes: Axes, state: StudyState, rows: list[Confirmed], best: Confirmed | None
 ) -> None:
-    scale = 100 if rows[0].metric == "accuracy" else 1
+    scale = 1 if rows[0].metric == "perplexity" else 100
     for number, row in enumerate(rows):
         colour = _colour(state.trials[row.trial])
         low, high = row.interval
@@ -98,7 +98,7 @@ def _draw_confirmation(
         )
     _log_bytes(axes)
     unit = " (%)" if scale == 100 else ""
-    axes.set_ylabel(f"test {rows[0].metric}{unit}, 95 % interval")
+    axes.set_ylabel(f"test {rows[0].metric.replace('_', ' ')}{unit}, 95 % interval")
     star = "; star: recommended" if best is not None else ""
     axes.set_title(f"Confirmation: {len(rows[0].seeds)} fresh seeds{star}", fontsize=10)
 

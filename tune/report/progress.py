@@ -41,7 +41,7 @@ class Progress:
             console: A terminal, or anything else for plain lines.
             space: What is searched; of a fixed one its configurations are counted.
             search_size: Trials of the search.
-            metric: `accuracy` or `perplexity`.
+            metric: `accuracy`, `perplexity` or `exact_match`.
         """
         self.console = console
         self._size = len(space.points) or search_size

@@ -1,6 +1,7 @@
 """Names the allocation to use, or says what keeps it from being named."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def judge(
         rows: What was confirmed.
         sequences: Of the test split.
         constant: See `constant_answer`.
-        margin: In points of accuracy, or per cent of perplexity.
+        margin: In points of accuracy or exact match, or per cent of perplexity.
         max_memory_bytes: Limit on the deployed model; None for none.
         finished: Whether nothing is left to run.
     """
@@ -124,8 +125,8 @@ def sequences_needed(margin: float, metric: str) -> int:
     them, there must be enough for the interval itself to hold.
 
     Args:
-        margin: In points of accuracy, or per cent of perplexity.
-        metric: `accuracy` or `perplexity`.
+        margin: In points of accuracy or exact match, or per cent of perplexity.
+        metric: `accuracy`, `perplexity` or `exact_match`.
     """
     if metric == "perplexity":
         return MIN_WINDOWS
@@ -136,10 +137,13 @@ def sequences_needed(margin: float, metric: str) -> int:
 def constant_answer(task: EncodedTask) -> float:
     """Return what the best single answer to every test sequence scores.
 
-    The accuracy of the commonest class; or the perplexity of guessing every token that is scored by
-    its share.
+    The accuracy of the commonest class, the share of the commonest answer of all tokens, or the
+    perplexity of guessing every token that is scored by its share.
     """
     answers = task.test.targets
+    if task.exact_match:
+        each = np.split(answers, np.cumsum(task.test.answers)[:-1])
+        return max(Counter(answer.tobytes() for answer in each).values()) / len(each)
     shares = np.unique(answers, return_counts=True)[1] / len(answers)
     if len(task.test.labels):
         return float(shares.max())
@@ -166,7 +170,7 @@ def recommend(
 
     Args:
         rows: What was confirmed, whatever its bytes.
-        margin: In points of accuracy, or per cent of perplexity.
+        margin: In points of accuracy or exact match, or per cent of perplexity.
         max_memory_bytes: Limit on the deployed model; None for none.
     """
     passed, _ = _tested(rows, margin, max_memory_bytes)

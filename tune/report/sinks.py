@@ -13,7 +13,16 @@ from search_spaces.inventory import Inventory
 from tune.study.events import Ended, Event, Paused, Reported, Tested
 from tune.study.state import StudyState, TrialState
 
-METRICS = ("loss", "divergence", "train_loss", "accuracy", "f1", "perplexity", "peak_memory_bytes")
+METRICS = (
+    "loss",
+    "divergence",
+    "train_loss",
+    "accuracy",
+    "f1",
+    "perplexity",
+    "exact_match",
+    "peak_memory_bytes",
+)
 
 
 def readable_parameters(trial: TrialState, inventory: Inventory) -> dict[str, str | float]:

@@ -5,14 +5,20 @@ from rich.table import Table
 from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
 
+METRICS = {
+    "accuracy": ("test\naccuracy (%)", "macro\nF1 (%)"),
+    "exact_match": ("test exact\nmatch (%)",),
+    "perplexity": ("test\nperplexity",),
+}
+
 
 def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
     """Return the confirmed allocations, from the smallest to the largest.
 
-    Accuracy and macro F1, or perplexity with its context and stride in the title.
+    Accuracy and macro F1, exact match, or perplexity with its context and stride in the title.
     """
-    classification = rows[0].metric == "accuracy"
-    metrics = ("test\naccuracy (%)", "macro\nF1 (%)") if classification else ("test\nperplexity",)
+    metrics = METRICS[rows[0].metric]
+    unit = "%" if rows[0].metric == "perplexity" else "points"
     table = Table(title=_title(rows), title_justify="left")
     # Headers of two lines keep the table within 120 columns.
     for column in (
@@ -23,7 +29,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
         "targets",
         "val\nloss",
         *metrics,
-        f"to {rows[0].comparator} ({'points' if classification else '%'})",
+        f"to {rows[0].comparator} ({unit})",
     ):
         table.add_column(column, justify="left" if column == "allocation" else "right")
     for row in rows:
@@ -63,12 +69,14 @@ def _title(rows: list[Confirmed]) -> str:
 
 
 def _with_intervals(row: Confirmed) -> list[str]:
-    """Return accuracy with its interval and macro F1, or perplexity with its interval."""
+    """Return the metric with its interval, and with accuracy macro F1."""
     low, high = row.interval
     if row.metric == "perplexity":
         return [f"{row.value:.2f} [{low:.2f}, {high:.2f}]"]
-    f1 = "-" if row.f1 is None else f"{100 * row.f1:.1f}"
-    return [f"{100 * row.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]", f1]
+    share = f"{100 * row.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    if row.metric == "exact_match":
+        return [share]
+    return [share, "-" if row.f1 is None else f"{100 * row.f1:.1f}"]
 
 
 def difference_text(row: Confirmed) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from alrq_core.recipe import Recipe
 from search_spaces.formats import GROUP_SIZE, check_backend_name, check_storage
-from search_spaces.spaces import check_space_name
+from search_spaces.spaces import SEARCHED, check_space_name
+from tune.flags import LM_TASKS
 from tune.search.searchers import NEED_TABLE, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
@@ -32,6 +33,9 @@ MIN_EVAL_SEQUENCES = 8
 MAX_NAME_BYTES = 150
 ANCHOR_SHARE = 6
 NO_REFERENCE = "none"
+EXACT_MATCH = "exact-match"
+# Whose codes vLLM reads.
+TIED_BACKENDS = ("auto", "gptq")
 REFERENCES = ("B-FP", "B-Q4", NO_REFERENCE)
 # Flags that are not spelled like their field.
 FLAGS = {
@@ -61,7 +65,9 @@ class StudyConfig:
             None for B-FP, or in a fixed space for none.
         comparator: The fixed configuration that all is compared to, settled when a study begins:
             B-FP, or B-Q4 where that doesn't fit; None before.
-        tie: Whether modules that engines fuse take the same choice.
+        tie: Whether modules that engines fuse take the same choice; None for `ties`.
+        metric: `exact-match` for the share of conversations that are answered word by word, instead
+            of perplexity; None for the task's own.
         epochs: Passes over the train split; None to use the recipe's steps.
         recipe: How every trial is trained.
         seed: Of the proposals and of every trial's training.
@@ -100,7 +106,8 @@ class StudyConfig:
     screen: int = 0
     reference: str | None = None
     comparator: str | None = None
-    tie: bool = False
+    tie: bool | None = None
+    metric: str | None = None
     epochs: float | None = None
     recipe: Recipe = Recipe()
     seed: int = 0
@@ -145,6 +152,11 @@ class StudyConfig:
                 raise ValueError(
                     f"`{flag}` must be a whole number of at least 0, got {count}. Give 0 for none."
                 )
+        if self.metric is not None and (self.metric, self.task) != (EXACT_MATCH, "sft"):
+            raise ValueError(
+                f"`--metric` must be {EXACT_MATCH}, and goes with --task sft, got {self.metric!r} "
+                f"with --task {self.task}. Leave it out for accuracy or perplexity."
+            )
         if self.trials_per_gpu is not None and self.trials_per_gpu < 1:
             raise ValueError(
                 f"`--trials-per-gpu` must be a whole number of at least 1, got "
@@ -178,6 +190,17 @@ class StudyConfig:
                 f"`--name` must have at most {MAX_NAME_BYTES} bytes, got "
                 f"{len(self.name)} characters. Give a shorter one."
             )
+
+    @property
+    def ties(self) -> bool:
+        """Whether fused modules take the same choice: unless told, where vLLM can read a decoder.
+
+        It fuses query, key and value, and gate and up, and then reads one format for all.
+        """
+        if self.tie is not None:
+            return self.tie
+        decoder = self.task in LM_TASKS and self.space in SEARCHED
+        return decoder and self.quant_backend in TIED_BACKENDS
 
     @property
     def anchor_count(self) -> int:

@@ -22,13 +22,15 @@ def predictions_path(folder: Path, trial: str) -> Path:
 def write_predictions(folder: Path, trial: str, score: TestScore) -> None:
     """Write a row for each test sequence, and wait until they are on disk.
 
-    The columns are `sequence`, its number in the split, its `loss`, and but for language modelling
-    `prediction` and `right`.
+    The columns are `sequence`, its number in the split, its `loss`, of classes `prediction`, and
+    but for perplexity whether it is `right`.
     """
     columns: dict[str, Sequence[float]] = {"sequence": range(len(score.losses))}
     columns["loss"] = score.losses
     if score.metric == "accuracy":
-        columns |= {"prediction": score.predictions, "right": [one == 1 for one in score.scores]}
+        columns["prediction"] = score.predictions
+    if score.metric != "perplexity":
+        columns["right"] = [one == 1 for one in score.scores]
     table = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
     with replaced(predictions_path(folder, trial)) as partial, partial.open("wb") as file:
         pyarrow.parquet.write_table(table, file)
@@ -47,10 +49,10 @@ def with_predictions(folder: Path, trial: str, score: TestScore) -> TestScore:
         with path.open("rb") as file:
             columns = pyarrow.parquet.ParquetFile(file).read().to_pydict()
         losses = tuple(columns["loss"])
-        if score.metric != "accuracy":
+        if score.metric == "perplexity":
             return replace(score, scores=losses, losses=losses)
         scores = tuple(float(right) for right in columns["right"])
-        predictions = tuple(columns["prediction"])
+        predictions = tuple(columns.get("prediction", ()))
         return replace(score, scores=scores, losses=losses, predictions=predictions)
     except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
         raise ValueError(

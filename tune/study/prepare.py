@@ -25,7 +25,7 @@ from search_spaces.inventory import Inventory
 from search_spaces.narrow import narrowed, target_bits
 from search_spaces.spaces import Space, make_space
 from search_spaces.ties import tied
-from tune.study.config import NO_REFERENCE, StudyConfig
+from tune.study.config import EXACT_MATCH, NO_REFERENCE, StudyConfig
 from tune.study.digests import Digests, digests_of
 from tune.study.fitting import Fitting, fitted
 from tune.study.schedulers import rungs_of
@@ -124,6 +124,7 @@ def read(config: StudyConfig, weights: bool = True) -> Read:
     config = replace(config, model=inventory.model)
     digests = digests_of(task, folder)
     encoded = encode_task(task, folder, config.recipe.max_length)
+    encoded = replace(encoded, exact_match=config.metric == EXACT_MATCH)
     if config.eval_sequences is not None:
         encoded = encoded.scored_on(config.eval_sequences)
     if config.epochs is not None:
@@ -188,7 +189,7 @@ def space_of(config: StudyConfig, inventory: Inventory) -> Space:
         group_sizes=config.group_sizes,
     )
     space = narrowed(make_space(config.space, inventory, formats), config.bits, config.ranks)
-    return tied(space) if config.tie else space
+    return tied(space) if config.ties else space
 
 
 def _with_places(config: StudyConfig) -> StudyConfig:
