@@ -2,15 +2,17 @@
 
     python -m benchmarks.real_search --results results/real
     python -m benchmarks.real_search --results results/real-sst2 --task sst2 --data DIR
+    python -m benchmarks.real_search --results results/sft --model smollm2 --task sft --data FILE
 
-MiniLM-L6 with the default recipe, codes and space. For each seed, B-FP is trained, and searches of
-50 trials start from it: `alrq` as by default, and Optuna's TPE by the same scores. At each limit
-on the deployed model, what a search offers is the best of its front that fits, by its model's
-expectation where it has one. Those, the next larger uniform allocation, that of up to a tenth more
-bytes which the visibility table expects most of, a random one and the table's own best of no more
-start from a B-FP of another seed that no search has seen, are trained towards its answers, and are
-scored on the test split before and after. Prints Markdown tables with 95 % intervals over seeds and
-sentences, and writes `offers.csv` beside what each seed keeps: the command may be given again.
+MiniLM-L6 with the default recipe, codes and space, or what `setups.py` says. For each seed, B-FP is
+trained, and searches of 50 trials start from it: `alrq` as by default, and Optuna's TPE by the same
+scores. At each limit on the deployed model, what a search offers is the best of its front that
+fits, by its model's expectation where it has one. Those, the next larger uniform allocation, that
+of up to a tenth more bytes which the visibility table expects most of, a random one and the table's
+own best of no more start from a B-FP of another seed that no search has seen, are trained towards
+its answers, and are scored on the test split before and after. Prints Markdown tables with 95 %
+intervals over seeds and sentences, and writes `offers.csv` beside what each seed keeps: the command
+may be given again.
 """
 
 import argparse
@@ -18,7 +20,6 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from math import log2
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,21 +29,20 @@ import torch
 from scipy.stats import kendalltau
 
 from alrq_core.adapters.reference import Reference
-from alrq_core.context import TrialContext, load_context
+from alrq_core.context import TrialContext
 from alrq_core.memory.cores import usable_cores
-from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
 from alrq_core.sensitivity.shifts import visibility_table
 from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.trial import TrialRun
 from benchmarks.search_tables import Row, print_limits, print_searches, write_scores
+from benchmarks.setups import CONTROLS, SETUPS, Setup, load
 from benchmarks.tester import Log, Tester
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes, uniform_of_bytes
 from search_spaces.costs import memory_bytes
 from search_spaces.fixed import fixed_allocation
-from search_spaces.formats import Formats
-from search_spaces.spaces import Space, make_space
+from search_spaces.spaces import Space
 from tune.search.budget import BudgetSolver, space_choices
 from tune.search.front import hypervolume
 from tune.search.proposer import Proposer
@@ -54,10 +54,6 @@ from tune.study.schedulers import Scheduler, judging_rungs
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study
 
-# Between the smallest allocation, 7.04 MB, and the smallest uniform one of 3 bits, 9.99 MB.
-LIMITS = (7_700_000, 8_300_000, 9_200_000)
-SEARCHES, TRIALS = ("alrq", "tpe"), 50
-CONTROLS = ("next uniform", "best uniform", "random", "table")
 # Of the seed that is searched with, to that which scores what was found.
 FRESH = 1000
 # What scoring a sequence costs beside a step of 32, which goes forward and backward.
@@ -74,6 +70,7 @@ class Job:
 
     results: Path
     seed: int
+    model: str
     task: str
     data: Path | None
 
@@ -82,22 +79,26 @@ def main() -> None:
     """Do what is missing of every seed and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--model", choices=SETUPS, default="minilm")
     parser.add_argument("--task", default="rotten_tomatoes")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
-    jobs = [Job(given.results, seed, given.task, given.data) for seed in range(given.seeds)]
+    about = given.model, given.task, given.data
+    jobs = [Job(given.results, seed, *about) for seed in range(given.seeds)]
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
         rows = [row for found in pool.map(run_seed, jobs) for row in found]
     write_scores(rows, given.task, given.results / "offers.csv")
     print_limits(rows)
-    print_searches(rows, SEARCHES)
+    if "tpe" in SETUPS[given.model].searches:
+        print_searches(rows, SETUPS[given.model].searches)
 
 
 def run_seed(job: Job) -> list[Row]:
     """Search with one seed, score what was found with a fresh one, and return the rows."""
     torch.set_num_threads(1)
-    context, space = load(job.task, job.data)
+    setup = SETUPS[job.model]
+    context, space = load(job.task, job.data, job.model)
     folder = job.results / f"seed-{job.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     reference, report = trained(context, space, job.seed, folder)
@@ -106,15 +107,18 @@ def run_seed(job: Job) -> list[Row]:
     tester = Tester(context, fresh, Log(folder / "scores.jsonl"))
     rows: list[Row] = [{"kind": "B-FP", "seed": job.seed, **tester.reference_score()}]
     offers: dict[str, Mapping[int, Allocation]] = {}
-    for name in SEARCHES:
-        search = Search(context, space, reference, report, table, folder / name, name, job.seed)
+    for name in setup.searches:
+        search = Search(
+            context, space, setup, reference, report, table, folder / name, name, job.seed
+        )
         search.run()
         offers[name] = search.offers()
         rows.append({"kind": name, "seed": job.seed, **search.summary()})
-    for limit in LIMITS:
+    for limit in setup.limits:
         found = {name: offer[limit] for name, offer in offers.items() if limit in offer}
         size = memory_bytes(found["alrq"], space.inventory)
-        found |= dict(zip(CONTROLS, controls(space, table, size, job.seed), strict=True))
+        every = dict(zip(CONTROLS, controls(space, table, size, job.seed), strict=True))
+        found |= {name: every[name] for name in setup.controls}
         rows += [
             {"kind": kind, "seed": job.seed, "limit": limit, **tester.score(allocation)}
             for kind, allocation in found.items()
@@ -129,6 +133,7 @@ class Search:
         self,
         context: TrialContext,
         space: Space,
+        setup: Setup,
         reference: Reference,
         report: TrialReport,
         table: VisibilityTable,
@@ -138,16 +143,16 @@ class Search:
     ) -> None:
         """Go on with what the folder holds."""
         self._context, self._reference, self._report = context, reference, report
-        self._table, self._seed = table, seed
+        self._table, self._seed, self._limits = table, seed, setup.limits
         folder.mkdir(exist_ok=True)
         log = EventLog(folder / LOG_NAME)
         events = list(log.read())
         self.state = StudyState(space.inventory.names).replay(events)
-        started = Started(time=0.0, budget=TRIALS)
+        started = Started(time=0.0, budget=setup.trials)
         log.append(started)
         self.state.apply(started)
         rungs = judging_rungs(context.recipe, started=True)
-        setting = Setting(space=space, rungs=rungs, budget=TRIALS, seed=seed)
+        setting = Setting(space=space, rungs=rungs, budget=setup.trials, seed=seed)
         self._proposer = Proposer(setting, searcher, folder, table)
         replay_search(events, self.state, self._proposer)
         plan = Plan(
@@ -155,7 +160,7 @@ class Search:
             baselines={},
             state=self.state,
             proposer=self._proposer,
-            budget=TRIALS,
+            budget=setup.trials,
             screen=0,
             anchors=0,
             seed=seed,
@@ -192,7 +197,7 @@ class Search:
         """Return the best that fits in each limit, as far as anything does."""
         front = self.state.front(self._proposer.expected_losses())
         found = {}
-        for limit in LIMITS:
+        for limit in self._limits:
             fitting = [trial for trial in front if trial.memory_bytes <= limit]
             if fitting:
                 found[limit] = fitting[-1].allocation
@@ -207,7 +212,7 @@ class Search:
             if trial.judged is not None:
                 points.append((trial.judged.objective, log2(trial.memory_bytes)))
                 costs.append(cost)
-                areas.append(hypervolume(points, (WORST, log2(2 * max(LIMITS)))))
+                areas.append(hypervolume(points, (WORST, log2(2 * max(self._limits)))))
         first = [trial.judged.objective for trial in done if trial.judged is not None]
         predicted = [self._table.predict(t.allocation) for t in done if t.judged is not None]
         tau = float(kendalltau(predicted, first).statistic)
@@ -250,13 +255,6 @@ def known_table(
         table = visibility_table(context, space, reference, resolution)
         path.write_text(json.dumps(table.to_json()), encoding="utf-8")
     return VisibilityTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-
-
-@cache
-def load(task: str, data: Path | None) -> tuple[TrialContext, Space]:
-    """Return what all trials of a process share, and the space."""
-    context = load_context("minilm", task, Recipe(execution="dequantized", device="cpu"), data)
-    return context, make_space("joint", context.inventory, Formats(backend="gptq"))
 
 
 if __name__ == "__main__":

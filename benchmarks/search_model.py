@@ -22,7 +22,7 @@ from alrq_core.adapters.reference import Reference
 from alrq_core.sensitivity.shifts import Shifts, answer_shifts
 from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable
 from benchmarks.codes import half_interval
-from benchmarks.real_search import load
+from benchmarks.setups import load
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space
 from tune.search import effects

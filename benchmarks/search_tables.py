@@ -15,21 +15,12 @@ SCORES = ("losses", "divergences", "right")
 STATES = ("start", "trained")
 MEANS = tuple(f"{state}_{score}" for state in STATES for score in SCORES)
 COLUMNS = ("task", "seed", "kind", "limit", "mb", "kept", *MEANS)
-TITLES = (
-    "limit, MB",
-    "allocation",
-    "MB",
-    "divergence",
-    "minus the search's",
-    "answers changed, %",
-    "minus the search's",
-    "test loss",
-    "minus the search's",
-    "accuracy minus B-FP's, points",
-    "seeds",
-)
-# Scores beside which the difference to the search's is printed.
-DIGITS = {"divergences": 4, "changed": 1, "losses": 4}
+# Scores beside which the difference to the search's is printed, their names and digits.
+SHOWN = {
+    "divergences": ("divergence", 4),
+    "changed": ("answers changed, %", 1),
+    "losses": ("test loss", 4),
+}
 # What others are compared with.
 OURS = "alrq"
 Row = dict[str, Any]
@@ -53,39 +44,47 @@ def write_scores(rows: list[Row], task: str, path: Path) -> None:
 def print_limits(rows: list[Row]) -> None:
     """Print how allocations do at each limit, with differences to the search's and to B-FP."""
     whole = {row["seed"]: row for row in rows if row["kind"] == "B-FP"}
-    losses, right = (_table(whole, sorted(whole), "start", score) for score in ("losses", "right"))
-    print(f"B-FP: test loss {losses.mean():.4f}, accuracy {100 * right.mean():.1f} %")
+    losses = _table(whole, sorted(whole), "start", "losses")
+    classes = all("right" in row["start"] for row in whole.values())
+    print(f"B-FP: test loss {losses.mean():.4f}", end="")
+    if classes:
+        right = _table(whole, sorted(whole), "start", "right")
+        print(f", accuracy {100 * right.mean():.1f} %", end="")
+    shown = {score: how for score, how in SHOWN.items() if classes or score != "changed"}
+    titles = ["limit, MB", "allocation", "MB"]
+    for title, _ in shown.values():
+        titles += [title, "minus the search's"]
+    titles += ["accuracy minus B-FP's, points"] * classes + ["seeds"]
     groups: dict[tuple[int, str], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         if "limit" in row:
             groups[row["limit"], row["kind"]][row["seed"]] = row
     for state in STATES:
-        print(f"\n{state}\n\n| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
+        print(f"\n\n{state}\n\n| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
         for (limit, kind), found in groups.items():
             seeds = sorted(found.keys() & groups[limit, OURS].keys())
             mine = _scores(found, whole, seeds, state)
             best = _scores(groups[limit, OURS], whole, seeds, state)
             size = np.mean([found[seed]["mb"] for seed in seeds])
             cells = [f"{limit / 1e6:.1f}", kind, f"{size:.2f}"]
-            for score, digits in DIGITS.items():
+            for score, (_, digits) in shown.items():
                 over = "-" if kind == OURS else _interval(mine[score] - best[score], digits)
                 cells += [f"{mine[score].mean():.{digits}f}", over]
-            print(f"| {' | '.join([*cells, _interval(mine['gained'], 1), str(len(seeds))])} |")
+            cells += [_interval(mine["gained"], 1)] if classes else []
+            print(f"| {' | '.join([*cells, str(len(seeds))])} |")
 
 
 def _scores(
     rows: dict[int, Row], whole: dict[int, Row], seeds: list[int], state: str
 ) -> dict[str, np.ndarray]:
     """Return every score of each test sequence, seeds x sequences; answers against B-FP's."""
+    found = {score: _table(rows, seeds, state, score) for score in ("divergences", "losses")}
+    if any("right" not in whole[seed]["start"] for seed in seeds):
+        return found
     right = _table(rows, seeds, state, "right")
     gained = 100 * (right - _table(whole, seeds, "start", "right"))
-    return {
-        "divergences": _table(rows, seeds, state, "divergences"),
-        # Of two classes, an answer has changed where it is right for wrong, or wrong for right.
-        "changed": abs(gained),
-        "losses": _table(rows, seeds, state, "losses"),
-        "gained": gained,
-    }
+    # Of two classes, an answer has changed where it is right for wrong, or wrong for right.
+    return {**found, "changed": abs(gained), "gained": gained}
 
 
 def _table(rows: dict[int, Row], seeds: list[int], state: str, score: str) -> np.ndarray:

@@ -29,7 +29,8 @@ from alrq_core.data.fisher import Factors
 from alrq_core.data.moments import InputMoments
 from alrq_core.memory.cores import usable_cores
 from alrq_core.trial import TrialRun
-from benchmarks.real_search import known_table, load, trained
+from benchmarks.real_search import known_table, trained
+from benchmarks.setups import load
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes
 from search_spaces.spaces import Space

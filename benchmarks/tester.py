@@ -70,15 +70,17 @@ class Tester:
         return run
 
     def _score(self, run: TrialRun) -> Row:
-        """Return losses and divergences of the test sequences, and which answers are right."""
+        """Return losses and divergences of the test sequences, and which classes are right."""
         run.round_to_storage()
         found = self._scorer(run).evaluate(self._context.task.test, self._answers)
         assert found.divergences is not None
-        return {
+        scores = {
             "losses": [round(float(loss), 5) for loss in found.losses],
             "divergences": [float(f"{value:.4g}") for value in found.divergences],
-            "right": (found.predictions == found.labels).astype(int).tolist(),
         }
+        if len(found.labels):
+            scores["right"] = (found.predictions == found.labels).astype(int).tolist()
+        return scores
 
     def _scorer(self, run: TrialRun) -> Scorer:
         context = self._context
