@@ -269,7 +269,7 @@ def test_what_can_not_be_learnt_is_refused(tmp_path: Path) -> None:
         load_task("sft", other)
     with pytest.raises(ValueError, match="the columns prompt and completion, got 'prompt' in half"):
         load_task("sft", half)
-    with pytest.raises(ValueError, match=r"`--messages-column` must be columns of few.jsonl, got"):
+    with pytest.raises(ValueError, match=r"`--messages-column` must be a column of few.jsonl, got"):
         load_task("sft", few, {"messages": "chat"})
     with pytest.raises(
         ValueError, match=r"`--label-column` goes with --task custom, got --task sft"

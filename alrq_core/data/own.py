@@ -19,7 +19,7 @@ from alrq_core.data.splits import (
     cut_off,
     without_shared,
 )
-from alrq_core.data.tables import READERS, Table, check_suffix, read_table, text_lines
+from alrq_core.data.tables import READERS, Table, check_column, check_suffix, read_table, text_lines
 
 # Splits and what their files may be called.
 STEMS: Mapping[str, tuple[str, ...]] = {
@@ -75,7 +75,7 @@ def running_text(data: Path, column: str | None) -> Splits:
             return ["".join(text_lines(path))]
         name = column or "text"
         table = read_table(path, (name,))
-        _check_columns(table, (name,), "--text-column")
+        check_column(table, "--text-column", name)
         return checked_texts(table, name)
 
     files = _files(data, (*READERS, ".txt"))
@@ -171,11 +171,12 @@ def _rows(table: Table, columns: Mapping[str, str]) -> Iterable[dict[str, Any]]:
 def _form(table: Table, columns: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
     """Return the form of a table's conversations and their columns."""
     if "messages" in columns:
-        _check_columns(table, (columns["messages"],), "--messages-column")
+        check_column(table, "--messages-column", columns["messages"])
         return "messages", (columns["messages"],)
     if columns:
         pair = (columns.get("prompt", "prompt"), columns.get("completion", "completion"))
-        _check_columns(table, pair, "--prompt-column` and `--completion-column")
+        for flag, name in zip(("--prompt-column", "--completion-column"), pair, strict=True):
+            check_column(table, flag, name)
         return "prompt", pair
     for form, names in FORMS.items():
         if all(name in table.cells for name in names):
@@ -188,15 +189,6 @@ def _form(table: Table, columns: Mapping[str, str]) -> tuple[str, tuple[str, ...
         f"{table.source}. Name yours with --messages-column, or --prompt-column and "
         "--completion-column."
     )
-
-
-def _check_columns(table: Table, names: tuple[str, ...], flag: str) -> None:
-    for name in names:
-        if name not in table.cells:
-            raise ValueError(
-                f"`{flag}` must be columns of {table.source}, got {name!r}. It has "
-                f"{', '.join(map(repr, table.names))}."
-            )
 
 
 def _messages(cell: Any, place: str) -> list[tuple[str, str]]:

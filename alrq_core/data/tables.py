@@ -79,6 +79,24 @@ def check_suffix(path: Path, known: Iterable[str]) -> None:
         )
 
 
+def check_column(table: Table, flag: str, name: str) -> None:
+    """Check that a column is there.
+
+    Args:
+        table: Of a file.
+        flag: That names the column, for the message.
+        name: Of the column.
+
+    Raises:
+        ValueError: It isn't.
+    """
+    if name not in table.cells:
+        raise ValueError(
+            f"`{flag}` must be a column of {table.source}, got {name!r}. "
+            f"It has {', '.join(map(repr, table.names))}."
+        )
+
+
 def text_lines(path: Path, newline: str | None = None) -> Iterator[str]:
     """Yield the lines of a text file in UTF-8, plain or in gzip, without a byte order mark.
 

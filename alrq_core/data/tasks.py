@@ -20,7 +20,7 @@ from alrq_core.data.splits import (
     cut_off,
     without_shared,
 )
-from alrq_core.data.tables import READERS, Table, check_suffix, read_table, text_lines
+from alrq_core.data.tables import READERS, Table, check_column, check_suffix, read_table, text_lines
 from alrq_core.records import TaskKind
 
 LM_VALIDATION_FRACTION = 0.2
@@ -148,11 +148,7 @@ def _custom(path: Path, text_column: str, label_column: str) -> Task:
     check_suffix(path, READERS)
     table = read_table(path, (text_column, label_column))
     for flag, column in (("--text-column", text_column), ("--label-column", label_column)):
-        if column not in table.cells:
-            raise ValueError(
-                f"`{flag}` must be a column of {path.name}, got {column!r}. "
-                f"It has {', '.join(map(repr, table.names))}."
-            )
+        check_column(table, flag, column)
     texts, labels = checked_texts(table, text_column), checked_labels(table, label_column)
     names = class_names(labels, path.name)
     return _stratified("custom", _numbered(texts, labels, names), names)
