@@ -22,6 +22,7 @@ from alrq_core.adapters.lora import lora_layers
 from alrq_core.export.blocks import BLOCKS, as_blocks
 from alrq_core.export.exact import save
 from alrq_core.export.llama_cpp import BASE, LORA_FILE, write_for_llama_cpp
+from alrq_core.export.llama_family import check_for_llama_cpp
 from alrq_core.export.llama_tokens import CUTS
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
@@ -258,7 +259,7 @@ def test_other_codes_are_refused_by_name(choice: Choice, named: str, tmp_path: P
 def test_tokenizers_that_cut_otherwise_are_refused(tmp_path: Path) -> None:
     run = trained(save_llama(tmp_path / "model"), (4,), (2,))
 
-    refused(run, tmp_path, "`--as` gguf must have a tokenizer.*got a WordLevel model")
+    refused(run, tmp_path, "`--model` must have a tokenizer.*got a WordLevel model")
 
 
 def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
@@ -267,18 +268,22 @@ def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     save_bpe(tmp_path / "model")
 
     run = trained(tmp_path / "model", (4,), (2,))
-    refused(run, tmp_path, r"compared with llama.cpp \(llama, mistral, qwen2, qwen3\), got gpt2")
+    refused(run, tmp_path, r"compared with llama.cpp for gguf \(.*, qwen3\), got gpt2")
 
 
 @pytest.mark.parametrize(
     ("family", "extra", "message"),
     [
         ("llama", {"hidden_act": "gelu"}, "silu, got gelu"),
-        ("qwen2", {"rope_parameters": LLAMA3_ROPE}, "usual frequencies in a qwen2 model"),
+        (
+            "qwen2",
+            {"rope_parameters": LLAMA3_ROPE},
+            "by default frequencies .* in a qwen2 model, got llama3",
+        ),
         (
             "llama",
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
-            "default, linear or llama3 frequencies, got yarn",
+            "by default or linear or llama3 frequencies .*, got yarn",
         ),
     ],
 )
@@ -293,3 +298,15 @@ def test_what_llama_cpp_computes_otherwise_is_refused(
     run = trained(save_decoder(tmp_path / "model", family), (4,), (2,))
 
     refused(run, tmp_path, message)
+
+
+def test_models_that_cannot_be_written_are_refused_before_anything_runs(
+    tmp_path: Path, bert_folder: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"must go with a language model, got .* classification"):
+        check_for_llama_cpp(bert_folder, "classification")
+    with pytest.raises(ValueError, match="must have a tokenizer"):
+        check_for_llama_cpp(save_llama(tmp_path / "words"), "language-modelling")
+    with pytest.raises(ValueError, match=r"for gguf .*, got bert"):
+        check_for_llama_cpp(bert_folder, "language-modelling")
+    check_for_llama_cpp(save_decoder(tmp_path / "model", "qwen3"), "language-modelling")

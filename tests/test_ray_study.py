@@ -186,7 +186,7 @@ def test_a_confirmed_trial_is_exported(
     assert run_search.main((*export, "B-Q4", *other, "transformers")) == 2
     assert "must have every module in gptq or plain, got nf4-double" in capsys.readouterr().err
     assert run_search.main((*export, "B-Q4", *other, "gguf")) == 2
-    assert "must have a family that was compared with llama.cpp" in capsys.readouterr().err
+    assert "must be of a family that was compared with llama.cpp" in capsys.readouterr().err
     assert run_search.main((*export, "B-Q4", *other, "onnx")) == 2
     said = capsys.readouterr().err
     assert "`--as` must be one of alrq, transformers, gguf, got 'onnx'" in said

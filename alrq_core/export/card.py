@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 
 from alrq_core.models.finding import hub_id
 from alrq_core.trial import TrialRun
@@ -100,15 +99,15 @@ def model_card(run: TrialRun, packed: list[str], file_bytes: int) -> str:
     return _card(run, "compressed-tensors", file_bytes, held, lines)
 
 
-def llama_card(run: TrialRun, types: Mapping[str, str], file_bytes: int) -> str:
+def llama_card(run: TrialRun, types: list[str], file_bytes: int) -> str:
     """Return the card of files for llama.cpp, in Markdown.
 
     Args:
         run: Trained.
-        types: Module to the name of its type in llama.cpp.
+        types: Of the modules, in llama.cpp.
         file_bytes: Of the base.
     """
-    counted = Counter(types.values())
+    counted = Counter(types)
     adapted = bool(run.final_allocation.rank_pattern)
     lines = LLAMA_CPP.format(
         lora=" --lora adapter.gguf" if adapted else "",

@@ -11,6 +11,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
+OTHERWISE = "Use another --quant-backend, and export as transformers or without --as."
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # What cuts text, in order, and whether words that are tokens are taken whole, to llama.cpp's name.
@@ -31,9 +32,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: 
         rows: Embeddings of the model: more than tokens, where they were rounded up.
 
     Raises:
-        ValueError: It is no byte-level BPE that llama.cpp is known to read alike.
+        ValueError: See `checked_tokenizer`.
     """
-    name, model = _checked(tokenizer)
+    name, model = checked_tokenizer(tokenizer)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
     tokens, types = _tokens(tokenizer, model, rows)
@@ -56,17 +57,21 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: 
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _checked(tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str, Any]]:
-    """Return llama.cpp's name of the way that text is cut, and the BPE model."""
+def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str, Any]]:
+    """Return llama.cpp's name of the way that text is cut, and the BPE model.
+
+    Raises:
+        ValueError: It is no byte-level BPE that llama.cpp is known to read alike.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = {} if backend is None else json.loads(backend.to_str())
     model = whole.get("model") or {}
     kind = (_cuts(whole.get("pre_tokenizer")), bool(model.get("ignore_merges")))
     if model.get("type") != "BPE" or kind not in CUTS:
         raise ValueError(
-            "`--as` gguf must have a tokenizer that llama.cpp is known to read alike (byte-level "
-            f"BPE as {', '.join(CUTS.values())} cut text), got a {model.get('type')} model that "
-            f"cuts by {whole.get('pre_tokenizer')}. Export it without --as, or as transformers."
+            "`--model` must have a tokenizer that llama.cpp is known to read alike for gguf "
+            f"(byte-level BPE as {', '.join(CUTS.values())} cut text), got a {model.get('type')} "
+            f"model that cuts by {whole.get('pre_tokenizer')}. {OTHERWISE}"
         )
     return CUTS[kind], model
 

@@ -11,6 +11,7 @@ from alrq_core.data.encode import EncodedTask, epoch_batches
 from alrq_core.data.parts import check_calibration
 from alrq_core.data.tasks import check_task_name, load_task
 from alrq_core.data.tokenise import encode_task
+from alrq_core.export.llama_family import check_for_llama_cpp
 from alrq_core.memory.batch_plan import BatchPlan
 from alrq_core.memory.machine import fastest_cpu_dtype, give_back_memory, pick_device
 from alrq_core.memory.sharing import trials_per_gpu
@@ -122,6 +123,8 @@ def read(config: StudyConfig, weights: bool = True) -> Read:
         config.model, task.kind, len(task.label_names), config.recipe.max_length, weights
     )
     config = replace(config, model=inventory.model)
+    if config.quant_backend == "gguf":
+        check_for_llama_cpp(folder, task.kind)
     digests = digests_of(task, folder)
     encoded = encode_task(task, folder, config.recipe.max_length)
     encoded = replace(encoded, exact_match=config.metric == EXACT_MATCH)
