@@ -116,14 +116,14 @@ def _hooks(model: nn.Module, names: dict[str, str], into: Collector) -> Iterator
 def _by_sequence(rows: Tensor, batch: Batch) -> Tensor:
     """Return rows as sequences x tokens x width.
 
-    Those of an output head are put where the answers are. Rows that can't be told apart by
+    Those of an output head are the answers, padded with zeros. Rows that can't be told apart by
     sequence, such as an expert's, count as one sequence.
     """
     width, count = rows.shape[-1], len(batch.input_ids)
     if count > 1 and batch.places is not None and rows.shape[:-1] == (1, len(batch.places)):
-        spread = rows.new_zeros(batch.input_ids.numel(), width)
-        spread[batch.places] = rows[0]
-        return spread.view(*batch.input_ids.shape, width)
+        owners = batch.places // batch.input_ids.shape[1]
+        counts = torch.bincount(owners, minlength=count).tolist()
+        return nn.utils.rnn.pad_sequence(list(rows[0].split(counts)), batch_first=True)
     if rows.dim() == 3 and len(rows) == count:
         return rows
     if rows.numel() % (count * width) == 0:
