@@ -28,7 +28,8 @@ Engine = Callable[[list[int]], Tensor]
 def in_transformers(folder: Path) -> Iterator[tuple[str, Engine]]:
     """Yield the base and the tuned model, as the export's own README loads them."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    model.hf_quantizer.compressor.decompress_model(model)
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.compressor.decompress_model(model)
 
     def answer(ids: list[int]) -> Tensor:
         with torch.inference_mode():
