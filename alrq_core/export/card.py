@@ -59,11 +59,11 @@ LLAMA_CPP = """\
 
     llama-cli -m model.gguf{lora} -p PROMPT
 
-{blocks}
-llama.cpp rounds what enters such a matrix to 8 bits, so that its answers differ a little.{version}
+Modules by type: {blocks}. llama.cpp rounds what enters a matrix, to 8 bits where that has fewer than
+16, so that its answers differ a little.{version}
 
 """
-NEWEST = "\nQ2_0 needs a release of 2026."
+NEWEST = " Q2_0 needs a release of 2026."
 END = """\
 ## What was built
 
@@ -111,7 +111,7 @@ def llama_card(run: TrialRun, types: list[str], file_bytes: int) -> str:
     adapted = bool(run.final_allocation.rank_pattern)
     lines = LLAMA_CPP.format(
         lora=" --lora adapter.gguf" if adapted else "",
-        blocks="Modules by type: " + ", ".join(f"{n} in {name}" for name, n in counted.items()),
+        blocks=", ".join(f"{n} in {name}" for name, n in counted.items()),
         version=NEWEST if "Q2_0" in counted else "",
     )
     held = " in `model.gguf`" + (", and the adapter in `adapter.gguf`" if adapted else "")
