@@ -38,7 +38,8 @@ def in_transformers(folder: Path) -> Iterator[tuple[str, Engine]]:
 
     model.eval()
     yield "base", answer
-    model = PeftModel.from_pretrained(model, str(folder / "adapter")).eval()
+    if (folder / "adapter").is_dir():
+        model = PeftModel.from_pretrained(model, str(folder / "adapter")).eval()
     yield "tuned", answer
 
 
@@ -55,7 +56,7 @@ def in_llama_cpp(folder: Path) -> Iterator[tuple[str, Engine]]:
             torch.get_num_threads(),
         )
         params.warmup, params.verbosity, params.port = False, -1, 0
-        if name == "tuned":
+        if name == "tuned" and (folder / "adapter.gguf").is_file():
             adapter = xllamacpp.CommonAdapterLoraInfo(str(folder / "adapter.gguf"), 1.0)
             params.lora_adapters = [adapter]
         server = xllamacpp.Server(params)

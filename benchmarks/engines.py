@@ -26,7 +26,7 @@ from tune.study.prepare import prepare
 def prompts_of(tokens: Tokens, count: int) -> list[list[int]]:
     """Return the first sequences up to their first answer, or their first half."""
     found = []
-    for row in range(count):
+    for row in range(min(count, len(tokens))):
         sequence = tokens.sequence(row).tolist()
         end = int(tokens.predicted(row).argmax()) if tokens.counted is not None else 0
         found.append(sequence[: end if end > 1 else len(sequence) // 2])
@@ -36,8 +36,11 @@ def prompts_of(tokens: Tokens, count: int) -> list[list[int]]:
 def answers(model: Any, prompts: list[list[int]]) -> Tensor:
     """Return the logarithms of all tokens' probabilities after each prompt, prompts x tokens."""
     with torch.inference_mode():
-        each = [model(input_ids=torch.tensor([ids])).logits[0, -1].float() for ids in prompts]
-    return torch.stack(each).log_softmax(-1)
+        each = [
+            model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float()
+            for ids in prompts
+        ]
+    return torch.stack(each).log_softmax(-1).cpu()
 
 
 def without_adapters(model: nn.Module) -> None:

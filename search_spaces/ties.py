@@ -54,7 +54,7 @@ def _shared(
         if not common:
             raise ValueError(
                 f"`--tie` must join modules with {what} in common, got {', '.join(group)} with "
-                "none. Leave it out, or use another --quant-backend."
+                "none. Give --no-tie, or use another --quant-backend."
             )
         found |= dict.fromkeys(group, tuple(sorted(common)))
     return found

@@ -12,8 +12,9 @@ import pytest
 import torch
 import transformers
 import xllamacpp
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +24,7 @@ from alrq_core.export.blocks import BLOCKS, as_blocks
 from alrq_core.export.exact import save
 from alrq_core.export.llama_cpp import BASE, LORA_FILE, write_for_llama_cpp
 from alrq_core.export.llama_family import check_for_llama_cpp
-from alrq_core.export.llama_tokens import CUTS
+from alrq_core.export.llama_tokens import CUTS, add_tokenizer, checked_tokenizer
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import RECIPE, make_context, save_llama
@@ -42,6 +43,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-3": ("Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
     "biases": ("Llama", {"attention_bias": True, "head_dim": 32}),
+    "linear": (
+        "Llama",
+        {
+            "mlp_bias": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+        },
+    ),
     "mistral": ("Mistral", {"sliding_window": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
@@ -262,6 +270,37 @@ def test_tokenizers_that_cut_otherwise_are_refused(tmp_path: Path) -> None:
     refused(run, tmp_path, "`--model` must have a tokenizer.*got a WordLevel model")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": normalizers.Lowercase()}, "must have a tokenizer .* after Lowercase"),
+        (
+            {"post_processor": TemplateProcessing(single="! $A", special_tokens=[("!", 5)])},
+            "puts BOS, EOS or nothing around a text for gguf, got",
+        ),
+    ],
+)
+def test_tokenizers_that_change_text_otherwise_are_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    tokenizer = save_bpe(tmp_path)
+    for name, value in change.items():
+        setattr(tokenizer.backend_tokenizer, name, value)
+
+    with pytest.raises(ValueError, match=message):
+        checked_tokenizer(tokenizer)
+
+
+def test_tokens_without_an_embedding_are_left_out(tmp_path: Path) -> None:
+    tokenizer = save_bpe(tmp_path)
+    tokenizer.add_tokens(["<|late|>"])
+    writer = gguf.GGUFWriter(None, "llama")
+    add_tokenizer(writer, tokenizer, len(tokenizer) - 1)
+
+    tokens = writer.kv_data[0]["tokenizer.ggml.tokens"].value
+    assert len(tokens) == len(tokenizer) - 1 and "<|late|>" not in tokens
+
+
 def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     config = transformers.GPT2Config(vocab_size=400, n_embd=64, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
@@ -275,6 +314,7 @@ def test_other_families_are_refused_by_name(tmp_path: Path) -> None:
     ("family", "extra", "message"),
     [
         ("llama", {"hidden_act": "gelu"}, "silu, got gelu"),
+        ("qwen3", {"attention_bias": True}, "no biases in attention"),
         (
             "qwen2",
             {"rope_parameters": LLAMA3_ROPE},

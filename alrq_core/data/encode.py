@@ -106,6 +106,7 @@ class EncodedTask:
         conversations: Whether answers alone are learnt and scored.
         exact_match: Whether people read the share of conversations that are answered word by word,
             instead of perplexity.
+        cut_answers: Answers of validation and test that were too long.
     """
 
     name: str
@@ -118,6 +119,7 @@ class EncodedTask:
     test: Tokens
     conversations: bool = False
     exact_match: bool = False
+    cut_answers: int = 0
 
     def scored_on(self, count: int) -> "EncodedTask":
         """Return the task with only the first sequences of validation and test split."""

@@ -39,20 +39,22 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
     """
     tokenizer = load_tokenizer(model_folder)
     rows, notes = read_config(model_folder).vocab_size, [task.splits]
+    cuts = dict.fromkeys(("train", "validation", "test"), 0)
 
     def encode(name: str) -> Tokens:
         split: TextSplit = getattr(task, name)
         if task.kind == "classification":
             tokens = _sentences(split, tokenizer, max_length)
         elif task.conversations:
-            tokens, cut = _conversations(split, tokenizer, max_length)
-            notes.extend([f"{cut} answers of {name} cut at {max_length} tokens"] if cut else [])
+            tokens, cuts[name] = _conversations(split, tokenizer, max_length)
+            if cuts[name]:
+                notes.append(f"{cuts[name]} answers of {name} cut at {max_length} tokens")
         else:
             tokens = _windows(split, tokenizer, max_length)
         check_tokens(tokenizer, tokens.ids, tokens.lengths, rows, name)
         return tokens
 
-    splits = {name: encode(name) for name in ("train", "validation", "test")}
+    splits = {name: encode(name) for name in cuts}
     if task.conversations:
         answers = int(splits["test"].answers.sum())
         notes.append(f"scored on the answers' tokens alone, {answers:,} of test")
@@ -67,6 +69,7 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
         pad_id=int(tokenizer.pad_token_id),
         conversations=task.conversations,
         exact_match=False,
+        cut_answers=cuts["validation"] + cuts["test"],
         **splits,
     )
 

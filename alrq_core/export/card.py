@@ -11,7 +11,7 @@ HEAD = """\
 ---
 library_name: {library}
 base_model: {base}
-tags: [{library}, lora, mixed-precision]
+tags: [{form}, lora, mixed-precision]
 ---
 
 # {title}
@@ -59,8 +59,8 @@ LLAMA_CPP = """\
 
     llama-cli -m model.gguf{lora} -p PROMPT
 
-Modules by type: {blocks}. llama.cpp rounds what enters a matrix, to 8 bits where that has fewer than
-16, so that its answers differ a little.{version}
+Modules by type: {blocks}. llama.cpp rounds what enters a matrix, to 8 bits where that has fewer
+than 16, so that its answers differ a little.{version}
 
 """
 NEWEST = " Q2_0 needs a release of 2026."
@@ -96,7 +96,7 @@ def model_card(run: TrialRun, packed: list[str], file_bytes: int) -> str:
         if not any(word in line for word in unneeded)
     )
     lines += ENCODER if classifies else VLLM
-    return _card(run, "compressed-tensors", file_bytes, held, lines)
+    return _card(run, ("peft", "compressed-tensors"), file_bytes, held, lines)
 
 
 def llama_card(run: TrialRun, types: list[str], file_bytes: int) -> str:
@@ -115,16 +115,18 @@ def llama_card(run: TrialRun, types: list[str], file_bytes: int) -> str:
         version=NEWEST if "Q2_0" in counted else "",
     )
     held = " in `model.gguf`" + (", and the adapter in `adapter.gguf`" if adapted else "")
-    return _card(run, "gguf", file_bytes, held, lines)
+    return _card(run, ("gguf", "gguf"), file_bytes, held, lines)
 
 
-def _card(run: TrialRun, library: str, file_bytes: int, held: str, loading: str) -> str:
+def _card(run: TrialRun, about: tuple[str, str], file_bytes: int, held: str, loading: str) -> str:
+    """Return a card of a library and the form that it reads."""
     context, allocation, receipt = run.context, run.final_allocation, run.receipt
     inventory = context.inventory
     counted = Counter(allocation.choices[target.name].bits for target in inventory.targets)
     base = hub_id(inventory.model)[0]
     head = HEAD.format(
-        library=library,
+        library=about[0],
+        form=about[1],
         base=base,
         title=f"{base} for {context.task.name}",
         task=context.task.name,

@@ -75,6 +75,11 @@ def checked_family(config: Any) -> Family:
             f"`--model` must have the activation of its family for gguf, silu, got "
             f"{config.hidden_act}. {OTHERWISE}"
         )
+    if config.model_type == "qwen3" and config.attention_bias:
+        raise ValueError(
+            f"`--model` must have no biases in attention for gguf, as llama.cpp's qwen3, got some. "
+            f"{OTHERWISE}"
+        )
     rule = config.rope_parameters["rope_type"]
     known = ("default", *(("linear", "llama3") if family.scaled else ()))
     if rule not in known:

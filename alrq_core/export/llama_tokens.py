@@ -11,6 +11,8 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
+# llama.cpp composes no letters: of a text that isn't composed yet, Qwen2's tokens differ there.
+NORMALIZERS = (None, "NFC")
 OTHERWISE = "Use another --quant-backend, and export as transformers or without --as."
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -49,8 +51,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: 
     ):
         if number is not None:
             add(number)
-    begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    ends = tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
+    begins, ends = _around(tokenizer)
     writer.add_add_bos_token(begins)
     writer.add_add_eos_token(ends)
     if isinstance(tokenizer.chat_template, str):
@@ -67,13 +68,29 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str
     whole = {} if backend is None else json.loads(backend.to_str())
     model = whole.get("model") or {}
     kind = (_cuts(whole.get("pre_tokenizer")), bool(model.get("ignore_merges")))
-    if model.get("type") != "BPE" or kind not in CUTS:
+    normalizer = (whole.get("normalizer") or {}).get("type")
+    if model.get("type") != "BPE" or kind not in CUTS or normalizer not in NORMALIZERS:
         raise ValueError(
             "`--model` must have a tokenizer that llama.cpp is known to read alike for gguf "
             f"(byte-level BPE as {', '.join(CUTS.values())} cut text), got a {model.get('type')} "
-            f"model that cuts by {whole.get('pre_tokenizer')}. {OTHERWISE}"
+            f"model that cuts by {whole.get('pre_tokenizer')} after {normalizer}. {OTHERWISE}"
         )
+    _around(tokenizer)
     return CUTS[kind], model
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
+    """Return whether BOS is put before a text and EOS after it, which is all llama.cpp can do."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    begins, ends = whole[0] != bare[0], whole[-1] != bare[-1]
+    wanted = [tokenizer.bos_token_id] * begins + bare + [tokenizer.eos_token_id] * ends
+    if whole != wanted:
+        raise ValueError(
+            "`--model` must have a tokenizer that puts BOS, EOS or nothing around a text for gguf, "
+            f"got {tokenizer.convert_ids_to_tokens(whole)} for 'a'. {OTHERWISE}"
+        )
+    return begins, ends
 
 
 def _cuts(found: dict[str, Any] | None) -> Any:
@@ -101,6 +118,9 @@ def _tokens(
     for token, number in model["vocab"].items():
         tokens[number], types[number] = token, int(TokenType.NORMAL)
     for number, added in tokenizer.added_tokens_decoder.items():
+        if number >= rows:
+            # It has no embedding, and is in no text that was accepted.
+            continue
         tokens[number] = added.content
         types[number] = int(TokenType.CONTROL if added.special else TokenType.USER_DEFINED)
     return tokens, types

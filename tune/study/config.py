@@ -81,8 +81,8 @@ class StudyConfig:
         max_training_memory_bytes: Limit on the predicted peak of training a proposed allocation.
         device_memory_bytes: Plan for a device of no more memory than that; None for all of it.
         time_limit_seconds: After it nothing is proposed; what runs ends, confirmation follows.
-        margin: Loss against B-FP that still counts as none: points of accuracy or per cent of
-            perplexity.
+        margin: Loss against B-FP that still counts as none: points of accuracy or exact match, or
+            per cent of perplexity.
         name: The study's folder below `output_dir/studies`.
         output_dir: Where results go.
         trials_per_gpu: Trials that share a GPU; None for as many as it has room and time for.

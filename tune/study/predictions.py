@@ -52,7 +52,7 @@ def with_predictions(folder: Path, trial: str, score: TestScore) -> TestScore:
         if score.metric == "perplexity":
             return replace(score, scores=losses, losses=losses)
         scores = tuple(float(right) for right in columns["right"])
-        predictions = tuple(columns.get("prediction", ()))
+        predictions = tuple(columns["prediction"]) if score.metric == "accuracy" else ()
         return replace(score, scores=scores, losses=losses, predictions=predictions)
     except (OSError, pyarrow.ArrowException, KeyError, TypeError) as error:
         raise ValueError(

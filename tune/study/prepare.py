@@ -122,11 +122,18 @@ def read(config: StudyConfig, weights: bool = True) -> Read:
     inventory = inspect_model(
         config.model, task.kind, len(task.label_names), config.recipe.max_length, weights
     )
-    config = replace(config, model=inventory.model)
+    # Settled, as all that later releases may choose otherwise.
+    config = replace(config, model=inventory.model, tie=config.ties)
     if config.quant_backend == "gguf":
         check_for_llama_cpp(folder, task.kind)
     digests = digests_of(task, folder)
     encoded = encode_task(task, folder, config.recipe.max_length)
+    if config.metric == EXACT_MATCH and encoded.cut_answers:
+        raise ValueError(
+            f"`--max-length` must hold every answer whole for --metric {EXACT_MATCH}, got "
+            f"{config.recipe.max_length}, which cuts {encoded.cut_answers} of validation and test. "
+            "Raise it, or leave longer conversations out."
+        )
     encoded = replace(encoded, exact_match=config.metric == EXACT_MATCH)
     if config.eval_sequences is not None:
         encoded = encoded.scored_on(config.eval_sequences)
