@@ -1,23 +1,23 @@
-"""What a study did, counted from its log, and what as much would take of larger models on GPUs.
+"""What a decoder's study did, by its log, and what as much would take of larger ones on GPUs.
 
     python -m benchmarks.study_cost --study results/studies/NAME [--tokens 512]
 
 By arithmetic: a token's products are 2 N operations forward and 2 N back, with N weights, as frozen
 ones have no gradient. To them comes the dequantising of all weights twice a step, and a step is
 never faster than its kernels can be started. The parts were measured on an H100 (docs/gpu.md); the
-24 GB card is NVIDIA's statement for an RTX 4090, in the same part of its peak. Nothing of the
-second table was run.
+24 GB card is NVIDIA's statement for an RTX 4090, in the same part of its peak. Making codes and
+the visibility table are not in it. Nothing of the second table was run.
 """
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from alrq_core.data.parts import CALIBRATION_TOKENS
+from alrq_core.data.parts import CALIBRATION_TOKENS, TrainParts
 from tune.study.config import resumed_config
 from tune.study.events import LOG_NAME, EventLog
 from tune.study.prepare import prepare
-from tune.study.state import StudyState, TrialState
+from tune.study.state import StudyState
 
 # Weights and blocks of Llama 3.2 1B, Llama 2 7B and 70B.
 MODELS = {"1B": (1.24e9, 16), "7B": (6.74e9, 32), "70B": (69.0e9, 80)}
@@ -83,28 +83,23 @@ def counted(study: Path) -> tuple[Counts, dict[str, float]]:
     """Return what a study did, and the seconds of its processes by kind."""
     prepared = prepare(resumed_config(study, {}))
     state = StudyState(prepared.inventory.names).replay(EventLog(study / LOG_NAME).read())
-    recipe, scored = prepared.config.recipe, 0
-    tuned = recipe.tuning.max_steps * recipe.batch_size
-    half = len(prepared.task.validation) // 2
-    references = 0
+    recipe, scored, references = prepared.config.recipe, 0, 0
+    parts = TrainParts(prepared.task, recipe.tuning.max_steps * recipe.batch_size)
     seconds = dict.fromkeys(("training", "scoring"), 0.0)
     for trial in state.trials.values():
-        scored += sum(report.sequences for report in trial.reports)
+        for report in trial.reports:
+            scored += report.sequences
+            scored += len(parts.scored) if report.divergence is not None else 0
         scored += len(prepared.task.test) if trial.test is not None else 0
-        scored += half if trial.reference is not None else 0
-        if is_reference(trial):
+        if trial.reference is None and (
+            trial.role == "reference" or trial.source == prepared.config.reference
+        ):
             references += 1
-            scored += half + tuned
+            scored += len(parts.scored) + len(parts.tuned)
         seconds["training"] += sum(report.train_seconds for report in trial.reports)
         seconds["scoring"] += sum(report.eval_seconds for report in trial.reports)
     steps = sum(max((r.step for r in trial.reports), default=0) for trial in state.trials.values())
     return Counts(steps, recipe.batch_size, scored, references), seconds
-
-
-def is_reference(trial: TrialState) -> bool:
-    """Tell whether others start from a trial."""
-    whole = set(trial.allocation.choices[name].bits for name in trial.allocation.choices) == {16}
-    return whole and trial.reference is None and trial.role in ("reference", "baseline", "confirm")
 
 
 def main() -> None:
