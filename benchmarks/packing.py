@@ -92,7 +92,7 @@ def main() -> None:
             found = loss(rows)
             found.backward()
             seconds[way].append(time.perf_counter() - start)
-            losses.append(float(found))
+            losses.append(float(found.detach()))
         gaps.append(abs(losses[0] - losses[1]) / losses[0])
     print(f"{len(gaps)} batches, {real} tokens, {whole - real} of padding ({whole / real - 1:.1%})")
     ratio = np.log(np.array(seconds["packed"]) / np.array(seconds["buckets"]))
