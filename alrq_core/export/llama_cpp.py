@@ -125,12 +125,13 @@ def _base_tensors(
             partial(_matrix, layer, order),
         )
         if getattr(layer, "bias", None) is not None:
-            yield _vector(_named(names, f"{name}.bias"), layer.bias[order])
+            yield _vector(_named(names, f"{name}.bias"), layer.bias[order].to(STORAGE_DTYPE))
     for name, tensor in plain_tensors(run.model, known).items():
         if ".lora_" in name:
             continue
         if tensor.dim() == 1:
-            yield _vector(_named(names, name), tensor)
+            # As it is scored.
+            yield _vector(_named(names, name), tensor.to(STORAGE_DTYPE))
         else:
             make = partial(_in_bfloat16, tensor)
             yield _Stored(_named(names, name), tuple(tensor.shape), PLAIN, make)
@@ -198,8 +199,7 @@ def _in_float16(tensor: Tensor) -> NDArray[Any]:
 
 
 def _vector(name: str, tensor: Tensor) -> _Stored:
-    """Return a bias or a norm, rounded to 16 bits as it is scored and stored in 32."""
-    made = tensor.detach().to("cpu", STORAGE_DTYPE).float() if name != ROPE_FACTORS else tensor
+    made = tensor.detach().to("cpu", torch.float32)
     return _Stored(name, tuple(made.shape), VECTOR, made.numpy)
 
 
