@@ -152,11 +152,7 @@ class StudyConfig:
                 raise ValueError(
                     f"`{flag}` must be a whole number of at least 0, got {count}. Give 0 for none."
                 )
-        if self.metric is not None and (self.metric, self.task) != (EXACT_MATCH, "sft"):
-            raise ValueError(
-                f"`--metric` must be {EXACT_MATCH}, and goes with --task sft, got {self.metric!r} "
-                f"with --task {self.task}. Leave it out for accuracy or perplexity."
-            )
+        self._check_metric()
         if self.trials_per_gpu is not None and self.trials_per_gpu < 1:
             raise ValueError(
                 f"`--trials-per-gpu` must be a whole number of at least 1, got "
@@ -189,6 +185,13 @@ class StudyConfig:
             raise ValueError(
                 f"`--name` must have at most {MAX_NAME_BYTES} bytes, got "
                 f"{len(self.name)} characters. Give a shorter one."
+            )
+
+    def _check_metric(self) -> None:
+        if self.metric is not None and (self.metric, self.task) != (EXACT_MATCH, "sft"):
+            raise ValueError(
+                f"`--metric` must be {EXACT_MATCH}, and goes with --task sft, got {self.metric!r} "
+                f"with --task {self.task}. Leave it out for accuracy or perplexity."
             )
 
     @property
