@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from alrq_core.files import replaced
+from alrq_core.kept import Kept
 from alrq_core.randomness import Randomness
 from alrq_core.records import Receipt, TrialReport
-from alrq_core.training import Kept, Training
+from alrq_core.training import Training
 
 
 def write_checkpoint(

@@ -43,7 +43,8 @@ class Recipe:
         tune_steps: Optimiser steps of a trial that starts from a reference; None for half of
             `max_steps`.
         tune_learning_rate: Peak of its schedule; None for `learning_rate`, less by as much as
-            there are fewer steps than that half, and by the root of how near the start is.
+            there are fewer steps than that half, and where a step would promise more than the
+            start has to win.
         prepared_tokens: Of a batch whose activations are kept before trials begin, for starts and
             table. With twice as many a worker takes 0.07 to 0.1 GB more for MiniLM, and a table a
             fifth less time: it unpacks all formats for each batch.

@@ -13,6 +13,7 @@ from alrq_core.adapters.reference import Reference, adapters_of
 from alrq_core.build import build_model
 from alrq_core.checkpoint import read_checkpoint, write_checkpoint
 from alrq_core.context import TrialContext
+from alrq_core.kept import Kept
 from alrq_core.memory.machine import peak_memory_bytes, reset_peak_memory
 from alrq_core.models.heads import head_names, reset_head
 from alrq_core.models.recomputed import recompute_blocks
@@ -27,7 +28,7 @@ from alrq_core.receipt import (
 from alrq_core.recipe import Recipe
 from alrq_core.records import TestScore, TrialReport
 from alrq_core.scoring import Scorer
-from alrq_core.training import Kept, Training
+from alrq_core.training import Training
 from alrq_core.weights.layers import STORAGE_DTYPE, keep_dequantised
 from search_spaces.allocation import Allocation
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from alrq_core.adapters.reference import Reference
 from alrq_core.context import TrialContext
 from alrq_core.data.encode import collate
+from alrq_core.kept import Kept
 from alrq_core.recipe import Recipe
-from alrq_core.training import FAR, Kept
+from alrq_core.training import REACH
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from tests.simulated import make_report
@@ -171,20 +172,23 @@ def test_a_ruined_state_is_not_kept(bert: Setting) -> None:
     assert torch.equal(bert.answer(run), answer)
 
 
-def test_near_starts_take_small_steps(bert: Setting) -> None:
-    """The rate is that of the schedule times the root of the mean divergence over `FAR`."""
-    recipe = replace(RECIPE, tune_learning_rate=None, warmup_fraction=0.5)
-    rate = recipe.tuning.learning_rate
-    setting, inventory = bert.with_recipe(recipe), bert.context.inventory
-    near, far = (setting.start(uniform(inventory, bits, 4)).training for bits in (4, 2))
-    losses = [float(near.train_step()) for _ in range(3)]
-    far._first = [torch.tensor(10.0)]
+def test_no_step_goes_beyond_a_start_s_way(bert: Setting) -> None:
+    """The rate is at most the first losses over the sum of all slopes, in each direction."""
+    recipe = replace(RECIPE, tune_learning_rate=None, warmup_fraction=0.01)
+    setting = bert.with_recipe(recipe)
+    allocation = uniform(bert.context.inventory, 4, 4)
+    near, far, other = (setting.start(allocation).training for _ in range(3))
+    loss = other.mean_loss(next(other._batches))
+    slopes = [slope.abs().sum() for slope in torch.autograd.grad(loss, other.trained)]
+    near.train_step()
+    way = loss.item() / float(torch.stack(slopes).sum())
+    far._first = [torch.tensor([1e4, 1.0])]
     far.train_step()
 
-    part = (sum(losses[:2]) / 2 / FAR) ** 0.5
-    assert 0 < part < 1
+    rate = recipe.tuning.learning_rate
+    assert way < rate / 2
     used = [float(t._optimizer.param_groups[0]["lr"]) for t in (near, far)]
-    assert used == pytest.approx([rate * part, rate / 2], rel=1e-5)
+    assert used == pytest.approx([REACH * way, rate], rel=1e-4)
 
 
 @pytest.mark.parametrize("rate", [5e-4, None])
