@@ -1,13 +1,13 @@
 """What starts from a reference are worth by what they are made with, and what trains them.
 
     python -m benchmarks.starts --results results/starts --seeds 2
+    python -m benchmarks.starts --results results/starts-sft --model smollm2 --task sft --data FILE
 
-MiniLM-L6 on Rotten Tomatoes. For each seed, B-FP is trained with the default recipe. Starts are
-then made with the second moments of the base's inputs alone, and with both factors of the Fisher
-information of the reference's answers, and scored before any step; and four allocations whose
-starts are near or far are trained towards its answers at several rates, for several numbers of
-steps. Prints Markdown tables, a column a seed; every score is kept, and the command may be given
-again.
+MiniLM-L6 with the default recipe, or what `setups.py` says. For each seed, B-FP is trained. Starts
+are then made with the second moments of the base's inputs alone, and with both factors of the
+Fisher information of the reference's answers, and scored before any step; and four allocations
+whose starts are near or far are trained towards its answers at several rates. Prints Markdown
+tables, a column a seed; every score is kept, and the command may be given again.
 """
 
 import argparse
@@ -29,20 +29,15 @@ from alrq_core.data.fisher import Factors
 from alrq_core.data.moments import InputMoments
 from alrq_core.memory.cores import usable_cores
 from alrq_core.trial import TrialRun
-from benchmarks.real_search import known_table, trained
-from benchmarks.setups import load
+from benchmarks.real_search import Job, known_table, trained
+from benchmarks.setups import SETUPS, load
 from search_spaces.allocation import Allocation
 from search_spaces.controls import random_of_bytes
-from search_spaces.spaces import Space
 from tune.search.budget import BudgetSolver, space_choices
 
-SIZES = (7_700_000, 8_300_000)
 UNIFORM = ((2, 2), (2, 8), (3, 2), (3, 8))
-# Steps, and the rate; None for the product's own.
-RECIPES = (
-    *((50, None), (100, 2.5e-4), (100, 5e-4), (100, 1e-3), (100, None)),
-    *((200, 2.5e-4), (200, 1e-3), (200, None)),
-)
+# None for the product's own.
+RATES = (None, 6e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3)
 Row = dict[str, float | str]
 
 
@@ -50,24 +45,29 @@ def main() -> None:
     """Score what is missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--model", choices=SETUPS, default="minilm")
+    parser.add_argument("--task", default="rotten_tomatoes")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
+    about = given.model, given.task, given.data
+    jobs = [Job(given.results, seed, *about) for seed in range(given.seeds)]
     with ProcessPoolExecutor(usable_cores(), mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(partial(scores, given.results), range(given.seeds)))
+        found = list(pool.map(scores, jobs))
     print_table("divergence by inputs alone / by both factors", found, "start", show_starts)
-    print_table("divergence, test loss (accuracy, %; step kept)", found, "recipe", show_recipe)
+    print_table("rate: divergence, test loss (step kept)", found, "trained", show_trained)
 
 
-def scores(results: Path, seed: int) -> dict[str, Row]:
+def scores(job: Job) -> dict[str, Row]:
     """Return the rows of one seed by their names."""
     torch.set_num_threads(1)
-    context, space = load("rotten_tomatoes", None)
-    folder = results / f"seed-{seed}"
+    context, space = load(job.task, job.data, job.model)
+    folder, sizes = job.results / f"seed-{job.seed}", SETUPS[job.model].limits[:2]
     folder.mkdir(parents=True, exist_ok=True)
-    reference, report = trained(context, space, seed, folder)
+    reference, report = trained(context, space, job.seed, folder)
     table = known_table(context, space, reference, report.loss_standard_error, folder)
     solver = BudgetSolver(space.inventory, space_choices(space))
-    best = dict(zip(SIZES, solver.frontier(solver.values(table.damage), SIZES), strict=True))
+    best = dict(zip(sizes, solver.frontier(solver.values(table.damage), sizes), strict=True))
     log = folder / "rows.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     rows: dict[str, Row] = {row["name"]: row for row in map(json.loads, lines)}
@@ -83,13 +83,11 @@ def scores(results: Path, seed: int) -> dict[str, Row]:
     for name, allocation in (tuned | uniform).items():
         keep(f"start {name}", partial(both_starts, context, reference, allocation))
     tuned["2 bits, rank 16"] = space.nearest_uniform(2, 16)
-    generator = Random(f"{seed}-{SIZES[0]}")
-    tuned["random"] = random_of_bytes(space, SIZES[0], generator)
+    tuned["random"] = random_of_bytes(space, sizes[0], Random(f"{job.seed}-{sizes[0]}"))
     for of, allocation in tuned.items():
-        for steps, rate in ((0, None), *RECIPES):
-            at = f"{steps} steps" + (f" at {rate:g}" if rate else "")
-            name = f"recipe {of}, {at}"
-            keep(name, partial(with_recipe, context, space, reference, allocation, steps, rate))
+        for rate in RATES:
+            name = f"trained {of}, {'as by default' if rate is None else f'{rate:g}'}"
+            keep(name, partial(at_rate, context, reference, allocation, rate))
     return rows
 
 
@@ -121,30 +119,24 @@ def changed(context: TrialContext, recipe: Mapping[str, float | None]) -> TrialC
     return other
 
 
-def with_recipe(
-    context: TrialContext,
-    space: Space,
-    reference: Reference,
-    allocation: Allocation,
-    steps: int,
-    rate: float | None,
+def at_rate(
+    context: TrialContext, reference: Reference, allocation: Allocation, rate: float | None
 ) -> Row:
-    """Return what an allocation is worth after so many steps."""
-    other = changed(context, {"tune_steps": steps or None, "tune_learning_rate": rate})
-    # The reference's answers to as many sequences as these steps see.
-    itself = TrialRun(other, reference.allocation, reference.seed, reference=reference)
-    answers = {**reference.answers, "tuned": itself._scorer.answers_to(other.parts.tuned)}
-    run = TrialRun(other, allocation, reference.seed, reference=replace(reference, answers=answers))
-    report = run.advance(0)
-    if steps:
-        report = run.advance(steps)
-    test = run.test()
+    """Return what an allocation is worth before any step, and trained at a rate."""
+    run = TrialRun(
+        changed(context, {"tune_learning_rate": rate}),
+        allocation,
+        reference.seed,
+        reference=reference,
+    )
+    start = run.advance(0)
+    report = run.advance(run.recipe.max_steps)
+    assert start.divergence is not None and report.divergence is not None
     return {
-        "divergence": report.divergence or 0.0,
-        "loss": report.loss,
+        "start": start.divergence,
+        "divergence": report.divergence,
         "kept": report.kept_step or 0,
-        "test_loss": test.loss,
-        "accuracy": 100 * test.value,
+        "test_loss": run.test().loss,
     }
 
 
@@ -164,10 +156,10 @@ def show_starts(row: Row) -> str:
     return f"{row['inputs']:.4f} / {row['fisher']:.4f}"
 
 
-def show_recipe(row: Row) -> str:
-    """Return divergence, test loss and accuracy, and the step that was kept."""
-    scores = f"{row['divergence']:.4f}, {row['test_loss']:.4f} ({row['accuracy']:.1f}"
-    return f"{scores}; {row['kept']})"
+def show_trained(row: Row) -> str:
+    """Return divergences before and after, test loss, and the step that was kept."""
+    divergences = f"{row['start']:.4f} to {row['divergence']:.4f}"
+    return f"{divergences}, {row['test_loss']:.4f} ({row['kept']})"
 
 
 if __name__ == "__main__":
