@@ -183,6 +183,20 @@ def test_a_trial_that_makes_the_factors_draws_as_others_do(context: TrialContext
     assert not any(factors._held for factors in context._factors.values())
 
 
+def test_factors_are_summed_in_bfloat16_as_nearly(context: TrialContext) -> None:
+    """The passes round by a 256th, and so do the products that are summed."""
+    run = TrialRun(context, uniform(context.inventory, 16, 4), SEED)
+    run.advance(16)
+    reference = run.reference()
+    narrow = replace(context, recipe=replace(context.recipe, cpu_dtype="bfloat16"))
+    for name in (target.name for target in context.inventory.targets):
+        one, other = (of.factors(reference).of(name) for of in (context, narrow))
+        for whole, rounded in ((one.inputs, other.inputs), (one.outputs, other.outputs)):
+            assert whole is not None and rounded is not None
+            assert (whole - rounded).norm() < 0.02 * whole.norm()
+            assert not torch.equal(whole, rounded)
+
+
 def test_starts_by_what_answers_notice_are_nearer(context: TrialContext) -> None:
     """Than those by the inputs alone, over sentences that neither has seen."""
     run = TrialRun(context, uniform(context.inventory, 16, 4), SEED)

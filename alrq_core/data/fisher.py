@@ -123,15 +123,18 @@ class _Sums:
         }
 
     def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        x = x.reshape(-1, x.shape[-1]).float()
-        gradient = gradient.reshape(-1, gradient.shape[-1]).float()
-        sizes = gradient.square().sum(dim=1)
-        reached = sizes > 0
+        # In the type of the pass: in bfloat16 products take a third of the time, and each batch's
+        # is rounded on its own.
+        x = x.reshape(-1, x.shape[-1]).to(gradient.dtype)
+        gradient = gradient.reshape(-1, gradient.shape[-1])
+        sizes = _lengths(gradient)
+        reached = (sizes > 0).squeeze(1)
         x, gradient, sizes = x[reached], gradient[reached], sizes[reached]
-        plain, weighted, outputs = self._of[name]
-        plain.addmm_(x.T, x)
-        weighted.addmm_(x.T, x * sizes[:, None])
-        outputs.addmm_(gradient.T, gradient * x.square().sum(dim=1, keepdim=True))
+        for total, rows in zip(self._of[name], (x, x * sizes, gradient * _lengths(x)), strict=True):
+            if rows.dtype == total.dtype:
+                total.addmm_(rows.T, rows)
+            else:
+                total.add_(rows.T @ rows)
 
     def add_lookup(self, name: str, ids: Tensor, gradient: Tensor) -> None:
         raise AssertionError(f"{name} is an embedding")
@@ -148,3 +151,9 @@ class _Sums:
         inputs = weighted.mul_(plain.trace() / weighted.trace()).add_(plain, alpha=DAMPING)
         damped = outputs.mul_(len(outputs) / outputs.trace()).add_(even, alpha=DAMPING)
         return Factors(inputs.mul_(len(inputs) / inputs.trace()), torch.linalg.cholesky(damped))
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Return the length of each row, rows x 1."""
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float32)
+    return lengths.to(rows)

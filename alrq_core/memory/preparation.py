@@ -119,9 +119,12 @@ class _Products:
 
     def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
         # Those rows are copied that reach the answers.
-        x = x.reshape(-1, x.shape[-1]).float().clone()
-        gradient = gradient.reshape(-1, gradient.shape[-1]).float().clone()
-        _ = x * gradient.square().sum(dim=1, keepdim=True)
+        x = x.reshape(-1, x.shape[-1]).to(gradient.dtype).clone()
+        gradient = gradient.reshape(-1, gradient.shape[-1]).clone()
+        both = x * x, gradient * gradient
+        if gradient.dtype != torch.float32:
+            wider = max(both, key=lambda rows: rows.shape[1])
+            _ = wider.T @ wider
 
     def add_lookup(self, name: str, ids: Tensor, gradient: Tensor) -> None:
         raise AssertionError(f"{name} is an embedding")
