@@ -152,7 +152,13 @@ class Search:
         log.append(started)
         self.state.apply(started)
         rungs = judging_rungs(context.recipe, started=True)
-        setting = Setting(space=space, rungs=rungs, budget=setup.trials, seed=seed)
+        setting = Setting(
+            space=space,
+            rungs=rungs,
+            budget=setup.trials,
+            seed=seed,
+            max_memory_bytes=setup.largest,
+        )
         self._proposer = Proposer(setting, searcher, folder, table)
         replay_search(events, self.state, self._proposer)
         plan = Plan(
@@ -164,7 +170,7 @@ class Search:
             screen=0,
             anchors=0,
             seed=seed,
-            max_memory_bytes=None,
+            max_memory_bytes=setup.largest,
             deadline=None,
             searcher=searcher,
             reference="B-FP",

@@ -25,6 +25,7 @@ class Setup:
         recipe: Of all trials.
         sequences: Of validation and test split; None for all.
         tied: Whether fused modules take the same choice, as by default for decoders.
+        largest: Limit on what searches propose, in bytes; None for none.
     """
 
     limits: tuple[int, ...]
@@ -34,6 +35,7 @@ class Setup:
     recipe: Recipe
     sequences: int | None = None
     tied: bool = False
+    largest: int | None = None
 
 
 SETUPS = {
@@ -56,6 +58,7 @@ SETUPS = {
         ),
         sequences=200,
         tied=True,
+        largest=50_000_000,
     ),
 }
 
