@@ -175,6 +175,13 @@ class TrialRun:
         )
         return report if self._reference is None else self._kept(report, result.losses, last)
 
+    def divergence(self) -> float:
+        """Return the mean divergence from the reference, over what starts are scored on."""
+        assert self._measured is not None
+        found = self._scorer.evaluate(self.context.parts.scored, self._measured).divergences
+        assert found is not None
+        return float(found.mean())
+
     def test(self) -> TestScore:
         """Score the test split once, with adapters and head in the 16 bits of deployment."""
         self.round_to_storage()

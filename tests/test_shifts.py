@@ -128,6 +128,21 @@ def test_what_is_the_reference_itself_moves_nothing(
     assert setting.predicted(name, Choice(16, 8)) < 1e-3 * setting.predicted(name, Choice(16, 0))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_embeddings_lose_is_measured(
+    settings: Callable[[TaskKind], Setting], kind: TaskKind
+) -> None:
+    setting = settings(kind)
+    table = visibility_table(setting.context, setting.space, setting.reference, 0.01)
+    for embedding in setting.context.inventory.embeddings:
+        known = table.modules[embedding.name]
+        assert known.ranks == (0,)
+        assert set(known.damage) == set(setting.space.formats_of(embedding.name))
+        for stored, (lost,) in known.damage.items():
+            choice = Choice(stored.bits, 0, stored.method, stored.group_size)
+            assert lost == pytest.approx(setting.divergence(embedding.name, choice), abs=1e-6)
+
+
 def test_the_table_falls_with_rank_and_bits(settings: Callable[[TaskKind], Setting]) -> None:
     setting = settings("classification")
     table = visibility_table(setting.context, setting.space, setting.reference, 0.01)

@@ -1,4 +1,6 @@
-"""How far each format and rank of each module moves a reference's answers, to first order.
+"""How far each format and rank of each module moves a reference's answers.
+
+Embeddings are tried; all else is known to first order.
 
 With the answers' probabilities p, a change d of the logits moves them by the divergence
 d^T (diag(p) - p p^T) d / 2, up to second order. That matrix is the mean of u u^T over directions u
@@ -22,6 +24,8 @@ from alrq_core.context import TrialContext
 from alrq_core.data.gradients import collect_gradients
 from alrq_core.models.structure import tied_head
 from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable
+from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Format
 from search_spaces.spaces import Space
 
@@ -72,6 +76,11 @@ def visibility_table(
 ) -> VisibilityTable:
     """Return the divergence that each choice alone brings about.
 
+    Of linear layers to first order. Embeddings are few, have no adapter that would keep their
+    errors small, and are what all else reads: what they lose is measured. First order saw 0.027
+    nats in 2 bits of SmolLM2's, which are tied to its head, where 0.076 are lost: the table's best
+    of 50 MB took them and was at 0.238, and is at 0.044 with what was measured.
+
     Effects of modules are not independent, since most of them make answers less sure: of a whole
     allocation the sum is a third to a quarter of the divergence, and orders allocations all the
     same.
@@ -102,12 +111,22 @@ def visibility_table(
                 for stored, rows in shifts[name].items()
             },
         )
+    for name in (embedding.name for embedding in space.inventory.embeddings):
+        lost = {of: (_lost(context, reference, name, of),) for of in space.formats_of(name)}
+        modules[name] = ModuleVisibility(ranks=_ranks(space, name), damage=lost)
     return VisibilityTable(
         modules=modules,
         resolution=resolution,
         sequences=len(context.parts.scored),
         seconds=round(time.perf_counter() - started, 2),
     )
+
+
+def _lost(context: TrialContext, reference: Reference, name: str, stored: Format) -> float:
+    """Return the divergence of a reference from itself with a module without adapter stored so."""
+    choice = Choice(stored.bits, 0, stored.method, stored.group_size)
+    allocation = Allocation({**reference.allocation.choices, name: choice})
+    return TrialRun(context, allocation, reference.seed, reference=reference).divergence()
 
 
 def _ranks(space: Space, name: str) -> tuple[int, ...]:
