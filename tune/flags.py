@@ -184,8 +184,8 @@ def _add_recipe(group: Any) -> None:
     group.add_argument(
         "--tune-learning-rate",
         type=number("--tune-learning-rate"),
-        help="of what starts from a reference (default: --learning-rate, or less where a step would "
-        "promise more than a start has to win)",
+        help="of what starts from a reference (default: --learning-rate, or less where a step "
+        "would promise more than a start has to win)",
     )
     group.add_argument(
         "--batch-size",
