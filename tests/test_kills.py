@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 BUDGET = 3
 # While moments are computed, in the reference's training, between the rungs of a trial, in a start,
 # and between two trials, where a process ends whose device has failed. Of each process the n-th
-# call counts, and each place kills once.
+# call counts, and each place kills once. The first starts are those of the table, whose trial has
+# died twice by then.
 STAGES = (
     "alrq_core.data.moments:second_moments:1",
     "alrq_core.training:Training.train_step:5",
     "alrq_core.data.answers:Answers.of:2",
-    "alrq_core.adapters.reference:Reference.start:3",
+    "alrq_core.adapters.reference:Reference.start:9",
     "tune.on_ray.workers:AllocationTrainable.reset_config:3",
 )
 Event = dict[str, Any]
