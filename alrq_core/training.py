@@ -206,7 +206,7 @@ class Training:
             "trained": [parameter.detach().cpu() for parameter in self.trained],
             "adaptive": None if self.adaptive is None else self.adaptive.state(),
             "optimizer": None if finished else self._optimizer.state_dict(),
-            "first": None if self._first is None else [loss.cpu() for loss in self._first],
+            "first": None if self._first is None else [pair.cpu() for pair in self._first],
             "scale": self._scaler.state_dict(),
         }
 
@@ -227,7 +227,7 @@ class Training:
         if state["optimizer"] is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         first = state["first"]
-        self._first = None if first is None else [loss.to(self._device) for loss in first]
+        self._first = None if first is None else [pair.to(self._device) for pair in first]
         self._scaler.load_state_dict(state["scale"])
         self.step = state["step"]
         self._batches = self._batches_from(self.step)

@@ -82,7 +82,7 @@ def context_of(given: argparse.Namespace, way: str) -> TrialContext:
 
 def allocation_of(context: TrialContext, stored: Format, rank: int = RANK) -> Allocation:
     """Return these codes everywhere, under adapters of one rank."""
-    choice = Choice(stored.bits, rank, stored.method, stored.group_size)
+    choice = Choice.of(stored, rank)
     choices = {target.name: choice for target in context.inventory.targets}
     choices |= {module.name: Choice(16, 0, "plain") for module in context.inventory.embeddings}
     return Allocation({name: choices[name] for name in context.inventory.names})

@@ -104,7 +104,7 @@ def named(stored: Format) -> str:
 
 def uniform(inventory: Inventory, stored: Format) -> Allocation:
     """Return one format and rank everywhere; embeddings in 16 bits."""
-    choice = Choice(stored.bits, RANK, stored.method, stored.group_size)
+    choice = Choice.of(stored, RANK)
     choices = {module.name: Choice(16, 0, "plain") for module in inventory.embeddings}
     choices |= {target.name: choice for target in inventory.targets}
     return Allocation({name: choices[name] for name in inventory.names})

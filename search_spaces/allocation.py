@@ -36,6 +36,11 @@ class Choice:
         object.__setattr__(self, "method", method)
         object.__setattr__(self, "group_size", group_size)
 
+    @classmethod
+    def of(cls, stored: Format, rank: int) -> "Choice":
+        """Return the choice of a format and a rank."""
+        return cls(stored.bits, rank, stored.method, stored.group_size)
+
     @property
     def format(self) -> Format:
         """How the module is stored."""

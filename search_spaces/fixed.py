@@ -63,7 +63,7 @@ def fixed_allocation(name: str, inventory: Inventory, formats: Formats | None = 
         rank = ADALORA_RANKS[0] if rank_of is None else rank_of(module)
         rank = 0 if module.part == "embedding" else rank
         known.check(module.name, stored)
-        choice = Choice(stored.bits, rank, stored.method, stored.group_size)
+        choice = Choice.of(stored, rank)
         check_rank(module, choice.rank)
         choices[module.name] = choice
     return Allocation(choices, ADALORA_RANKS[1] if rank_of is None else None)

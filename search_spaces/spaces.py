@@ -74,8 +74,7 @@ class Space:
 
     def choice(self, name: str, bits: int, rank: int, group_size: int) -> Choice:
         """Return a module's choice in the format that the backend has for these bits."""
-        chosen = self.formats.of(bits, group_size)
-        return Choice(bits, rank, chosen.method, chosen.group_size)
+        return Choice.of(self.formats.of(bits, group_size), rank)
 
     def choices(self, name: str) -> tuple[Choice, ...]:
         """Return all that a module of a searched space may take, each once."""

@@ -98,7 +98,7 @@ def test_half_the_mean_square_is_the_divergence_of_one_change(
     for target in setting.context.inventory.targets[:4]:
         for bits, rank in ((4, 0), (4, 2), (8, 0)):
             stored = next(f for f in setting.space.formats_of(target.name) if f.bits == bits)
-            choice = Choice(bits, rank, stored.method, stored.group_size)
+            choice = Choice.of(stored, rank)
             truth = setting.divergence(target.name, choice)
             found.append((setting.predicted(target.name, choice), truth))
     total = [sum(each) for each in zip(*found, strict=True)]
@@ -112,9 +112,8 @@ def test_the_embedding_counts_with_all_that_shares_it(
 ) -> None:
     setting = settings(kind)
     name = setting.context.inventory.embeddings[0].name
-    formats = {f.bits: f for f in setting.space.formats_of(name)}
-    for bits, stored in formats.items():
-        choice = Choice(bits, 0, stored.method, stored.group_size)
+    for stored in setting.space.formats_of(name):
+        choice = Choice.of(stored, 0)
         predicted, truth = setting.predicted(name, choice), setting.divergence(name, choice)
         assert predicted == pytest.approx(truth, rel=0.5, abs=1e-6)
 
@@ -139,7 +138,7 @@ def test_what_embeddings_lose_is_measured(
         assert known.ranks == (0,)
         assert set(known.damage) == set(setting.space.formats_of(embedding.name))
         for stored, (lost,) in known.damage.items():
-            choice = Choice(stored.bits, 0, stored.method, stored.group_size)
+            choice = Choice.of(stored, 0)
             assert lost == pytest.approx(setting.divergence(embedding.name, choice), abs=1e-6)
 
 

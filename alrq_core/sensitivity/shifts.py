@@ -38,7 +38,9 @@ Shifts = dict[str, dict[Format, Tensor]]
 Errors = Callable[[str], Iterator[tuple[Format, Tensor, Tensor | None, Tensor | None]]]
 
 
-def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> Shifts:
+def answer_shifts(
+    context: TrialContext, space: Space, reference: Reference, embeddings: bool = True
+) -> Shifts:
     """Return how far each choice of a space moves the reference's answers, sequence by sequence.
 
     Half the mean square of a row is the divergence that this choice alone brings about, and of a
@@ -49,14 +51,18 @@ def answer_shifts(context: TrialContext, space: Space, reference: Reference) -> 
         context: Has the base and the text.
         space: Formats and ranks.
         reference: What trials start from.
+        embeddings: Whether they count too, or linear layers alone.
     """
     # Before the gradients: the corrections need a backward pass of their own.
     deque(context.make_corrections(reference, space.adapted_formats), maxlen=0)
     model = context.tuned_model(reference)
-    names = {module.name: module.name for module in space.inventory.modules}
-    tied = tied_head(context.base, reference.allocation.choices)
-    if tied is not None:
-        names[tied] = space.inventory.embeddings[0].name
+    inventory = space.inventory
+    names = {target.name: target.name for target in inventory.targets}
+    if embeddings:
+        names |= {module.name: module.name for module in inventory.embeddings}
+        tied = tied_head(context.base, reference.allocation.choices)
+        if tied is not None:
+            names[tied] = inventory.embeddings[0].name
     # Directions of two answers are exact; of others so many are drawn that their mean is.
     sequences = len(context.parts.scored)
     draws = 1 if len(context.task.label_names) == 2 else -(-LEAST_DIRECTIONS // sequences)
@@ -100,9 +106,9 @@ def visibility_table(
             "Use joint, bits or rank."
         )
     started = time.perf_counter()
-    shifts = answer_shifts(context, space, reference)
+    shifts = answer_shifts(context, space, reference, embeddings=False)
     modules = {}
-    for name in space.inventory.names:
+    for name in (target.name for target in space.inventory.targets):
         ranks = _ranks(space, name)
         modules[name] = ModuleVisibility(
             ranks=ranks,
@@ -124,8 +130,7 @@ def visibility_table(
 
 def _lost(context: TrialContext, reference: Reference, name: str, stored: Format) -> float:
     """Return the divergence of a reference from itself with a module without adapter stored so."""
-    choice = Choice(stored.bits, 0, stored.method, stored.group_size)
-    allocation = Allocation({**reference.allocation.choices, name: choice})
+    allocation = Allocation({**reference.allocation.choices, name: Choice.of(stored, 0)})
     return TrialRun(context, allocation, reference.seed, reference=reference).divergence()
 
 
