@@ -210,12 +210,17 @@ class TrialContext:
         with autocast(gradient_dtype(self.compute_dtype), self.device):
             return answer_scores(model, batch, generator)
 
-    def batches(self, tokens: Tokens) -> Iterator[Batch]:
-        """Yield sequences in batches whose activations may be kept, on the device."""
-        kept = self.recipe.prepared_tokens
+    def batches(self, tokens: Tokens, copies: int = 1) -> Iterator[Batch]:
+        """Yield sequences in batches whose activations may be kept, on the device.
+
+        Args:
+            tokens: Their tokens.
+            copies: How often each stands in its batch, one after the other.
+        """
+        kept = self.recipe.prepared_tokens // copies
         most = max(1, kept // int(tokens.lengths.max()))
         for rows in eval_batches(tokens, most, part_tokens(self.device) and kept):
-            yield collate(tokens, rows, self.task.pad_id).to(self.device)
+            yield collate(tokens, rows.repeat(copies), self.task.pad_id).to(self.device)
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -64,15 +64,19 @@ def answer_shifts(
         if tied is not None:
             names[tied] = inventory.embeddings[0].name
     # Directions of two answers are exact; of others so many are drawn that their mean is.
-    sequences = len(context.parts.scored)
-    draws = 1 if len(context.task.label_names) == 2 else -(-LEAST_DIRECTIONS // sequences)
+    tokens = context.parts.scored
+    draws = 1 if len(context.task.label_names) == 2 else -(-LEAST_DIRECTIONS // len(tokens))
+    # As many at once as a batch has room for, since copies of a sequence share their products.
+    copies = min(draws, max(1, context.recipe.prepared_tokens // int(tokens.lengths.max())))
+    turns = -(-draws // copies)
     errors = partial(_errors, context, space, reference)
-    found = _Collector(errors, space, draws * sequences)
+    found = _Collector(errors, space, copies, turns * copies * len(tokens))
     generator = torch.Generator().manual_seed(0)
     score = partial(context.answer_scores, generator=generator)
-    for draw in range(draws):
-        for batch in context.batches(context.parts.scored):
-            found.rows = draw * sequences + batch.rows
+    for turn in range(turns):
+        for batch in context.batches(tokens, copies):
+            draw = turn * copies + np.arange(len(batch.rows)) % copies
+            found.columns = draw * len(tokens) + batch.rows
             collect_gradients(model, names, [batch], found, score)
     return found.shifts
 
@@ -130,6 +134,8 @@ def visibility_table(
 
 def _lost(context: TrialContext, reference: Reference, name: str, stored: Format) -> float:
     """Return the divergence of a reference from itself with a module without adapter stored so."""
+    if stored == reference.allocation.choices[name].format:
+        return 0.0
     allocation = Allocation({**reference.allocation.choices, name: Choice.of(stored, 0)})
     return TrialRun(context, allocation, reference.seed, reference=reference).divergence()
 
@@ -157,24 +163,29 @@ class _Collector:
     """Turns inputs and gradients of modules into shifts.
 
     Attributes:
-        rows: Where the sequences of the batch that runs are counted.
+        columns: Where the sequences of the batch that runs are counted.
         shifts: Of all modules so far.
     """
 
-    def __init__(self, errors: Errors, space: Space, columns: int) -> None:
-        self.rows = np.empty(0, dtype=np.int64)
-        self._errors, self._columns = errors, columns
+    def __init__(self, errors: Errors, space: Space, copies: int, width: int) -> None:
+        self.columns = np.empty(0, dtype=np.int64)
+        self._errors, self._copies, self._width = errors, copies, width
         self._ranks = {name: _ranks(space, name) for name in space.inventory.names}
         self.shifts: Shifts = {}
 
     def add(self, name: str, x: Tensor, gradient: Tensor) -> None:
         """Add those of a linear layer; see `Collector`."""
+        # Copies of a sequence stand together, and differ in their gradients alone.
+        copies = self._copies if len(x) == len(self.columns) else 1
+        x, by_copy = x[::copies], gradient.unflatten(0, (-1, copies))
+        slopes = by_copy.float().flatten(2)
         for stored, error, a, b in self._errors(name):
-            moved = (gradient.float() * (x @ error.T.to(x))).sum(dim=(1, 2))
+            moves = (x @ error.T.to(x)).float().flatten(1)
+            moved = (slopes @ moves.unsqueeze(2)).flatten()
             mended = None
             if a is not None and b is not None:
-                narrow = (gradient @ b.to(gradient)).float() * (x @ a.T.to(x))
-                mended = narrow.sum(dim=1).cumsum(dim=1)
+                narrow = (by_copy @ b.to(gradient)).float() * (x @ a.T.to(x)).unsqueeze(1)
+                mended = narrow.sum(dim=2).cumsum(dim=2).flatten(0, 1)
             self._take(name, stored, moved, mended)
 
     def add_lookup(self, name: str, ids: Tensor, gradient: Tensor) -> None:
@@ -185,16 +196,16 @@ class _Collector:
 
     def _take(self, name: str, stored: Format, moved: Tensor, mended: Tensor | None) -> None:
         """Add the shifts of one batch, at each rank."""
-        if len(moved) != len(self.rows):
+        if len(moved) != len(self.columns):
             # Which rows are whose is not known, as of an expert's: as if each had its share.
-            moved = moved.sum().expand(len(self.rows)) / len(self.rows) ** 0.5
-            mended = None if mended is None else mended.sum(dim=0).expand(len(self.rows), -1)
+            moved = moved.sum().expand(len(self.columns)) / len(self.columns) ** 0.5
+            mended = None if mended is None else mended.sum(dim=0).expand(len(self.columns), -1)
         ranks = self._ranks[name]
         total = self.shifts.setdefault(name, {}).setdefault(
-            stored, torch.zeros(len(ranks), self._columns)
+            stored, torch.zeros(len(ranks), self._width)
         )
         for place, rank in enumerate(ranks):
             at_rank: Any = moved
             if rank and mended is not None:
                 at_rank = moved + mended[:, min(rank, mended.shape[1]) - 1]
-            total[place, self.rows] += at_rank.cpu()
+            total[place, self.columns] += at_rank.cpu()
