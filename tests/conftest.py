@@ -1,13 +1,20 @@
 """Fixtures that several test files use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from alrq_core import context
 from alrq_core.models import digests, shared_weights
 from tests.tiny import save_bert, save_llama, save_reviews
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes that each take all cores get in each other's way: a matrix product takes ten times
+    # as long.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -63,6 +63,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--text-pair-column", "b"), "pairs of sentences can't be learnt"),
         (("--space", "joined"), "`--space` must be one of joint"),
         (("--space", "matrix", "--max-steps", "4"), "must be at least 5 with AdaLoRA, got 4 for B"),
         (("--space", "B-Ada", "--lora-init", "eva"), "`--lora-init` must be default with AdaLoRA"),

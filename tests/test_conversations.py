@@ -2,11 +2,14 @@
 
 import json
 import random
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -55,7 +58,12 @@ def tokenizer(template: str | None, bos: bool) -> PreTrainedTokenizerFast:
     texts = [f"Answer: {word} {word}\n{word}. [INST] {word} [/INST] {word} " for word in WORDS]
     made.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=500, special_tokens=list(SPECIAL), show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=500,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
     )
     if bos:
         made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -87,36 +95,122 @@ def of_form(form: str, generator: random.Random) -> dict[str, Any]:
     return {"instruction": words(generator), "input": given, "output": words(generator)}
 
 
+def chatml(turns: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+    """Texts and whether they are learnt, written by hand."""
+    found: list[tuple[str, bool]] = []
+    for role, content in turns:
+        if role == "assistant":
+            found += [("<|im_start|>assistant\n", False), (f"{content}<|im_end|>", True)]
+            found += [("\n", False)]
+        else:
+            found += [(f"<|im_start|>{role}\n{content}<|im_end|>\n", False)]
+    return found[:-1]
+
+
+def llama2(turns: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+    return [
+        (f" {content} </s>", True) if role == "assistant" else (f"[INST] {content} [/INST]", False)
+        for role, content in turns
+    ]
+
+
+def as_expected(conversation: dict[str, Any], template: str | None) -> list[tuple[str, bool]]:
+    if "prompt" in conversation:
+        return [(conversation["prompt"], False), (conversation["completion"] + "</s>", True)]
+    turns = conversation.get("messages")
+    if turns is None:
+        asked, given = conversation["instruction"], conversation["input"]
+        if template is None:
+            paired = ", paired with an input that provides further context" if given else ""
+            given = f"### Input:\n{given}\n\n" if given else ""
+            prompt = (
+                f"Below is an instruction that describes a task{paired}. Write a response that "
+                f"appropriately completes the request.\n\n### Instruction:\n{asked}\n\n{given}"
+                "### Response:\n"
+            )
+            return [(prompt, False), (conversation["output"] + "</s>", True)]
+        asked = f"{asked}\n\n{given}" if given else asked
+        turns = [("user", asked), ("assistant", conversation["output"])]
+    return chatml(turns) if template == CHATML else llama2(turns)
+
+
+def runs(pieces: Iterable[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Neighbours of one kind as one text."""
+    return [
+        ("".join(text for text, _ in group), learnt)
+        for learnt, group in groupby(pieces, key=lambda piece: piece[1])
+    ]
+
+
+every_form = pytest.mark.parametrize(
+    ("form", "template"),
+    [
+        (form, template)
+        for form in ("messages", "prompt", "instruction")
+        for template in (CHATML, LLAMA2, None)
+        if form != "messages" or template is not None
+    ],
+)
+
+
 @pytest.mark.parametrize("bos", [True, False])
-@pytest.mark.parametrize("template", [CHATML, LLAMA2, None], ids=["chatml", "llama2", "none"])
-@pytest.mark.parametrize("form", ["messages", "prompt", "instruction"])
+@every_form
 def test_answers_are_counted_whole_and_nothing_else(
     form: str, template: str | None, bos: bool
 ) -> None:
-    if form == "messages" and template is None:
-        pytest.skip("messages need a template")
     own, generator = tokenizer(template, bos), random.Random(0)
     for _ in range(100):
         conversation = of_form(form, generator)
         ids, counted, spans = conversation_tokens(conversation, own)
-        expected = [t for role, t in conversation.get("messages", ()) if role == "assistant"]
-        expected = expected or [conversation.get("completion", conversation.get("output"))]
-        found = [own.decode(ids[start:end]) for start, end in spans]
-        within = np.zeros(len(ids), dtype=bool)
-        for start, end in spans:
-            within[start:end] = True
+        # Byte by byte: no token of a byte-level BPE stands for a blank more or less.
+        found = runs((own.decode([number]), c) for number, c in zip(ids, counted, strict=True))
+        expected = as_expected(conversation, template)
+        begin = [("<s>", False)] if bos and not (template and form != "prompt") else []
 
-        assert counted == within.tolist()
-        assert len(found) == len(expected)
-        for text, answer in zip(found, expected, strict=True):
-            ending = text[text.index(answer.strip()) + len(answer.strip()) :]
-            # What ends a turn, and nothing of the next.
-            assert ending.strip() in {"", "</s>", "<|im_end|>"}
-            assert text.replace(ending, "").strip() == answer.strip()
+        assert found == runs([*begin, *expected])
+        assert [own.decode(ids[start:end]) for start, end in spans] == [
+            text for text, learnt in expected if learnt
+        ]
         # A model is asked with these very tokens.
         asked = own.decode(ids[: spans[0][0]])
         again = own(asked, add_special_tokens=False)["input_ids"]
         assert again == ids[: spans[0][0]]
+
+
+@every_form
+def test_what_is_trained_and_scored_are_answers_up_to_the_window(
+    form: str, template: str | None, tmp_path: Path
+) -> None:
+    """Of every sequence of every split, as batches have them."""
+    generator = random.Random(1)
+    rows = [of_form(form, generator) for _ in range(80)]
+    saved = [
+        {"messages": [{"role": r, "content": c} for r, c in row["messages"]]}
+        if form == "messages"
+        else row
+        for row in rows
+    ]
+    texts = load_task("sft", save(tmp_path / "d.jsonl", saved))
+    folder, own = model(tmp_path / "model", template), tokenizer(template, bos=True)
+    spans = [conversation_tokens(row, own)[2] for row in rows]
+    longest = max(end - start for found in spans for start, end in found)
+    # The least that no first answer is too long for.
+    most = 1 + max(longest, *(found[0][0] for found in spans))
+    task = encode_task(texts, folder, most)
+    cut = 0
+    for name in ("train", "validation", "test"):
+        tokens, split = getattr(task, name), getattr(texts, name).texts
+        batch = collate(tokens, np.arange(len(tokens)), task.pad_id)
+        assert batch.places is not None
+        flat = batch.input_ids.flatten()
+        learnt = torch.zeros(len(flat), dtype=torch.bool)
+        learnt[batch.places + 1] = True
+        assert torch.equal(flat[learnt], batch.targets)
+        for line, text in zip(learnt.view_as(batch.input_ids), split, strict=True):
+            ids, counted, _ = conversation_tokens(json.loads(text), own)
+            assert line.nonzero().flatten().tolist() == np.flatnonzero(counted[:most]).tolist()
+            cut += len(ids) > most
+    assert cut > 0
 
 
 def test_what_runs_into_the_prompt_is_tokenised_apart() -> None:
@@ -127,6 +221,24 @@ def test_what_runs_into_the_prompt_is_tokenised_apart() -> None:
     assert own.decode([t for t, c in zip(ids, counted, strict=True) if c]) == "ood</s>"
     assert own.decode([t for t, c in zip(ids, counted, strict=True) if not c]) == "Answer: g"
     assert ids[:-1] != whole
+
+
+def test_no_blank_is_learnt_that_nobody_wrote() -> None:
+    """SentencePiece begins each text with one, as that of Llama 2 does."""
+    made = Tokenizer(models.BPE(unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    texts = ["Answer: good\n", "Answer: bad\n", "good good"]
+    made.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=60, special_tokens=list(SPECIAL), show_progress=False)
+    )
+    own = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>")
+    whole = own("Answer: good", add_special_tokens=False)["input_ids"]
+    ids, counted, _ = conversation_tokens({"prompt": "Answer: g", "completion": "ood"}, own)
+    pieces = own.convert_ids_to_tokens(ids)
+
+    assert ids[:-1] != whole
+    assert "".join(p for p, c in zip(pieces, counted, strict=True) if c) == "ood</s>"
+    assert "".join(p for p, c in zip(pieces, counted, strict=True) if not c) == "▁Answer:▁g"
 
 
 ROWS = [{"prompt": f"say {n}", "completion": f"word {n}"} for n in range(40)]
@@ -215,6 +327,7 @@ def turns(*roles: str, content: Any = "say") -> dict[str, Any]:
             r"got ' ' in row 41 \(line 41\), column 'completion'",
         ),
         ({"prompt": "say"}, r"got None in row 41 \(line 41\), column 'completion'"),
+        ({"prompt": "say", "completion": "\ud800"}, r"got '.ud800' in row 41"),
         ({"prompt": ["say"], "completion": "a"}, r"nested content, as of images, in row 41"),
     ],
 )
@@ -294,21 +407,68 @@ def test_what_can_not_be_learnt_is_refused(tmp_path: Path) -> None:
 def test_test_answers_that_all_stand_in_training_are_refused(tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         save(tmp_path / f"{name}.jsonl", ROWS)
-    with pytest.raises(ValueError, match="that no later split has, got 0 of 40 and 0 of 40"):
+    with pytest.raises(
+        ValueError, match=r"got a validation file whose 40 rows are all in train, from row 1 of val"
+    ):
+        load_task("sft", tmp_path)
+    save(tmp_path / "validation.jsonl", [{"prompt": "x", "completion": str(n)} for n in range(9)])
+    blanks = [{"prompt": f" {r['prompt']}\n", "completion": r["completion"]} for r in ROWS[3:7]]
+    save(tmp_path / "test.jsonl", blanks)
+    with pytest.raises(ValueError, match=r"a test file whose 4 rows are all in train, from row 1"):
         load_task("sft", tmp_path)
 
 
-def test_running_text_is_read_from_documents_or_one_file(tmp_path: Path) -> None:
-    lines = [f"line {n} of a story that has ten words or more\n" for n in range(100)]
-    (tmp_path / "story.txt").write_text("".join(lines), encoding="utf-8")
-    documents = save(tmp_path / "d.jsonl", [{"body": line} for line in lines])
-    one = load_task("text", tmp_path / "story.txt")
-    many = load_task("text", documents, {"text": "body"})
+def test_a_conversation_is_found_again_with_other_blanks_and_in_another_form(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path / "train.jsonl", ROWS)
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"say \n{n}"},
+                {"role": "assistant", "content": f" word {n}"},
+            ]
+        }
+        for n in range(35, 60)
+    ]
+    save(tmp_path / "test.jsonl", chats)
+    task = load_task("sft", tmp_path)
 
-    assert (one.train.texts, one.test.texts) == (("".join(lines[:70]),), ("".join(lines[80:]),))
-    assert one.splits == "the first 70, the next 10 and the last 20 % of its lines"
-    assert sorted(many.train.texts + many.validation.texts + many.test.texts) == sorted(lines)
-    tokens = encode_task(many, model(tmp_path / "model"), 16)
-    assert set(tokens.train.lengths) == {16}
-    assert (tokens.train.ids == 2).sum() > 50
-    assert not tokens.train.predicted(0)[0]
+    assert "5 texts that are also in validation or test left out of train" in task.splits
+
+
+def test_official_files_have_many_names(tmp_path: Path) -> None:
+    for name, rows in (("train_sft", ROWS[:30]), ("test_sft", ROWS[30:])):
+        save(tmp_path / f"{name}.jsonl", rows)
+    assert "train and test files" in load_task("sft", tmp_path).splits
+
+    (tmp_path / "train_sft.jsonl").rename(tmp_path / "learn.jsonl")
+    with pytest.raises(
+        ValueError, match=r"file train.jsonl beside that of test, got learn.jsonl, test_sft.jsonl"
+    ):
+        load_task("sft", tmp_path)
+
+
+def test_a_column_may_begin_after_the_first_row(tmp_path: Path) -> None:
+    rows = [{"instruction": f"say {n}", "output": f"word {n}"} for n in range(40)]
+    rows = [row | ({"input": f"about {n}"} if n else {}) for n, row in enumerate(rows)]
+    lines = load_task("sft", save(tmp_path / "d.jsonl", rows))
+    (tmp_path / "d.json").write_text(json.dumps(rows), encoding="utf-8")
+    given = sorted(json.loads(t)["input"] for t in (*lines.train.texts, *lines.validation.texts))
+
+    assert sum(map(bool, given)) >= len(given) - 1
+    assert lines == load_task("sft", tmp_path / "d.json")
+
+
+def test_instructions_may_have_other_names(tmp_path: Path) -> None:
+    usual = [{"instruction": f"say {n}", "input": "a", "output": f"{n}"} for n in range(30)]
+    other = [
+        {"instruction": r["instruction"], "context": r["input"], "response": r["output"]}
+        for r in usual
+    ]
+    columns = {"input": "context", "output": "response"}
+    one = load_task("sft", save(tmp_path / "a.jsonl", other), columns)
+
+    assert one == load_task("sft", save(tmp_path / "b.jsonl", usual))
+    with pytest.raises(ValueError, match="of one form, got --prompt-column, --output-column"):
+        load_task("sft", tmp_path / "a.jsonl", {"prompt": "instruction", "output": "response"})

@@ -213,7 +213,7 @@ def test_windows_begin_at_once_where_the_tokenizer_adds_nothing(tmp_path: Path) 
 
     assert encoded.train.ids.tolist() == ([2, 1, 1] * 20)[:56]
     assert encoded.train.answers.tolist() == [7] * 7
-    assert encoded.splits == "made up"
+    assert encoded.splits == "made up; each window begins with no special token"
 
 
 def test_only_the_first_sequences_are_scored_where_asked() -> None:

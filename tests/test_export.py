@@ -3,18 +3,24 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 import alrq_core
 from alrq_core.build import build_model
-from alrq_core.export.exact import MANIFEST, WEIGHTS, save
+from alrq_core.data.encode import Tokens
+from alrq_core.export.engines import write_for_transformers
+from alrq_core.export.exact import MANIFEST, WEIGHTS, save, write_exactly
 from alrq_core.export.parts import PEFT_FOLDER
 from alrq_core.memory.machine import pick_device
 from alrq_core.receipt import take_receipt
@@ -60,6 +66,29 @@ def test_a_loaded_model_gives_the_same_logits(run: TrialRun, tmp_path: Path) -> 
     assert loaded.allocation == run.allocation
     assert loaded.label_names == run.context.task.label_names
     assert loaded.receipt == run.receipt
+
+
+@pytest.mark.parametrize("write", [write_exactly, write_for_transformers])
+def test_a_decoder_ends_as_its_answers_were_learnt_to(
+    llama_folder: Path, tmp_path: Path, write: Callable[[TrialRun, Path, str], None]
+) -> None:
+    """Beside the base's own end: a turn of a chat ends with another token than a text."""
+    context = make_context(llama_folder, "language-modelling")
+    pad, end, count = 0, 2, 200
+    # Some answers end, one is cut where it is longest.
+    ids = [*[5, 6, end, 5, 7, end] * count, 5, 6, 7, 8]
+    offsets = [*range(0, 6 * count + 1, 3), len(ids)]
+    short = Tokens(
+        np.asarray(ids, dtype=np.int32), np.asarray(offsets), np.empty(0, dtype=np.int64)
+    )
+    task = replace(context.task, train=short, conversations=True)
+    run = TrialRun(replace(context, task=task), uniform(context.inventory, 4, 2), seed=0)
+    folder = save(run, tmp_path / "saved", write)
+    known = GenerationConfig.from_pretrained(folder)
+
+    assert (known.eos_token_id, known.pad_token_id) == ([3, end], pad)
+    if write is write_exactly:
+        assert alrq_core.load(folder).model.generation_config.eos_token_id == [3, end]
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -78,3 +78,10 @@ def test_an_export_names_classes_as_the_file_does(tmp_path: Path, bert_folder: P
     assert list(loaded.label_names) == names == [config.id2label[n] for n in range(12)]
     for text, label in zip(texts, context.task.test.labels, strict=True):
         assert text.endswith(f"is {loaded.label_names[label]}")
+
+
+def test_numbers_that_are_no_classes_are_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"must name classes, got 40 different numbers, such as 0\."
+    ):
+        read(write(tmp_path / "d.csv", [f"{n}.5" for n in range(40)], 80))

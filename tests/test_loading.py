@@ -164,6 +164,12 @@ def test_weights_are_fetched_once_and_pinned_by_their_commit(hub: Hub) -> None:
     assert set(hub.asked) == {("owner/name", hub.COMMIT)}
 
 
+def test_a_chat_template_in_a_file_of_its_own_is_fetched(hub: Hub) -> None:
+    (hub.repository / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+
+    assert load_tokenizer(resolve_model("owner/name")).chat_template == "{{ messages }}"
+
+
 def test_shards_are_fetched_where_there_is_no_whole_file(hub: Hub) -> None:
     BertForSequenceClassification.from_pretrained(hub.repository).save_pretrained(
         hub.repository, max_shard_size="40KB"

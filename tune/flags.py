@@ -72,8 +72,13 @@ def _add_what(group: Any) -> None:
         ("messages", "messages of a conversation, role and content (default: messages)"),
         ("prompt", "prompts (default: prompt)"),
         ("completion", "answers to the prompts (default: completion)"),
+        ("instruction", "instructions (default: instruction)"),
+        ("input", "what instructions are about (default: input, if there is one)"),
+        ("output", "answers to the instructions (default: output)"),
     ):
         group.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {what}")
+    # People who know other tools look for it.
+    group.add_argument("--text-pair-column", help=argparse.SUPPRESS)
     _add_memory(
         group,
         "--max-memory",
@@ -292,6 +297,11 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path |
     given = vars(parser.parse_args(arguments))
     resume = given.pop("resume", None)
     dry_run = given.pop("dry_run", False)
+    if "text_pair_column" in given:
+        parser.error(
+            f"`--text-pair-column` must be left out, got {given['text_pair_column']}: pairs of "
+            "sentences can't be learnt. Join them into one column."
+        )
     if "epochs" in given and "max_steps" in given:
         parser.error("`--epochs` and `--max-steps` exclude each other, got both. Leave one out.")
     flags = {"trial": "--trial", "to": "--to", "form": "--as"}

@@ -23,7 +23,7 @@ def checked_texts(table: Table, column: str) -> list[str]:
         ValueError: One is missing, blank or no text.
     """
     for row, text in enumerate(table.cells[column]):
-        if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
+        if not isinstance(text, str) or not text.strip() or not is_unicode(text):
             raise ValueError(
                 f"`--data` must hold text in every row, got {text!r} in "
                 f"{table.place(row, column)}. Remove or mend the row."
@@ -40,8 +40,13 @@ def checked_labels(table: Table, column: str) -> list[str]:
     """
     labels = []
     for row, value in enumerate(table.cells[column]):
+        if isinstance(value, list):
+            raise ValueError(
+                f"`--data` must hold one label a row, got the list {value!r} in "
+                f"{table.place(row, column)}. Several labels a text can't be learnt: choose one."
+            )
         label = _label(value)
-        if not label or not _is_unicode(label):
+        if not label or not is_unicode(label):
             got = "none" if label == "" else repr(value)
             raise ValueError(
                 f"`--data` must hold a label in every row, got {got} in "
@@ -70,6 +75,11 @@ def class_names(labels: Sequence[str], source: str) -> tuple[str, ...]:
         )
     rarest, count = min(counts.items(), key=lambda item: item[1])
     if count < MIN_ROWS_PER_CLASS:
+        if all(map(NUMBER.fullmatch, counts)) and any("." in label for label in counts):
+            raise ValueError(
+                f"`--label-column` must name classes, got {len(counts)} different numbers, such as "
+                f"{rarest}, in {source}. Numbers can't be learnt as such: sort them into classes."
+            )
         raise ValueError(
             f"`--label-column` must have at least {MIN_ROWS_PER_CLASS} rows a class, got {count} "
             f"for class {rarest} of {len(counts)} in {source}. Merge or drop rare classes."
@@ -96,6 +106,15 @@ def known_labels(table: Table, column: str, known: Collection[str]) -> list[str]
     return labels
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether a text can be stored; JSON's escapes can spell half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _label(value: Any) -> str | None:
     """Return a label as text: "" where there is none, None where it can't be a label.
 
@@ -106,15 +125,6 @@ def _label(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return None if isinstance(value, bytes | list | dict) else str(value).strip()
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether a text can be stored; JSON's escapes can spell half of a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_no_missing_number(table: Table, column: str, labels: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Cuts labelled texts into splits, and keeps the splits apart."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from datasets import ClassLabel, Dataset, Features, Value
@@ -13,10 +13,18 @@ PARAGRAPH_WORDS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class TextSplit:
-    """Texts in a fixed order; `labels` is empty for language modelling."""
+    """Texts in a fixed order.
+
+    Attributes:
+        texts: Whole ones, or paragraphs.
+        labels: Class of each; empty for language modelling.
+        documents: Of paragraphs, number of the text that each is from; empty where all are from
+            one.
+    """
 
     texts: tuple[str, ...]
     labels: tuple[int, ...] = ()
+    documents: tuple[int, ...] = ()
 
     def rows(self, numbers: Iterable[int]) -> "TextSplit":
         """Return the texts of these rows, in their order."""
@@ -24,22 +32,33 @@ class TextSplit:
         return TextSplit(
             texts=tuple(self.texts[row] for row in kept),
             labels=tuple(self.labels[row] for row in kept if self.labels),
+            documents=tuple(self.documents[row] for row in kept if self.documents),
         )
 
     def joined(self) -> "TextSplit":
-        """Return the texts as one, without labels."""
-        return TextSplit(texts=("".join(self.texts),))
+        """Return the texts that these paragraphs are from, without labels."""
+        whole: dict[int, list[str]] = {}
+        numbers = self.documents or (0,) * len(self.texts)
+        for number, text in zip(numbers, self.texts, strict=True):
+            whole.setdefault(number, []).append(text)
+        return TextSplit(texts=tuple("".join(texts) for texts in whole.values()))
 
-    def without(self, *others: "TextSplit") -> "TextSplit":
-        """Return the texts that no other split holds; blanks make no difference.
+    def without(
+        self, *others: "TextSplit", words: Callable[[str], Sequence[str]] = str.split
+    ) -> "TextSplit":
+        """Return the texts that no other split holds.
 
         Without labels, texts are paragraphs, of which short ones such as headings may recur.
+
+        Args:
+            others: The splits.
+            words: Of a text. Two texts of the same words are the same: blanks make no difference.
         """
-        known = {tuple(text.split()) for other in others for text in other.texts}
+        known = {tuple(words(text)) for other in others for text in other.texts}
         if not self.labels:
-            known = {words for words in known if len(words) >= PARAGRAPH_WORDS}
+            known = {found for found in known if len(found) >= PARAGRAPH_WORDS}
         texts = enumerate(self.texts)
-        return self.rows(row for row, text in texts if tuple(text.split()) not in known)
+        return self.rows(row for row, text in texts if tuple(words(text)) not in known)
 
 
 def cut_off(rows: TextSplit, fraction: float) -> tuple[TextSplit, TextSplit]:
@@ -56,7 +75,10 @@ def cut_off(rows: TextSplit, fraction: float) -> tuple[TextSplit, TextSplit]:
 
 
 def without_shared(
-    train: TextSplit, validation: TextSplit, test: TextSplit
+    train: TextSplit,
+    validation: TextSplit,
+    test: TextSplit,
+    words: Callable[[str], Sequence[str]] = str.split,
 ) -> tuple[TextSplit, TextSplit, str]:
     """Return train and validation split without the texts that are scored later, and a note.
 
@@ -66,7 +88,8 @@ def without_shared(
     Raises:
         ValueError: Nothing is left to train or to choose by.
     """
-    chosen_by, trained_on = validation.without(test), train.without(validation, test)
+    chosen_by = validation.without(test, words=words)
+    trained_on = train.without(validation, test, words=words)
     if set(trained_on.labels) != set(train.labels) or len(chosen_by.texts) < 2:
         raise ValueError(
             "`--data` must have texts of each class in the train split, and two in the validation "

@@ -5,6 +5,7 @@ import gzip
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,9 @@ def _rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_json_lines(path: Path, columns: Collection[str]) -> Table:
-    table = Table(path.name, [], {})
+    wanted, names = set(columns), dict[str, None]()
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
     for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
@@ -228,14 +231,10 @@ def _read_json_lines(path: Path, columns: Collection[str]) -> Table:
         if not isinstance(row, dict):
             problem = f"line {number} holds a {type(row).__name__}"
             raise _unreadable(path, problem, "Write one object a line.")
-        if table.rows == 0:
-            table.names = list(row)
-            table.cells = {column: [] for column in columns if column in row}
-        table.rows += 1
-        table.lines.append(number)
-        for column, cells in table.cells.items():
-            cells.append(row.get(column))
-    return table
+        names |= dict.fromkeys(row)
+        rows.append({column: row[column] for column in wanted & row.keys()})
+        lines.append(number)
+    return _of_objects(path, rows, list(names), columns, lines)
 
 
 def _read_json(path: Path, columns: Collection[str]) -> Table:
@@ -246,9 +245,19 @@ def _read_json(path: Path, columns: Collection[str]) -> Table:
         raise _unreadable(path, str(error), "Mend it, or write JSONL.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise _unreadable(path, "it holds no list of objects", "Write one, or JSONL.")
-    names = list(rows[0]) if rows else []
+    return _of_objects(path, rows, list(dict.fromkeys(chain(*rows))), columns, [])
+
+
+def _of_objects(
+    path: Path,
+    rows: list[dict[str, Any]],
+    names: list[str],
+    columns: Collection[str],
+    lines: list[int],
+) -> Table:
+    """Return columns of objects, of which each may leave out what it doesn't have."""
     cells = {name: [row.get(name) for row in rows] for name in columns if name in names}
-    return Table(path.name, names, cells, len(rows))
+    return Table(path.name, names, cells, len(rows), lines)
 
 
 def _object(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

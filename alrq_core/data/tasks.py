@@ -10,8 +10,9 @@ from typing import Any
 
 import datasets
 
+from alrq_core.data.conversations import COLUMNS, conversations
 from alrq_core.data.labels import checked_labels, checked_texts, class_names, known_labels
-from alrq_core.data.own import conversations, running_text
+from alrq_core.data.own_text import running_text
 from alrq_core.data.splits import (
     SPLIT_SEED,
     TEST_FRACTION,
@@ -39,7 +40,7 @@ class Task:
         kind: Classification or language modelling.
         label_names: Names of the classes, in the order of their numbers.
         splits: Where the three splits come from, for the results.
-        conversations: Whether texts are conversations, see `own`, whose answers alone are learnt.
+        conversations: Whether texts are conversations, whose answers alone are learnt.
     """
 
     name: str
@@ -297,7 +298,7 @@ def _from_hub(path: str, configuration: str | None, task: str) -> Any:
 # Tasks of one's own files, and what columns of them may hold.
 OWN: Mapping[str, tuple[str, ...]] = {
     "custom": ("text", "label"),
-    "sft": ("messages", "prompt", "completion"),
+    "sft": COLUMNS,
     "text": ("text",),
 }
 PACKAGED = ("rotten_tomatoes", "imdb")

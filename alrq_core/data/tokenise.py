@@ -22,6 +22,8 @@ ALPACA = (
 )
 PAIRED = ", paired with an input that provides further context"
 NO_LABELS = np.empty(0, dtype=np.int64)
+# No token goes on from it.
+AFTER = "\n"
 # Characters of a conversation that tell which one is meant.
 SHOWN = 60
 
@@ -58,9 +60,11 @@ def encode_task(task: Task, model_folder: Path, max_length: int) -> EncodedTask:
     if task.conversations:
         answers = int(splits["test"].answers.sum())
         notes.append(f"scored on the answers' tokens alone, {answers:,} of test")
-    elif task.kind == "language-modelling" and (begin := _begin(tokenizer)):
-        special = tokenizer.convert_ids_to_tokens(begin)
-        notes.append(f"each window begins with {' '.join(special)}")
+    elif task.kind == "language-modelling":
+        special = " ".join(tokenizer.convert_ids_to_tokens(_begin(tokenizer)))
+        notes.append(f"each window begins with {special or 'no special token'}")
+        if any(len(getattr(task, name).texts) > 1 for name in cuts):
+            notes.append(f"{tokenizer.eos_token or 'nothing'} between documents")
     return EncodedTask(
         name=task.name,
         kind=task.kind,
@@ -117,8 +121,8 @@ def _conversations(
     for text in split.texts:
         conversation = json.loads(text)
         ids, counted, spans = conversation_tokens(conversation, tokenizer)
-        shown = next(iter(conversation.values()))
-        _check_room(spans, max_length, str(shown)[:SHOWN])
+        shown = str(next(iter(conversation.values())))[:SHOWN]
+        _check_room(spans, max_length, f"{shown!r}, row {conversation['row']} of its file")
         cut += sum(end > max_length for _, end in spans)
         sequences.append(np.asarray(ids[:max_length], dtype=np.int32))
         counts.append(np.asarray(counted[:max_length], dtype=bool))
@@ -132,7 +136,7 @@ def _check_room(spans: list[tuple[int, int]], max_length: int, shown: str) -> No
         raise ValueError(
             f"`--max-length` must leave room for an answer, got {max_length} where the first "
             f"begins at token {spans[0][0] + 1} and the longest has {longest}, in the conversation "
-            f"{shown!r}. Raise it, or remove that row."
+            f"{shown}. Raise it, or remove that row."
         )
 
 
@@ -158,7 +162,7 @@ def conversation_tokens(
     cumulative: list[list[int]] = tokenizer(upto, add_special_tokens=False)["input_ids"]
     parts = [ids[len(before) :] for before, ids in pairwise([[], *cumulative])]
     if [number for part in parts for number in part] != cumulative[-1]:
-        parts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        parts = _apart(texts, tokenizer)
     if not templated:
         parts[0] = _begin(tokenizer) + parts[0]
         parts[-1] = parts[-1] + [t for t in (tokenizer.eos_token_id,) if t is not None]
@@ -167,6 +171,22 @@ def conversation_tokens(
     counted = [answer for answer, part in zip(answers, parts, strict=True) for _ in part]
     spans = [span for span, answer in zip(pairwise(ends), answers, strict=True) if answer]
     return [number for part in parts for number in part], counted, spans
+
+
+def _apart(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of each text by itself, but without the blank that SentencePiece begins
+    a text with where it is no beginning.
+    """
+    first, after, *others = tokenizer(
+        [texts[0], AFTER, *(AFTER + text for text in texts[1:])], add_special_tokens=False
+    )["input_ids"]
+    parts = [first]
+    for text, ids in zip(texts[1:], others, strict=True):
+        if ids[: len(after)] == after:
+            parts.append(ids[len(after) :])
+        else:
+            parts.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return parts
 
 
 def _pieces(

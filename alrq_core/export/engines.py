@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from alrq_core.adapters.lora import frozen_layer
 from alrq_core.export.card import model_card
-from alrq_core.export.parts import PEFT_FOLDER, named_config, plain_tensors, write_adapter
+from alrq_core.export.parts import (
+    PEFT_FOLDER,
+    named_config,
+    plain_tensors,
+    write_adapter,
+    write_configuration,
+)
 from alrq_core.models.loading import model_class
 from alrq_core.trial import TrialRun
 from alrq_core.weights.layers import STORAGE_DTYPE, PackedEmbedding
@@ -52,7 +58,7 @@ def write_for_transformers(run: TrialRun, folder: Path, name: str) -> None:
     config.dtype = STORAGE_DTYPE
     if packed:
         config.quantization_config = _quantization(run, allocation, packed)
-    config.save_pretrained(folder)
+    write_configuration(run, config, folder)
     write_adapter(run, folder / PEFT_FOLDER, name)
     card = model_card(run, packed, sum(tensor.nbytes for tensor in tensors.values()))
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -16,10 +16,17 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from alrq_core.adapters.lora import attach_adapters, frozen_layer
-from alrq_core.export.parts import PEFT_FOLDER, named_config, plain_tensors, write_adapter
+from alrq_core.export.parts import (
+    PEFT_FOLDER,
+    named_config,
+    plain_tensors,
+    write_adapter,
+    write_configuration,
+)
 from alrq_core.files import partial_path
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.models.finding import resolve_model
@@ -64,7 +71,7 @@ def write_exactly(run: TrialRun, folder: Path, _: str) -> None:
     """Write what `load` reads: packed tensors as they are, and how to put them together."""
     context, model = run.context, run.model
     save_file(_collect(model, run.final_allocation), folder / WEIGHTS, metadata={"format": "pt"})
-    named_config(run).save_pretrained(folder)
+    write_configuration(run, named_config(run), folder)
     write_adapter(run, folder / PEFT_FOLDER, context.inventory.model)
     manifest = {
         "version": VERSION,
@@ -144,6 +151,8 @@ def load(folder: Path) -> LoadedModel:
     scaling = manifest["alpha_over_rank"]
     _restore(model, allocation, tensors, head, scaling, compute_dtype, device)
     keep_first_token(model)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     rows = vocabulary_rows(tokenizer)
     if rows > config.vocab_size:

@@ -54,8 +54,12 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: 
     begins, ends = _around(tokenizer)
     writer.add_add_bos_token(begins)
     writer.add_add_eos_token(ends)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        named = [{"name": name, "template": text} for name, text in template.items()]
+        writer.add_chat_template(named)
+    elif template is not None:
+        writer.add_chat_template(template)
 
 
 def checked_tokenizer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str, Any]]:

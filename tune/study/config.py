@@ -55,8 +55,9 @@ class StudyConfig:
     Attributes:
         space, model, task, searcher, scheduler: Names, as on the command line.
         data: Where a task's texts are, if not in a package.
-        text_column, label_column, messages_column, prompt_column, completion_column: Names of the
-            columns of one's own files.
+        text_column, label_column, messages_column, prompt_column, completion_column,
+            instruction_column, input_column, output_column: Names of the columns of one's own
+            files.
         budget: Trials of the search, baselines and confirmation not counted.
         anchors: Uniform allocations that the search tries first; None for 0 with the searcher alrq,
             and a sixth of the budget with others.
@@ -99,6 +100,9 @@ class StudyConfig:
     messages_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
+    instruction_column: str | None = None
+    input_column: str | None = None
+    output_column: str | None = None
     searcher: str = "alrq"
     scheduler: str = "front-asha"
     budget: int = 50
