@@ -39,17 +39,40 @@ KINDS: dict[str, tuple[TaskKind, int]] = {
     "minilm": ("classification", 2),
     "smollm2": ("language-modelling", 0),
 }
-# Model, bits, rank, batch, length. Bits 0: all bits and several ranks in turn.
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is trained.
+
+    Attributes:
+        bits: Of all modules; 0 for all bits and several ranks in turn.
+        answers: Tokens of a sequence that are predicted; None for all but the first.
+        checkpointing: See `Recipe.gradient_checkpointing`.
+    """
+
+    model: str
+    bits: int
+    rank: int
+    batch: int
+    length: int
+    answers: int | None = None
+    checkpointing: bool = False
+
+
 CONFIGURATIONS = (
-    *(("minilm", bits, 8, batch, 64) for bits in (16, 8, 4, 3, 2) for batch in (8, 32)),
-    *(("minilm", 4, rank, 8, 32) for rank in (0, 2, 32)),
-    *(("minilm", bits, 2, 32, 128) for bits in (16, 4, 2)),
-    *(("minilm", 0, 0, batch, 128) for batch in (8, 32)),
-    *(("smollm2", bits, 8, 1, 64) for bits in (16, 4, 2)),
-    *(("smollm2", bits, 8, 4, 256) for bits in (16, 4, 2)),
-    *(("smollm2", bits, 2, 2, 128) for bits in (16, 4, 2)),
-    ("smollm2", 4, 2, 1, 256),
-    ("smollm2", 0, 0, 4, 64),
+    *(Configuration("minilm", bits, 8, n, 64) for bits in (16, 8, 4, 3, 2) for n in (8, 32)),
+    *(Configuration("minilm", 4, rank, 8, 32) for rank in (0, 2, 32)),
+    *(Configuration("minilm", bits, 2, 32, 128) for bits in (16, 4, 2)),
+    *(Configuration("minilm", 0, 0, batch, 128) for batch in (8, 32)),
+    *(Configuration("smollm2", bits, 8, 1, 64) for bits in (16, 4, 2)),
+    *(Configuration("smollm2", bits, 8, 4, 256) for bits in (16, 4, 2)),
+    *(Configuration("smollm2", bits, 2, 2, 128) for bits in (16, 4, 2)),
+    Configuration("smollm2", 4, 2, 1, 256),
+    Configuration("smollm2", 0, 0, 4, 64),
+    Configuration("smollm2", 2, 8, 4, 256, answers=2),
+    Configuration("smollm2", 2, 8, 4, 256, checkpointing=True),
+    Configuration("smollm2", 2, 8, 4, 256, answers=2, checkpointing=True),
 )
 
 
@@ -76,11 +99,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     bases: dict[str, tuple[nn.Module, Inventory]] = {}
     rows = []
-    for model, bits, rank, batch, length in CONFIGURATIONS:
+    for configuration in CONFIGURATIONS:
+        model = configuration.model
         if model not in bases:
             kind, labels = KINDS[model]
             bases[model] = (load_model(model, kind, labels), inspect_model(model, kind, labels))
-        rows.append(compare(*bases[model], bits, rank, batch, length))
+        rows.append(compare(*bases[model], configuration))
         print(line(rows[-1]) if len(rows) > 1 else f"{HEADER}\n{line(rows[0])}", flush=True)
         out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     worst = max(rows, key=lambda row: abs(row["error"]))
@@ -89,26 +113,45 @@ def main() -> None:
 
 
 HEADER = (
-    "| model | bits | rank | batch | length | build MB | step MB | predicted | measured "
-    "| error | bytes as in the receipt |\n|" + " --- |" * 11
+    "| model | bits | rank | batch | length | answers | checkpointing | build MB | step MB "
+    "| predicted | measured | error | bytes as in the receipt |\n|" + " --- |" * 13
 )
 
 
-def compare(
-    base: nn.Module, inventory: Inventory, bits: int, rank: int, batch: int, length: int
-) -> dict[str, Any]:
+def compare(base: nn.Module, inventory: Inventory, about: Configuration) -> dict[str, Any]:
     """Return a row of the table."""
     kind, labels = KINDS[inventory.model]
+    bits, rank, answers = about.bits, about.rank, about.answers
     allocation = uniform(inventory, bits, rank) if bits else mixed(inventory)
-    predicted = step_memory(inventory, kind, labels, allocation, batch, length, torch.float32)
-    measured = measure(base, inventory, kind, allocation, batch, length)
+    predicted = step_memory(
+        inventory,
+        kind,
+        labels,
+        allocation,
+        about.batch,
+        about.length,
+        torch.float32,
+        answers=answers,
+        checkpointing=about.checkpointing,
+    )
+    recipe = Recipe(
+        batch_size=about.batch,
+        max_length=about.length,
+        cpu_dtype="float32",
+        device="cpu",
+        gradient_checkpointing=about.checkpointing,
+    )
+    shape = (about.batch, about.length, recipe, answers)
+    measured = measure(base, inventory, kind, allocation, *shape)
     peak = max(measured.build, measured.step)
     return {
         "model": inventory.model,
         "bits": bits or "mixed",
         "rank": rank if bits else "mixed",
-        "batch": batch,
-        "length": length,
+        "batch": about.batch,
+        "length": about.length,
+        "answers": about.length - 1 if answers is None else answers,
+        "checkpointing": "yes" if about.checkpointing else "no",
         "predicted": asdict(predicted),
         "measured": asdict(measured),
         "predicted_peak": predicted.peak_bytes,
@@ -125,7 +168,8 @@ def line(row: dict[str, Any]) -> str:
     predicted, measured = row["predicted"], row["measured"]
     step = predicted["static_bytes"] + predicted["activation_bytes"]
     cells = (
-        *(str(row[key]) for key in ("model", "bits", "rank", "batch", "length")),
+        *(str(row[key]) for key in ("model", "bits", "rank", "batch", "length", "answers")),
+        row["checkpointing"],
         f"{predicted['build_bytes'] / 1e6:.1f} / {measured['build'] / 1e6:.1f}",
         f"{step / 1e6:.1f} / {measured['step'] / 1e6:.1f}",
         f"{row['predicted_peak'] / 1e6:.1f} MB",
@@ -145,6 +189,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 row["bits"]: f"{row['measured'][what] / 1e6:.0f} MB"
                 for row in rows
                 if (row["rank"], row["batch"], row["length"]) == (8, batch, length)
+                and (row["answers"], row["checkpointing"]) == (length - 1, "no")
             }
             cells = " | ".join(found[bits] for bits in (16, 4, 2))
             lines.append(f"| {what}, batch {batch}, length {length} | {cells} |")
@@ -178,8 +223,9 @@ def measure(
     batch: int,
     length: int,
     recipe: Recipe | None = None,
+    answers: int | None = None,
 ) -> Peaks:
-    """Return the peaks of a trial on full-length batches."""
+    """Return the peaks of a trial on full-length batches, of which the last tokens are answers."""
     size: int = base.config.vocab_size  # type: ignore[union-attr, assignment]
     # As many training sequences as a batch: the trial's probe after its first step, which takes
     # up to eight, is never larger than a step.
@@ -189,7 +235,7 @@ def measure(
         label_names=("no", "yes") if kind == "classification" else (),
         splits="random tokens",
         pad_id=0,
-        train=random_tokens(kind, batch, length, size),
+        train=random_tokens(kind, batch, length, size, answers),
         validation=random_tokens(kind, 2, length, size),
         test=random_tokens(kind, 2, length, size),
     )
@@ -230,14 +276,20 @@ def peak_and_rest(sizes: list[int]) -> tuple[int, int]:
     return int(totals.max()), int(totals[-1])
 
 
-def random_tokens(kind: TaskKind, rows: int, length: int, vocabulary: int) -> Tokens:
+def random_tokens(
+    kind: TaskKind, rows: int, length: int, vocabulary: int, answers: int | None = None
+) -> Tokens:
     """Return sequences of one length; for classification the last one is a token shorter."""
     lengths = np.full(rows, length)
     if kind == "classification" and rows > 1:
         lengths[-1] -= 1
     ids = np.random.default_rng(0).integers(4, vocabulary, int(lengths.sum())).astype(np.int32)
     labels = np.arange(rows) % 2 if kind == "classification" else np.empty(0)
-    return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]), labels.astype(np.int64))
+    counted = None
+    if answers is not None:
+        counted = np.tile(np.arange(length) >= length - answers, rows)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Tokens(ids, offsets, labels.astype(np.int64), counted)
 
 
 if __name__ == "__main__":

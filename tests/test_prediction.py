@@ -119,6 +119,31 @@ def test_tiny_llama_takes_what_is_predicted(llama: tuple[nn.Module, Inventory], 
     assert predicted.step_bytes == pytest.approx(measured.step, rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_short_answers_take_what_is_predicted(
+    llama: tuple[nn.Module, Inventory], checkpointing: bool
+) -> None:
+    base, inventory = llama
+    allocation = quick(uniform(inventory, 4, 8))
+    recipe = replace(RECIPE, batch_size=4, max_length=32, gradient_checkpointing=checkpointing)
+    measured = measure(base, inventory, "language-modelling", allocation, 4, 32, recipe, 2)
+    shape = (4, 32, torch.float32)
+    predicted = [
+        step_memory(
+            inventory,
+            "language-modelling",
+            0,
+            allocation,
+            *shape,
+            answers=answers,
+            checkpointing=checkpointing,
+        ).step_bytes
+        for answers in (2, None)
+    ]
+    assert predicted[0] == pytest.approx(measured.step, rel=TOLERANCE)
+    assert predicted[1] > predicted[0]
+
+
 def test_a_decoder_that_classifies_takes_what_is_predicted(llama_folder: Path) -> None:
     name = str(llama_folder)
     base = load_model(name, "classification", 2)

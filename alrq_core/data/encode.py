@@ -121,6 +121,11 @@ class EncodedTask:
     exact_match: bool = False
     cut_answers: int = 0
 
+    @property
+    def most_answers(self) -> int:
+        """What one sequence of the train split is asked for at most, in classes or tokens."""
+        return int(self.train.answers.max())
+
     def scored_on(self, count: int) -> "EncodedTask":
         """Return the task with only the first sequences of validation and test split."""
         return replace(

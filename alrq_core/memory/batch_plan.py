@@ -96,6 +96,7 @@ def plan_batch(
     limit_bytes: int | None,
     tensor_limit_bytes: int | None,
     *,
+    answers: int | None = None,
     dropout: float = 0.0,
     dequantised: bool = False,
     checkpointing: bool = False,
@@ -115,6 +116,7 @@ def plan_batch(
         compute_dtype: Type of the matrix products.
         limit_bytes: What a trial may hold at once; None for no limit.
         tensor_limit_bytes: All tensors must be smaller; None for no limit.
+        answers: Most tokens of a sequence that are predicted, see `step_memory`.
         dropout: See `step_memory`.
         dequantised: See `step_memory`.
         checkpointing: See `step_memory`.
@@ -130,6 +132,7 @@ def plan_batch(
         labels,
         allocation,
         compute_dtype=compute_dtype,
+        answers=answers,
         dropout=dropout,
         dequantised=dequantised,
         checkpointing=checkpointing,

@@ -99,6 +99,7 @@ def step_memory(
     length: int,
     compute_dtype: torch.dtype,
     *,
+    answers: int | None = None,
     dropout: float = 0.0,
     dequantised: bool = False,
     checkpointing: bool = False,
@@ -121,6 +122,7 @@ def step_memory(
         micro_batch: Sequences of one forward pass.
         length: Tokens of a sequence.
         compute_dtype: Type of the matrix products.
+        answers: Tokens of a sequence that are predicted; None for all but the first.
         dropout: Probability of every dropout in the model.
         dequantised: Whether the trial computes with dequantised copies.
         checkpointing: See `Recipe.gradient_checkpointing`.
@@ -138,6 +140,7 @@ def step_memory(
         micro_batch,
         length,
         compute_dtype,
+        answers,
         dropout,
         dequantised,
         checkpointing,
@@ -213,6 +216,7 @@ def _traced(
     micro_batch: int,
     length: int,
     compute_dtype: torch.dtype,
+    answers: int | None,
     dropout: float,
     dequantised: bool,
     checkpointing: bool,
@@ -231,7 +235,8 @@ def _traced(
             recompute_blocks(model)
         states = _training_states(model, allocation)
         static = live.peak = live.live
-        _run_step(model.train(), empty_batch(kind, micro_batch, length), compute_dtype)
+        batch = empty_batch(kind, micro_batch, length, answers)
+        _run_step(model.train(), batch, compute_dtype)
     del states
     size, shape, dtype = live.largest
     return StepMemory(
@@ -239,7 +244,7 @@ def _traced(
         activation_bytes=live.peak - static,
         build_bytes=held,
         largest_tensor_bytes=size,
-        largest_tensor=_describe(shape, dtype, inventory, micro_batch, length),
+        largest_tensor=_describe(shape, dtype, inventory, batch),
     )
 
 
@@ -258,16 +263,23 @@ def _training_states(model: nn.Module, allocation: Allocation) -> list[Tensor]:
     return states
 
 
-def empty_batch(kind: TaskKind, micro_batch: int, length: int) -> Batch:
+def empty_batch(kind: TaskKind, micro_batch: int, length: int, answers: int | None = None) -> Batch:
     """Return a batch of full-length sequences whose values don't matter.
 
     Models that can't see the values of a mask take it for one that hides something.
+
+    Args:
+        kind: Of the task.
+        micro_batch: Sequences.
+        length: Tokens of each.
+        answers: See `step_memory`.
     """
     ids = torch.zeros(micro_batch, length, dtype=torch.int64)
     rows = np.arange(micro_batch)
     if kind == "classification":
         return Batch(ids, torch.ones_like(ids), ids[:, 0].clone(), rows)
-    places = torch.zeros(micro_batch * (length - 1), dtype=torch.int64)
+    predicted = length - 1 if answers is None else min(answers, length - 1)
+    places = torch.zeros(micro_batch * predicted, dtype=torch.int64)
     return Batch(ids, torch.ones_like(ids), places.clone(), rows, places, padded=False)
 
 
@@ -282,13 +294,13 @@ def _describe(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     inventory: Inventory,
-    micro_batch: int,
-    length: int,
+    batch: Batch,
 ) -> str:
     """Return what a tensor of a step is, such as `logits 4 x 256 x 49152, float32`."""
     vocabulary = max((module.out_features for module in inventory.embeddings), default=0)
     tokens = prod(shape) // vocabulary if vocabulary in shape else 0
-    if tokens in (micro_batch * length, micro_batch * (length - 1)):
+    micro_batch, length = batch.input_ids.shape
+    if tokens in (micro_batch * length, len(batch.targets)):
         # Also where the kernel sees them flat, or with the classes in the middle.
         what, shape = "logits", (micro_batch, tokens // micro_batch, vocabulary)
     elif not dtype.is_floating_point:

@@ -68,6 +68,7 @@ def starts_stage(
     compute_dtype: torch.dtype,
     device_type: str,
     checkpointing: bool = False,
+    answers: int | None = None,
 ) -> Stage:
     """Return what the corrections of a reference take: see `FisherFactors`.
 
@@ -84,6 +85,7 @@ def starts_stage(
         compute_dtype: Type of a trial's matrix products.
         device_type: See `step_memory`.
         checkpointing: See `step_memory`.
+        answers: See `step_memory`.
     """
     dtype = gradient_dtype(compute_dtype)
     sizes = {t.name: (t.out_features, t.in_features) for t in inventory.targets}
@@ -99,7 +101,7 @@ def starts_stage(
         fill(model, reference, dequantised=False)
         if checkpointing:
             recompute_blocks(model, watched=True)
-        batch = empty_batch(kind, sequences, length)
+        batch = empty_batch(kind, sequences, length, answers)
         collect_gradients(model, {name: name for name in sizes}, [batch], _Products(), score)
     return Stage(
         work_bytes=max(live.peak, *_correction_bytes(sizes.values())),

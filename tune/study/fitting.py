@@ -273,6 +273,7 @@ class _Trials:
             self._dtype,
             limit,
             tensor_limit_bytes("mps" if self._config.mps_safe else self._device),
+            answers=task.most_answers,
             dropout=recipe.dropout,
             dequantised=execution == "dequantized",
             checkpointing=checkpointing,

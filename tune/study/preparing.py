@@ -83,7 +83,7 @@ def starts_prepared(
     length, labels = int(task.train.lengths.max()), len(task.label_names)
     trace = partial(starts_stage, inventory, task.kind, labels, reference)
     sequences = max(1, codes.tokens // length)
-    where = (compute_dtype, device_type, checkpointing)
+    where = (compute_dtype, device_type, checkpointing, task.most_answers)
     stage = trace(sequences, length, *where)
     while sequences > 1 and stage.bytes_with(codes.held_bytes) > limit:
         sequences //= 2
