@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from alrq_core.context import TrialContext
 from alrq_core.data.encode import EncodedTask, Tokens
-from alrq_core.memory.prediction import step_memory
+from alrq_core.memory.batch_plan import plan_batch
 from alrq_core.models.loading import inspect_model, load_model
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
@@ -123,7 +123,8 @@ def compare(base: nn.Module, inventory: Inventory, about: Configuration) -> dict
     kind, labels = KINDS[inventory.model]
     bits, rank, answers = about.bits, about.rank, about.answers
     allocation = uniform(inventory, bits, rank) if bits else mixed(inventory)
-    predicted = step_memory(
+    # As a study plans it: on a CPU a batch goes through the model in parts.
+    predicted = plan_batch(
         inventory,
         kind,
         labels,
@@ -131,9 +132,11 @@ def compare(base: nn.Module, inventory: Inventory, about: Configuration) -> dict
         about.batch,
         about.length,
         torch.float32,
+        limit_bytes=None,
+        tensor_limit_bytes=None,
         answers=answers,
         checkpointing=about.checkpointing,
-    )
+    ).memory
     recipe = Recipe(
         batch_size=about.batch,
         max_length=about.length,
