@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -244,6 +245,9 @@ def measure(
     )
     given = recipe or Recipe(batch_size=batch, max_length=length, cpu_dtype="float32", device="cpu")
     context = TrialContext(base=base, inventory=inventory, task=task, recipe=given)
+    # As a study has made them by then.
+    stored = {name: [choice.format] for name, choice in allocation.choices.items()}
+    deque(context.make_codes(stored), maxlen=0)
     with recorded() as building:
         run = TrialRun(context, allocation, seed=0)
     with recorded() as training:
