@@ -6,7 +6,7 @@ import pytest
 
 from alrq_core.data.tasks import load_task
 from alrq_core.data.tokenise import encode_task
-from tests.test_conversations import model, save
+from tests.chats import model, save
 
 LINES = [f"line {n} of a story that has ten words or more\n" for n in range(100)]
 
