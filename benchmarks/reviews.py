@@ -8,8 +8,8 @@ import importlib.util
 import json
 from pathlib import Path
 
+from alrq_core.data.public_tasks import SENTIMENTS
 from alrq_core.data.tables import read_table
-from alrq_core.data.tasks import SENTIMENTS
 
 SOURCE = "rotten_tomatoes"
 QUESTION = "Is this review positive or negative?"

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from alrq_core.data.splits import TextSplit
-from alrq_core.data.tasks import Task
+from alrq_core.data.task import Task
 from alrq_core.recipe import Recipe
 from tests.tiny import save_bert, save_reviews
 from tune.report.describe import describe_plan

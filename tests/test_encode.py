@@ -20,7 +20,9 @@ from alrq_core.data.encode import (
     train_batches,
     train_parts,
 )
-from alrq_core.data.tasks import Task, TextSplit, load_task
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.task import Task
+from alrq_core.data.tasks import load_task
 from alrq_core.data.tokenise import encode_task
 from alrq_core.models.loading import load_tokenizer
 from alrq_core.records import TaskKind

@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoConfig
 
 from alrq_core.context import load_context
-from alrq_core.data.tasks import Task, load_task
+from alrq_core.data.task import Task
+from alrq_core.data.tasks import load_task
 from alrq_core.export.exact import load, save
 from alrq_core.trial import TrialRun
 from search_spaces.spaces import make_space

@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alrq_core.data.tasks import Task, load_task
+from alrq_core.data.task import Task
+from alrq_core.data.tasks import load_task
 
 ROWS = [(f"sentence {n} here", ("no", "yes")[n % 2]) for n in range(60)]
 

@@ -9,7 +9,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from alrq_core.data.tasks import Task, load_task
+from alrq_core.data.task import Task
+from alrq_core.data.tasks import load_task
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no folder {SHARED}")

@@ -16,7 +16,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from alrq_core.data.tasks import Task, TextSplit, load_task
+from alrq_core.data.splits import TextSplit
+from alrq_core.data.task import Task
+from alrq_core.data.tasks import load_task
 from alrq_core.data.tokenise import encode_task
 from alrq_core.models.loading import inspect_model, load_tokenizer
 from alrq_core.models.vocabulary import check_tokens, vocabulary_rows

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alrq_core.data.encode import EncodedTask, Tokens
 from alrq_core.data.splits import TextSplit
-from alrq_core.data.tasks import Task
+from alrq_core.data.task import Task
 from alrq_core.models.loading import load_tokenizer, read_config
 from alrq_core.models.vocabulary import check_tokens
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alrq_core.data.splits import TextSplit
-from alrq_core.data.tasks import Task
+from alrq_core.data.task import Task
 from alrq_core.models.checks import has_weights, weight_files
 from alrq_core.models.digests import file_digest
 from alrq_core.models.finding import CONFIG_ONLY
