@@ -35,9 +35,10 @@ print(*project['dependencies'], *project['optional-dependencies']['wandb'], sep=
 
 FROM base AS cuda
 # Ray copies files into the container with rsync, reaches its workers through ssh, and keeps
-# `ray exec --tmux` running when you hang up.
+# `ray exec --tmux` running when you hang up; KubeRay before
+# 1.6 asks pods with wget whether they are well.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends openssh-client rsync tmux \
+    && apt-get install --yes --no-install-recommends openssh-client rsync tmux wget \
     && rm -rf /var/lib/apt/lists/*
 RUN pip install --constraint constraints.txt torch
 # The head starts its workers through boto3; Ray's extra is the dashboard and `ray job`.
