@@ -56,9 +56,8 @@ def _paragraphs(paths: Sequence[Path]) -> TextSplit:
 
 def _by_lines(found: dict[str, TextSplit]) -> Splits:
     """Return the splits of text files, what has none cut from the end of those to train on."""
-    pool, cut = found.get("all", found.get("train")), [s for s in SHARES if s not in found]
-    assert pool is not None
-    pieces = ["train", *(split for split in cut if split != "train")]
+    pool = found["all"] if "all" in found else found["train"]
+    pieces = [split for split in SHARES if split == "train" or split not in found]
     whole, end = sum(SHARES[piece] for piece in pieces), 0.0
     parts = dict(found)
     for piece in pieces:
