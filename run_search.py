@@ -69,21 +69,27 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
 
             if resume is not None and not dry_run:
                 held.enter_context(locked(config.folder))
-            if not dry_run:
+            if not dry_run or config.address is not None:
                 from tune.on_ray.cluster import ray_started
 
                 places = (config.address, config.recipe.device, config.trials_per_gpu)
                 running.enter_context(ray_started(*places))
-            prepared = _prepared(config, resume, console, dry_run)
+            hosts = None
+            if config.address is not None:
+                from tune.on_ray.nodes import hosts as hosts_of
+
+                hosts = hosts_of(config.recipe.device, config.recipe.cpu_dtype, console.print)
+            prepared = _prepared(config, resume, console, dry_run, hosts)
             if dry_run:
                 return 0
+            from tune.on_ray.run import check_cluster, run_study
+
+            check_cluster(prepared, console.print)
             _keep_caches_small(console, None)
             if resume is None:
                 from tune.study.folders import prepare_folder
 
                 held.enter_context(locked(prepare_folder(config)))
-            from tune.on_ray.run import run_study
-
             attempt.study, attempt.budget = config.folder, config.budget
             end = run_study(prepared, console)
         from tune.report.finish import finish
@@ -91,14 +97,14 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
         return _report(console, finish(prepared, end), attempt)
 
 
-def _prepared(config: Any, resume: Path | None, console: Console, dry_run: bool) -> Any:
+def _prepared(config: Any, resume: Path | None, console: Console, dry_run: bool, hosts: Any) -> Any:
     """Return a study that can start, after printing its plan."""
     from tune.report.cards import cards_table
     from tune.report.describe import describe_plan
     from tune.study.prepare import fit, read
     from tune.study.record import check_same_study
 
-    found = read(config, weights=not dry_run)
+    found = read(config, weights=not dry_run, hosts=hosts)
     if dry_run:
         # Also where nothing fits in this machine.
         console.print(cards_table(found))

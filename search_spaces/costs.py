@@ -145,6 +145,11 @@ def format_bytes(value: float) -> str:
     return f"{value / 1e6:.2f} MB"
 
 
+def format_gigabytes(value: int) -> str:
+    """Return the memory of a machine for people, in gigabytes (10**9)."""
+    return f"{value / 1e9:.2f} GB" if value >= 1e7 else format_bytes(value)
+
+
 def parse_bytes(text: str, flag: str) -> int:
     """Return the bytes that a text such as `30MB`, `512KB` or `1.5GB` names (powers of 1000).
 

@@ -9,12 +9,8 @@ from transformers import AutoConfig
 
 from alrq_core.memory import batch_plan
 from alrq_core.memory.batch_plan import (
-    CONTEXT_BYTES,
     MPS_TENSOR_LIMIT,
-    PROCESS_BASELINE_BYTES,
-    USED_PART,
     BatchPlan,
-    memory_limit_bytes,
     plan_batch,
     tensor_limit_bytes,
 )
@@ -160,74 +156,3 @@ def test_a_sequence_above_what_metal_takes_is_refused(large: Large) -> None:
 
 def test_only_metal_limits_single_tensors() -> None:
     assert [tensor_limit_bytes(name) for name in ("cpu", "cuda", "mps")] == [None, None, 2**32]
-
-
-def machine(folder: Path, gigabytes: int = 16) -> Path:
-    meminfo = folder / "meminfo"
-    kilobytes = gigabytes * 10**9 // 1024
-    meminfo.write_text(f"MemTotal:       {kilobytes} kB\nMemFree:          100 kB\n")
-    return meminfo
-
-
-def test_a_cpu_shares_its_memory_among_workers(tmp_path: Path) -> None:
-    meminfo = machine(tmp_path)
-    total = 16 * 10**9 // 1024 * 1024
-    for workers in (1, 4):
-        found = memory_limit_bytes("cpu", workers, meminfo=meminfo, cgroup=tmp_path)
-        assert found == total // workers - PROCESS_BASELINE_BYTES
-
-
-@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_a_container_may_have_less(tmp_path: Path, name: str) -> None:
-    meminfo, limit = machine(tmp_path), tmp_path / name
-    limit.parent.mkdir(exist_ok=True)
-    limit.write_text("4000000000\n")
-    found = memory_limit_bytes("cpu", 2, meminfo=meminfo, cgroup=tmp_path)
-    assert found == 2_000_000_000 - PROCESS_BASELINE_BYTES
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("memory.max", "max\n"), ("memory/memory.limit_in_bytes", "9223372036854771712\n")],
-)
-def test_a_container_may_have_no_limit(tmp_path: Path, name: str, text: str) -> None:
-    meminfo, limit = machine(tmp_path), tmp_path / name
-    limit.parent.mkdir(exist_ok=True)
-    limit.write_text(text)
-    found = memory_limit_bytes("cpu", 1, meminfo=meminfo, cgroup=tmp_path)
-    assert found == 16 * 10**9 // 1024 * 1024 - PROCESS_BASELINE_BYTES
-
-
-def test_too_many_workers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`workers` must .*got 64. Give fewer cores"):
-        memory_limit_bytes("cpu", 64, meminfo=machine(tmp_path), cgroup=tmp_path)
-
-
-def usable(free: int) -> int:
-    return int(USED_PART * free) - CONTEXT_BYTES
-
-
-def test_of_cards_what_is_free_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_plan, "found_devices", lambda: ("cuda", "mps", "cpu"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (20_000_000_000, 24_000_000_000))
-    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 11_000_000_000)
-    assert memory_limit_bytes("cuda", 2) == usable(20_000_000_000)
-    assert memory_limit_bytes("mps", 2) == 11_000_000_000
-
-
-def test_a_card_that_is_not_here_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_plan, "found_devices", lambda: ("cpu",))
-    assert memory_limit_bytes("cuda", 2, 8_000_000_000) == usable(8_000_000_000)
-
-
-@pytest.mark.parametrize(("most", "expected"), [(8_000_000_000, 8_000_000_000), (10**12, None)])
-def test_a_device_can_count_as_a_smaller_one(
-    most: int, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batch_plan, "found_devices", lambda: ("cuda", "cpu"))
-    monkeypatch.setitem(batch_plan.CARDS, "cuda", lambda: 24_000_000_000)
-    whole = memory_limit_bytes("cpu", 2, meminfo=machine(tmp_path), cgroup=tmp_path)
-    cut = memory_limit_bytes("cpu", 2, most, meminfo=machine(tmp_path), cgroup=tmp_path)
-
-    assert memory_limit_bytes("cuda", 2, most) == usable(expected or 24_000_000_000)
-    assert cut == (whole if expected is None else expected // 2 - PROCESS_BASELINE_BYTES)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import run_search
-from alrq_core.memory.batch_plan import CONTEXT_BYTES, PROCESS_BASELINE_BYTES, USED_PART
 from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.host import CONTEXT_BYTES, PROCESS_BASELINE_BYTES, USED_PART
 from tests.test_cli import small
 from tune.report import cards
 from tune.report.cards import cards_table

@@ -106,7 +106,7 @@ def test_workers_are_spot_instances_and_the_head_is_not(head, workers):
 def test_number_of_workers_is_bounded(cluster, workers):
     assert cluster["idle_timeout_minutes"] > 0
     for node in workers:
-        assert 1 <= node["min_workers"] <= node["max_workers"] <= cluster["max_workers"]
+        assert 0 <= node["min_workers"] <= node["max_workers"] <= cluster["max_workers"]
 
 
 def test_file_mounts_exist_once_ray_has_made_the_token(cluster, monkeypatch, tmp_path):

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES, DoesNotFitError
+from alrq_core.memory.batch_plan import DoesNotFitError
 from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.host import PROCESS_BASELINE_BYTES, Host
 from alrq_core.memory.machine import pick_compute_dtype, pick_device
 from alrq_core.memory.prediction import base_bytes, step_memory
 from alrq_core.recipe import Recipe
@@ -199,7 +200,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_keeps_its_size(
 ) -> None:
     whole = prepared(bert_folder, reviews, Recipe(execution="packed"))
     limit = base_share(whole) + whole.batch.memory.peak_bytes - 1
-    monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: limit)
+    monkeypatch.setattr(Host, "limit_bytes", lambda *_: limit)
     cut = prepared(bert_folder, reviews)
     recipe = cut.config.recipe
 
@@ -225,7 +226,7 @@ def test_copies_are_made_where_they_fit_and_nobody_says_otherwise(
     # In bfloat16 a copy takes no more than what autocast makes of packed weights.
     packed = prepared(bert_folder, reviews, Recipe(execution="packed", cpu_dtype="float32"))
     limit = base_share(packed) + packed.batch.memory.peak_bytes
-    monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: limit)
+    monkeypatch.setattr(Host, "limit_bytes", lambda *_: limit)
     assert execution() == ("packed", 1)
 
 
@@ -233,7 +234,7 @@ def test_a_model_that_can_not_be_built_in_memory_is_refused(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = base_share(prepared(bert_folder, reviews))
-    monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: base + 1000)
+    monkeypatch.setattr(Host, "limit_bytes", lambda *_: base + 1000)
     with pytest.raises(ValueError, match="`--model` must leave memory to quantise its largest"):
         prepared(bert_folder, reviews)
 

@@ -7,33 +7,48 @@ from typing import Any
 import pytest
 
 from alrq_core.memory import machine
-from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
-from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.batch_plan import DoesNotFitError
+from alrq_core.memory.host import PROCESS_BASELINE_BYTES, Host
 from alrq_core.memory.prediction import base_bytes
 from alrq_core.recipe import Recipe
 from tests.tiny import save_reviews
 from tune.on_ray.run import _resources
 from tune.report import describe
 from tune.report.describe import describe_plan
-from tune.study import fitting
 from tune.study import prepare as module
 from tune.study.config import StudyConfig
-from tune.study.prepare import Prepared, prepare
+from tune.study.prepare import Prepared, fit, prepare, read
+
+
+def config(
+    folder: Path, reviews: Path, recipe: Recipe | None = None, **changes: Any
+) -> StudyConfig:
+    small = replace(recipe or Recipe(), max_steps=8, batch_size=8, max_length=16)
+    return StudyConfig(
+        model=str(folder),
+        task="custom",
+        data=str(reviews),
+        text_column="review",
+        label_column="verdict",
+        recipe=small,
+        **changes,
+    )
 
 
 def prepared(folder: Path, reviews: Path, recipe: Recipe | None = None, **changes: Any) -> Prepared:
-    small = replace(recipe or Recipe(), max_steps=8, batch_size=8, max_length=16)
-    return prepare(
-        StudyConfig(
-            model=str(folder),
-            task="custom",
-            data=str(reviews),
-            text_column="review",
-            label_column="verdict",
-            recipe=small,
-            **changes,
-        )
+    return prepare(config(folder, reviews, recipe, **changes))
+
+
+def card(gigabytes: float = 24, **changes: Any) -> Host:
+    found = Host(
+        device="cuda",
+        name="NVIDIA L4",
+        memory_bytes=int(gigabytes * 10**9),
+        cores=4,
+        compute_dtype="bfloat16",
+        multiprocessors=58,
     )
+    return replace(found, **changes)
 
 
 def test_device_and_compute_type_are_settled_once(bert_folder: Path, reviews: Path) -> None:
@@ -44,39 +59,56 @@ def test_device_and_compute_type_are_settled_once(bert_folder: Path, reviews: Pa
     assert recipe.accumulation_steps == 1
 
 
-def test_a_cluster_has_devices_of_its_own(bert_folder: Path, reviews: Path) -> None:
-    joined = prepared(bert_folder, reviews, address="10.0.0.1:6379", quant_backend="cuda-4bit")
+CLUSTER = {"address": "10.0.0.1:6379"}
 
-    assert joined.config.recipe.device is None
-    assert joined.space.formats.device == "cuda"
-    assert "each worker's fastest" in describe_plan(joined)
+
+def test_a_cluster_is_planned_for_by_what_all_its_nodes_have(
+    bert_folder: Path, reviews: Path
+) -> None:
+    """Of cards of 24 and 6 GB, the smaller ones; no L4 computes in float16, a T4 has no other."""
+    mixed = [card(), card(), card(6, name="Tesla T4", compute_dtype="float16", cores=2)]
+    asked = config(bert_folder, reviews, quant_backend="cuda-4bit", **CLUSTER)
+    joined = fit(read(asked, hosts=mixed))
+    small = fit(read(asked, hosts=mixed[2:]))
+    plan = describe_plan(joined)
+
+    assert joined.config.recipe.device == joined.space.formats.device == "cuda"
+    assert "2 x NVIDIA L4, 24.00 GB free, 4 cores; 1 x Tesla T4, 6.00 GB free, 2 cores" in plan
+    assert "computing in float16" in plan
+    assert joined.batch == small.batch
+    assert joined.config.recipe.execution == small.config.recipe.execution == "packed"
+    with pytest.raises(DoesNotFitError):
+        fit(read(asked, hosts=[card(), card(0.6)]))
 
 
 def test_a_cluster_keeps_the_predicted_memory_free(bert_folder: Path, reviews: Path) -> None:
-    joined = prepared(bert_folder, reviews, address="10.0.0.1:6379")
-    here = prepared(bert_folder, reviews)
-    base = base_bytes(joined.inventory) + PROCESS_BASELINE_BYTES
+    asked = config(bert_folder, reviews, **CLUSTER)
+    node = Host(device="cpu", name="Xeon", memory_bytes=10**10, cores=4, compute_dtype="float32")
+    joined, with_card = (fit(read(asked, hosts=[host])) for host in (node, card()))
+    base, peak = base_bytes(joined.inventory), joined.batch.memory.peak_bytes
+    shared = with_card.trials_per_gpu
 
-    assert _resources(here, gpu=False) == {"cpu": 1.0, "gpu": 0.0}
-    peak = joined.batch.memory.peak_bytes
-    assert _resources(joined, gpu=False) == {"cpu": 1.0, "gpu": 0.0, "memory": base + peak}
-    assert _resources(joined, gpu=True) == {"cpu": 1.0, "gpu": 1.0, "memory": base}
+    assert _resources(prepared(bert_folder, reviews)) == {"cpu": 1.0, "gpu": 0.0}
+    held = PROCESS_BASELINE_BYTES + base // 4
+    assert _resources(joined) == {"cpu": 1.0, "gpu": 0.0, "memory": held + peak}
+    # As many as it has cores fit beside each other.
+    assert 4 * (held + peak) <= 10**10
+    held = PROCESS_BASELINE_BYTES + base // shared
+    assert _resources(with_card) == {"cpu": 1.0, "gpu": 1 / shared, "memory": held}
 
 
 def test_trials_share_a_gpu_and_on_the_cpu_take_none_of_its_time(
     bert_folder: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "found_devices", lambda: ("cuda", "mps", "cpu"))
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda _: True)
-    monkeypatch.setattr(fitting, "memory_limit_bytes", lambda *_: 10**10)
     monkeypatch.setattr(module, "trials_per_gpu", lambda *_: 4)
     on_cpu, on_cuda, on_mps = (
-        prepared(bert_folder, reviews, Recipe(device=name)) for name in ("cpu", "cuda", "mps")
+        fit(read(config(bert_folder, reviews), hosts=[card(device=name, compute_dtype=dtype)]))
+        for name, dtype in (("cpu", "float32"), ("cuda", "bfloat16"), ("mps", "float32"))
     )
 
-    assert _resources(on_cpu, gpu=True) == {"cpu": 1.0, "gpu": 0.0}
-    assert _resources(on_cuda, gpu=True) == {"cpu": 1.0, "gpu": 0.25}
-    assert _resources(on_mps, gpu=False) == {"cpu": float(usable_cores()), "gpu": 0.0}
+    assert _resources(on_cpu) == {"cpu": 1.0, "gpu": 0.0}
+    assert _resources(on_cuda) == {"cpu": 1.0, "gpu": 0.25}
+    assert _resources(on_mps) == {"cpu": 4.0, "gpu": 0.0}
 
 
 @pytest.mark.parametrize("backend", ["cuda-4bit", "cuda-8bit"])

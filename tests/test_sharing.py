@@ -1,18 +1,16 @@
 """How many trials share a GPU."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from alrq_core.memory import sharing
-from alrq_core.memory.batch_plan import CARDS, BatchPlan
+from alrq_core.memory.batch_plan import BatchPlan
 from alrq_core.memory.cores import MOST_TRIALS
+from alrq_core.memory.host import Host
 from alrq_core.memory.prediction import StepMemory
 from alrq_core.memory.sharing import trials_per_gpu
 from search_spaces.inventory import Inventory, TargetModule
 
-H100 = {"total_memory": 85 * 10**9, "multi_processor_count": 132}
-LAPTOP = {"total_memory": 4 * 10**9, "multi_processor_count": 16}
+H100 = (85 * 10**9, 132)
+LAPTOP = (4 * 10**9, 16)
 
 
 def inventory(modules: int, width: int) -> Inventory:
@@ -49,16 +47,21 @@ def plan(peak: int) -> BatchPlan:
     ],
 )
 def test_as_many_as_fit_and_find_time(
-    monkeypatch: pytest.MonkeyPatch,
-    card: dict[str, int],
+    card: tuple[int, int],
     model: tuple[int, int],
     peak: int,
     tokens: int,
     cores: int,
     expected: int,
 ) -> None:
-    monkeypatch.setitem(CARDS, "cuda", lambda: card["total_memory"])
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(**card))
-    monkeypatch.setattr(sharing, "usable_cores", lambda: cores)
+    memory, processors = card
+    host = Host(
+        device="cuda",
+        name="a card",
+        memory_bytes=memory,
+        cores=cores,
+        compute_dtype="bfloat16",
+        multiprocessors=processors,
+    )
 
-    assert trials_per_gpu(inventory(*model), plan(peak), tokens) == expected
+    assert trials_per_gpu(inventory(*model), plan(peak), tokens, host) == expected

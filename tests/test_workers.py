@@ -18,6 +18,7 @@ from search_spaces.spaces import make_space
 from tests.tiny import RECIPE, make_context, uniform
 from tune.on_ray.references import References
 from tune.on_ray.workers import BROKEN, OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.study.config import STUDY_FILE
 from tune.study.events import Role
 from tune.study.study import Outcome
 
@@ -47,11 +48,23 @@ def worker_with_a_trial(
         threads=1,
     )
     allocation = uniform(shared.inventory, 16, 2).encode()
+    folder.mkdir(exist_ok=True)
+    (folder / STUDY_FILE).touch()
     worker = AllocationTrainable.__new__(AllocationTrainable)
     worker.setup(
         TrialSpec(trial="t7", role=role, allocation=allocation, seed=0).to_config(), context
     )
     return worker
+
+
+def test_a_node_that_does_not_see_the_study_says_so(bert_folder: Path, tmp_path: Path) -> None:
+    worker = worker_with_a_trial(bert_folder, tmp_path)
+    (tmp_path / STUDY_FILE).unlink()
+    outcome = worker.step()[OUTCOME]
+
+    assert outcome.error is not None
+    assert f"the study's folder {tmp_path} is not what its driver sees" in outcome.error
+    assert not list(tmp_path.iterdir())
 
 
 def first_without_codes(worker: AllocationTrainable) -> tuple[Outcome, list[tuple[int, int]]]:

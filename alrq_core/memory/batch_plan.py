@@ -1,26 +1,21 @@
 """Chooses how many sequences go through a model at once, so that a trial fits in memory."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from alrq_core.data.encode import PART_TOKENS
-from alrq_core.memory.machine import found_devices
 from alrq_core.memory.prediction import StepMemory, step_memory
 from alrq_core.records import TaskKind
 from search_spaces.allocation import Allocation
+from search_spaces.costs import format_gigabytes
 from search_spaces.inventory import Inventory
 
 # Metal refuses single arrays of 2**32 bytes and more, whatever memory is free
 # ("total bytes of NDArray > 2**32", MPSNDArray).
 MPS_TENSOR_LIMIT = 2**32
-# A worker that has imported torch, transformers, PEFT, bitsandbytes, HQQ and Ray holds 660 MB of
-# resident memory on Linux before it loads a model.
-PROCESS_BASELINE_BYTES = 700_000_000
 # The peak of a step is the highest of many moments, each of which grows in a straight line with
 # the micro-batch. So it is convex, and the line from one sequence to the whole batch lies above
 # it: by up to 7 % on MiniLM-L6 and SmolLM2.
@@ -50,18 +45,6 @@ class BatchPlan:
     checkpointing: bool = False
 
 
-# What is free of a card, before a process of the study is on it.
-CARDS: dict[str, Callable[[], int]] = {
-    "cuda": lambda: torch.cuda.mem_get_info()[0],
-    "mps": lambda: torch.mps.recommended_max_memory(),
-}
-# Of one process on a card, beside its tensors: CUDA's context, torch's kernels, the workspace of
-# cuBLAS.
-CONTEXT_BYTES = 600_000_000
-# Part of a card that is planned for: allocators keep blocks that they can't use.
-USED_PART = 0.9
-
-
 @dataclass(frozen=True)
 class _Limits:
     peak: int | None
@@ -74,13 +57,13 @@ class _Limits:
         """Return what does not fit, or None."""
         if self.peak is not None and memory.peak_bytes > self.peak:
             return (
-                f"{_gigabytes(memory.peak_bytes)} of {_gigabytes(self.peak)}, "
-                f"{_gigabytes(memory.largest_tensor_bytes)} of it {memory.largest_tensor}"
+                f"{format_gigabytes(memory.peak_bytes)} of {format_gigabytes(self.peak)}, "
+                f"{format_gigabytes(memory.largest_tensor_bytes)} of it {memory.largest_tensor}"
             )
         if self.tensor is not None and memory.largest_tensor_bytes >= self.tensor:
             return (
-                f"one tensor of {_gigabytes(memory.largest_tensor_bytes)} of at most "
-                f"{_gigabytes(self.tensor)}, {memory.largest_tensor}"
+                f"one tensor of {format_gigabytes(memory.largest_tensor_bytes)} of at most "
+                f"{format_gigabytes(self.tensor)}, {memory.largest_tensor}"
             )
         return None
 
@@ -157,55 +140,6 @@ def plan_batch(
     return _plan(recipe_batch_size, size, memory, why, checkpointing)
 
 
-def memory_limit_bytes(
-    device_type: str,
-    workers: int,
-    most: int | None = None,
-    *,
-    meminfo: Path = Path("/proc/meminfo"),
-    cgroup: Path = Path("/sys/fs/cgroup"),
-) -> int | None:
-    """Return the memory that a trial may use on this machine; None where that is unknown.
-
-    Of a card: what is free, without what a process takes that has no tensor there yet. One that is
-    not here is planned for by `most` alone.
-    Of a CPU: what the machine and its container have, shared among the workers, without what a
-    process takes before it loads a model. They also share the base model in it, see
-    `alrq_core.memory.prediction.base_bytes`.
-
-    Args:
-        device_type: `cpu`, `cuda` or `mps`.
-        workers: Processes that train at the same time.
-        most: The device counts as having no more than that; None for all it has.
-        meminfo: Linux's report on its memory.
-        cgroup: Where the container's limits are, version 1 or 2.
-
-    Raises:
-        ValueError: The workers leave nothing to each other.
-    """
-    if device_type in CARDS:
-        here = [CARDS[device_type]()] if device_type in found_devices() else []
-        free = min([*here, *([] if most is None else [most])])
-        # Metal says itself what it recommends.
-        return free if device_type == "mps" else int(USED_PART * free) - CONTEXT_BYTES
-    limits = [most, _machine_bytes(meminfo)]
-    # Version 2 writes `max` and version 1 a number near 2**63 where there is no limit.
-    for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
-        text = path.read_text(encoding="ascii").strip() if path.is_file() else ""
-        limits.append(int(text) if text.isdigit() else None)
-    known = [value for value in limits if value is not None]
-    if not known:
-        return None
-    share = min(known) // workers - PROCESS_BASELINE_BYTES
-    if share <= 0:
-        raise ValueError(
-            f"`workers` must leave each more than {_gigabytes(PROCESS_BASELINE_BYTES)} of the "
-            f"machine's {_gigabytes(min(known))}, got {workers}. Give fewer cores (taskset -c 0), "
-            "or use a machine with more memory."
-        )
-    return share
-
-
 def tensor_limit_bytes(device_type: str) -> int | None:
     """Return what every single tensor must stay below on a device; None for no such limit."""
     return MPS_TENSOR_LIMIT if device_type == "mps" else None
@@ -253,8 +187,8 @@ def _check_build(memory: StepMemory, limits: _Limits) -> None:
     if limits.peak is not None and memory.build_bytes > limits.peak:
         raise DoesNotFitError(
             f"`allocation` must leave memory to quantise its largest matrix, got a peak of "
-            f"{_gigabytes(memory.build_bytes)} of {_gigabytes(limits.peak)} while the model is "
-            "built. Give fewer cores (taskset -c 0), or keep the embeddings in 16 bits."
+            f"{format_gigabytes(memory.build_bytes)} of {format_gigabytes(limits.peak)} while the "
+            "model is built. Give fewer cores (taskset -c 0), or keep the embeddings in 16 bits."
         )
 
 
@@ -262,7 +196,7 @@ def _plan(
     batch_size: int, size: int, memory: StepMemory, why: str, checkpointing: bool
 ) -> BatchPlan:
     steps = batch_size // size
-    need = f"predicted peak {_gigabytes(memory.peak_bytes)}"
+    need = f"predicted peak {format_gigabytes(memory.peak_bytes)}"
     return BatchPlan(
         micro_batch=size,
         accumulation_steps=steps,
@@ -270,19 +204,3 @@ def _plan(
         checkpointing=checkpointing,
         reason=f"micro-batch {size} x {steps}, {need}: {why}",
     )
-
-
-def _machine_bytes(meminfo: Path) -> int | None:
-    if meminfo.is_file():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024
-    if not hasattr(os, "sysconf"):
-        return None
-    # Other systems than Linux.
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _gigabytes(value: int) -> str:
-    """Return the value for people, in gigabytes (10**9)."""
-    return f"{value / 1e9:.2f} GB" if value >= 1e7 else f"{value / 1e6:.2f} MB"

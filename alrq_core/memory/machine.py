@@ -155,7 +155,7 @@ def describe_machine() -> dict[str, object]:
     """Return what a reader of the results needs to know about the machine."""
     device = pick_device()
     return {
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "cores": usable_cores(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "compute_dtype": str(pick_compute_dtype(device)).removeprefix("torch."),
@@ -164,7 +164,8 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """Return what the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,5 +1,7 @@
 """Connects a study to Ray Tune: its `Searcher` asks for trials, its scheduler hands in results."""
 
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 from ray.tune.experiment import Trial
@@ -8,6 +10,9 @@ from ray.tune.search import Searcher
 
 from tune.on_ray.workers import OUTCOME, TRIAL, TrialSpec
 from tune.study.study import Study
+
+# Between notes of what is waited for.
+NOTE_SECONDS = 30.0
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -64,10 +69,16 @@ class StudyScheduler(_Uncopied, TrialScheduler):
     # The study decides after each report, so none may be held back.
     _supports_buffered_results = False
 
-    def __init__(self, study: Study) -> None:
-        """Serve one study."""
+    def __init__(self, study: Study, waiting: Callable[[float], None]) -> None:
+        """Serve one study.
+
+        Args:
+            study: It decides.
+            waiting: Called now and then while no trial has a place to run, with the seconds so far.
+        """
         super().__init__()
-        self._study = study
+        self._study, self._waiting = study, waiting
+        self._idle_since = self._told = time.monotonic()
 
     def on_trial_add(self, tune_controller: "TuneController", trial: Trial) -> None:
         """Do nothing: the searcher made the trial."""
@@ -106,7 +117,18 @@ class StudyScheduler(_Uncopied, TrialScheduler):
     def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
         """Return a trial that waits for a worker, oldest first."""
         trials: list[Trial] = tune_controller.get_trials()
+        self._look(trials)
         return next((trial for trial in trials if trial.status == Trial.PENDING), None)
+
+    def _look(self, trials: list[Trial]) -> None:
+        """Tell where trials wait and none runs; Tune asks for one at least ten times a second."""
+        now = time.monotonic()
+        statuses = {trial.status for trial in trials}
+        if Trial.RUNNING in statuses or Trial.PENDING not in statuses:
+            self._idle_since = self._told = now
+        elif now - self._told >= NOTE_SECONDS:
+            self._told = now
+            self._waiting(now - self._idle_since)
 
     def debug_string(self) -> str:
         """Return the name of the scheduler."""

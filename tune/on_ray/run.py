@@ -10,16 +10,15 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
-import ray
 from ray import tune as ray_tune
 from ray.air.execution import FixedResourceManager
 from rich.console import Console
 
 from alrq_core.files import write_json
-from alrq_core.memory.batch_plan import PROCESS_BASELINE_BYTES
-from alrq_core.memory.cores import usable_cores
+from alrq_core.memory.host import PROCESS_BASELINE_BYTES, common
 from alrq_core.memory.prediction import base_bytes
 from tune.on_ray.bridge import StudyScheduler, StudySearcher
+from tune.on_ray.nodes import Tell, amounts, check_shared, of_ray, wait_for_room, waiting_line
 from tune.on_ray.references import forget_corrections
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
 from tune.report.progress import Progress
@@ -43,6 +42,19 @@ REPLACED: tuple[tuple[str, str, object], ...] = (
     ("ray.tune.execution.class_cache", "ENV_VARS_TO_PROPAGATE", set()),
     ("ray.tune.execution.tune_controller", "PlacementGroupResourceManager", FixedResourceManager),
 )
+
+
+def check_cluster(prepared: Prepared, tell: Tell) -> None:
+    """Check, before anything is written, that the cluster that was joined can run a study.
+
+    Raises:
+        ValueError: No node can hold a trial, or the nodes don't share the study's folder.
+    """
+    if prepared.config.address is None:
+        return
+    wait_for_room(of_ray(_resources(prepared)), tell)
+    folder = prepared.config.folder.absolute()
+    check_shared(next(path for path in (folder, *folder.parents) if path.is_dir()), tell)
 
 
 def run_study(prepared: Prepared, console: Console) -> StudyEnd:
@@ -77,7 +89,7 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
     try:
         if not study.finished:
             with progress:
-                _run_on_ray(prepared, study)
+                _run_on_ray(prepared, study, progress.tell)
     finally:
         for sink in sinks:
             sink.close()
@@ -124,13 +136,14 @@ def _sinks(prepared: Prepared) -> list[TensorBoard | Wandb]:
     return sinks
 
 
-def _run_on_ray(prepared: Prepared, study: Study) -> None:
+def _run_on_ray(prepared: Prepared, study: Study, tell: Tell) -> None:
     config, folder = prepared.config, prepared.config.folder.absolute()
     if config.address is None:
         _start_in_waiting_workers()
     # Ray handles signals itself once it has started, so ours come after it.
     with _ended_like_interrupted():
-        per_trial = _resources(prepared, bool(ray.cluster_resources().get("GPU")))
+        per_trial = _resources(prepared)
+        asked = amounts(of_ray(per_trial))
         context = WorkerContext(
             inventory=prepared.inventory,
             task=prepared.task,
@@ -145,7 +158,7 @@ def _run_on_ray(prepared: Prepared, study: Study) -> None:
             ray_tune.with_resources(trainable, per_trial),
             tune_config=ray_tune.TuneConfig(
                 search_alg=StudySearcher(study),
-                scheduler=StudyScheduler(study),
+                scheduler=StudyScheduler(study, lambda seconds: tell(waiting_line(asked, seconds))),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=str,
@@ -174,25 +187,22 @@ def _start_in_waiting_workers() -> None:
             setattr(import_module(module), name, value)
 
 
-def _resources(prepared: Prepared, gpu: bool) -> dict[str, float]:
+def _resources(prepared: Prepared) -> dict[str, float]:
     """Return what Ray keeps free for each trial: on a cluster also its memory, as predicted, so
     that no node gets more trials than it can hold.
 
-    A GPU is shared by as many trials as were planned. On this machine's CPU the planner has cut the
-    batch for as many trials as there are cores.
-
-    Args:
-        prepared: The study.
-        gpu: Whether Ray sees one, which a study on the CPU leaves alone.
+    A GPU is shared by as many trials as were planned. On a CPU the planner has cut the batch for as
+    many trials as there are cores, which share the base model.
     """
-    device = prepared.config.recipe.device
-    gpu = gpu and device != "cpu"
+    host = common(prepared.hosts)
+    gpu = host.device == "cuda"
     # Ray knows nothing of MPS.
-    cores = usable_cores() if device == "mps" else 1
+    cores = host.cores if host.device == "mps" else 1
     part = 1 / prepared.trials_per_gpu if gpu else 0.0
     found: dict[str, float] = {"cpu": float(cores), "gpu": part}
     if prepared.config.address is not None:
-        held = PROCESS_BASELINE_BYTES + base_bytes(prepared.inventory)
+        sharing = prepared.trials_per_gpu if gpu else host.cores
+        held = PROCESS_BASELINE_BYTES + base_bytes(prepared.inventory) // sharing
         found["memory"] = float(held if gpu else held + prepared.batch.memory.peak_bytes)
     return found
 

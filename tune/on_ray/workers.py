@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from socket import gethostname as hostname
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
 from tune.on_ray.references import References
 from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
+from tune.study.config import STUDY_FILE
 from tune.study.events import Role
 from tune.study.schedulers import rungs_of
 from tune.study.state import SEARCHED
@@ -40,6 +42,7 @@ TRIAL = "trial"
 # Exit code of a process whose device has failed.
 BROKEN = 70
 REASON_LENGTH = 300
+UNSHARED = "the study's folder {} is not what its driver sees, on {}: all nodes must share it"
 # Between reports of how many codes or starts are made.
 TELL_SECONDS = 2.0
 
@@ -141,6 +144,9 @@ class AllocationTrainable(ray_tune.Trainable):
         What takes long before the first trial returns now and then, to tell how far it is.
         """
         try:
+            if self._shared is None and not (self._context.folder / STUDY_FILE).is_file():
+                # On a node that joined the cluster after the study had begun.
+                return {OUTCOME: self._failed(UNSHARED.format(self._context.folder, hostname()))}
             if (codes := self._codes_so_far()) is not None:
                 return {OUTCOME: Outcome(codes=codes)}
             outcome = self._ended or self._rung_that_fits()

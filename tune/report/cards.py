@@ -6,6 +6,7 @@ from dataclasses import replace
 from rich.table import Table
 
 from alrq_core.memory.batch_plan import DoesNotFitError
+from alrq_core.memory.host import Host
 from search_spaces.costs import memory_bytes
 from search_spaces.narrow import target_bits
 from search_spaces.spaces import Space
@@ -27,9 +28,10 @@ def cards_table(found: Read) -> Table:
 
 def _row(found: Read, size_bytes: int) -> tuple[str, ...]:
     inventory, recipe = found.inventory, replace(found.config.recipe, device="cuda")
-    config = replace(found.config, recipe=recipe, device_memory_bytes=size_bytes, address=None)
+    config = replace(found.config, recipe=recipe, device_memory_bytes=None)
+    card = Host(device="cuda", name="", memory_bytes=size_bytes, cores=1, compute_dtype="bfloat16")
     try:
-        fitting = fitted(config, inventory, found.task, space_of(config, inventory))
+        fitting = fitted(config, inventory, found.task, space_of(config, inventory), card)
     except DoesNotFitError as error:
         rule = str(error).partition(". ")[0]
         return "does not fit", "", "", "", rule

@@ -1,9 +1,10 @@
 """Says what a study would do, before it does anything."""
 
-import torch
+from collections import Counter
 
 from alrq_core.files import unwritable
-from alrq_core.memory.machine import found_devices, pick_compute_dtype
+from alrq_core.memory.host import common
+from alrq_core.memory.machine import found_devices
 from alrq_core.weights.cache import cache_folder
 from search_spaces.allocation import Allocation
 from search_spaces.costs import average_bits, average_rank, format_bytes, memory_bytes
@@ -20,9 +21,6 @@ def describe_plan(prepared: Prepared) -> str:
     config, space, inventory = prepared.config, prepared.space, prepared.inventory
     trials = len(space.points) or config.budget
     task = prepared.task
-    device = config.recipe.device or "each worker's fastest"
-    dtype = pick_compute_dtype(torch.device(config.recipe.device or "cpu"), config.recipe.cpu_dtype)
-    compute_dtype = str(dtype).removeprefix("torch.")
     sizes = f"{len(task.train)} / {len(task.validation)} / {len(task.test)}"
     size = f"{len(space.points)}" if space.fixed else f"10^{space.log10_size:.1f}"
     lines = [
@@ -36,8 +34,7 @@ def describe_plan(prepared: Prepared) -> str:
         f"reference        {_reference(prepared)}",
         f"trials           {trials}, reporting at steps {', '.join(map(str, prepared.rungs))}; "
         f"searcher {config.searcher}, scheduler {config.scheduler}",
-        f"device           {device} (found here: {', '.join(found_devices())}), computing "
-        f"in {compute_dtype}, {config.recipe.execution}{_shared(prepared)}",
+        f"device           {_devices(prepared)}, {config.recipe.execution}{_shared(prepared)}",
         f"batch            {config.recipe.batch_size} sequences a step; {prepared.batch.reason}"
         f"{'; with gradient checkpointing' if config.recipe.gradient_checkpointing else ''}",
         f"storage          {space.formats.describe()}",
@@ -59,6 +56,16 @@ def describe_plan(prepared: Prepared) -> str:
     if config.max_memory_bytes is not None:
         lines.insert(3, f"memory limit     {format_bytes(config.max_memory_bytes)}")
     return "\n".join(lines)
+
+
+def _devices(prepared: Prepared) -> str:
+    """Return where trials run: on this machine, or on which nodes of a cluster."""
+    host = common(prepared.hosts)
+    where = f"found here: {', '.join(found_devices())}"
+    if prepared.config.address is not None:
+        kinds = Counter(prepared.hosts)
+        where = "; ".join(f"{count} x {node.describe()}" for node, count in kinds.items())
+    return f"{host.device} ({where}), computing in {host.compute_dtype}"
 
 
 def _reference(prepared: Prepared) -> str:

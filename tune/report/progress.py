@@ -72,10 +72,15 @@ class Progress:
         line = self._line(event, state)
         if self._live is not None:
             if line is not None and isinstance(event, Failed):
-                self._live.console.print(line, markup=False, highlight=False)
+                self.tell(line)
             self._live.update(self._view(state), refresh=True)
         elif line is not None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.tell(line)
+
+    def tell(self, line: str) -> None:
+        """Print a line that belongs to no event, above what is shown live."""
+        console = self.console if self._live is None else self._live.console
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, event: Event, state: StudyState) -> str | None:
         """Return an event in words; None for one that nobody needs to see."""

@@ -11,12 +11,10 @@ from alrq_core.data.encode import EncodedTask
 from alrq_core.memory.batch_plan import (
     BatchPlan,
     DoesNotFitError,
-    memory_limit_bytes,
     plan_batch,
     tensor_limit_bytes,
 )
-from alrq_core.memory.cores import usable_cores
-from alrq_core.memory.machine import pick_compute_dtype
+from alrq_core.memory.host import Host
 from alrq_core.memory.prediction import base_bytes, build_bytes
 from alrq_core.precision import stream_dtype
 from search_spaces.allocation import Allocation
@@ -67,8 +65,10 @@ class Fitting:
         return next(iter(self.baselines))
 
 
-def fitted(config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space) -> Fitting:
-    """Return what fits.
+def fitted(
+    config: StudyConfig, inventory: Inventory, task: EncodedTask, space: Space, host: Host
+) -> Fitting:
+    """Return what fits on a host.
 
     A searched space loses its highest bits where they don't fit and the user asks for none by name.
     Where B-FP doesn't, B-Q4 takes its place as the reference and to compare with, so that who has
@@ -78,7 +78,7 @@ def fitted(config: StudyConfig, inventory: Inventory, task: EncodedTask, space: 
         DoesNotFitError: Not even the lowest bits fit, or the reference doesn't.
         ValueError: The reference can't be built here, or starts were to be screened without it.
     """
-    trials = _Trials(config, inventory, task)
+    trials = _Trials(config, inventory, task, host)
     narrower = () if space.fixed or config.bits is not None else fewer_bits(space)
     fitting, execution, batch, failure = trials.largest_space(space, narrower)
     baselines, without = space.points, dict[str, str]()
@@ -104,11 +104,12 @@ def fitted(config: StudyConfig, inventory: Inventory, task: EncodedTask, space: 
 class _Trials:
     """Predicts the memory of a study's trials."""
 
-    def __init__(self, config: StudyConfig, inventory: Inventory, task: EncodedTask) -> None:
+    def __init__(
+        self, config: StudyConfig, inventory: Inventory, task: EncodedTask, host: Host
+    ) -> None:
         self._config, self._inventory, self._task = config, inventory, task
-        self._device = config.recipe.device or "cpu"
+        self._host, self._device, self._dtype = host, host.device, host.dtype
         self._given = config.recipe.accumulation_steps or 1
-        self._dtype = pick_compute_dtype(torch.device(self._device), config.recipe.cpu_dtype)
         self._limit = self._memory_limit()
         # Of the search's own trials; the baselines may take what there is.
         most = config.max_training_memory_bytes
@@ -205,19 +206,13 @@ class _Trials:
                 raise failure from None
 
     def _memory_limit(self) -> int | None:
-        """Return what a trial may hold; None where the user has cut the batch, and on a cluster.
-
-        Its devices are not known here, unless the user says what each has.
-        """
-        config, given = self._config, self._config.device_memory_bytes
-        if config.recipe.accumulation_steps is not None:
+        """Return what a trial may hold; None where the user has cut the batch."""
+        if self._config.recipe.accumulation_steps is not None:
             return None
-        limit = given
-        if config.address is None:
-            limit = memory_limit_bytes(self._device, usable_cores(), given)
+        limit = self._host.limit_bytes(self._config.device_memory_bytes)
         if limit is None or self._device != "cpu":
             return limit
-        base, workers = base_bytes(self._inventory), usable_cores()
+        base, workers = base_bytes(self._inventory), self._host.cores
         if base >= workers * limit:
             raise DoesNotFitError(
                 f"`--model` must leave memory beside its weights, which take {format_bytes(base)}, "
@@ -239,7 +234,7 @@ class _Trials:
         recipe, largest = self._config.recipe, space.largest()
         if recipe.execution is not None:
             return recipe.execution, self._batch(largest, recipe.execution, limit)
-        if self._config.address is None and recipe.device == "cpu":
+        if self._device == "cpu":
             try:
                 plan = self._cut(largest, "dequantized", limit, bool(recipe.gradient_checkpointing))
             except DoesNotFitError:

@@ -1,6 +1,7 @@
 """Everything about a study that is checked and computed before Ray starts."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from alrq_core.data.tasks import check_task_name, load_task
 from alrq_core.data.tokenise import encode_task
 from alrq_core.export.llama_family import check_for_llama_cpp
 from alrq_core.memory.batch_plan import BatchPlan
-from alrq_core.memory.machine import fastest_cpu_dtype, give_back_memory, pick_device
+from alrq_core.memory.host import Host, common
+from alrq_core.memory.machine import fastest_cpu_dtype, give_back_memory
 from alrq_core.memory.sharing import trials_per_gpu
 from alrq_core.models.finding import PACKAGED_MODELS, resolve_model
 from alrq_core.models.loading import inspect_model, load_tokenizer
@@ -21,7 +23,7 @@ from alrq_core.recipe import Recipe
 from search_spaces.allocation import Allocation
 from search_spaces.costs import format_bytes, memory_bytes
 from search_spaces.fixed import fixed_allocation
-from search_spaces.formats import BACKENDS, Formats
+from search_spaces.formats import Formats
 from search_spaces.inventory import Inventory
 from search_spaces.narrow import narrowed, target_bits
 from search_spaces.spaces import Space, make_space
@@ -43,6 +45,7 @@ class Prepared:
         fitting: What of it fits in memory.
         trials_per_gpu: Trials that share a GPU.
         digests: Of the texts and of the model's files.
+        hosts: What the machines that train have; this one alone, unless a cluster was asked.
     """
 
     config: StudyConfig
@@ -51,6 +54,7 @@ class Prepared:
     fitting: Fitting
     trials_per_gpu: int
     digests: Digests
+    hosts: Sequence[Host]
 
     @property
     def space(self) -> Space:
@@ -86,7 +90,7 @@ class Read:
 
     Attributes:
         config: With whole paths, the device, and the recipe's steps.
-        inventory, task, digests: As in `Prepared`.
+        inventory, task, digests, hosts: As in `Prepared`.
         space: What was asked for.
     """
 
@@ -95,6 +99,7 @@ class Read:
     task: EncodedTask
     digests: Digests
     space: Space
+    hosts: Sequence[Host]
 
 
 def prepare(config: StudyConfig) -> Prepared:
@@ -102,12 +107,13 @@ def prepare(config: StudyConfig) -> Prepared:
     return fit(read(config))
 
 
-def read(config: StudyConfig, weights: bool = True) -> Read:
+def read(config: StudyConfig, weights: bool = True, hosts: Sequence[Host] | None = None) -> Read:
     """Read model and data, and check that the space and its limit make sense.
 
     Args:
         config: As given.
         weights: Whether the model's weights must be here; to plan, its configuration is enough.
+        hosts: The machines that shall train, with one type of device; None for this one.
 
     Raises:
         ValueError: Something the user gave can't work. Nothing was written.
@@ -117,7 +123,9 @@ def read(config: StudyConfig, weights: bool = True) -> Read:
     data = Path(config.data) if config.data is not None else None
     if data is not None and not data.exists():
         raise ValueError(f"`--data` must exist, got {config.data!r}. Check the path.")
-    config = replace(_with_places(config), recipe=_settled(config))
+    recipe = config.recipe
+    hosts = hosts or (Host.here(recipe.device, recipe.cpu_dtype),)
+    config = replace(_with_places(config), recipe=_settled(recipe, common(hosts)))
     task = load_task(config.task, data, config.columns)
     inventory = inspect_model(
         config.model, task.kind, len(task.label_names), config.recipe.max_length, weights
@@ -152,18 +160,26 @@ def read(config: StudyConfig, weights: bool = True) -> Read:
             f"smallest allocation of {config.space} with {config.model}, got "
             f"{format_bytes(config.max_memory_bytes)}. Raise it, or use a smaller model."
         )
-    return Read(config=config, inventory=inventory, task=encoded, digests=digests, space=space)
+    return Read(
+        config=config,
+        inventory=inventory,
+        task=encoded,
+        digests=digests,
+        space=space,
+        hosts=hosts,
+    )
 
 
 def fit(found: Read) -> Prepared:
-    """Return a study that fits in this machine's memory.
+    """Return a study that fits in the memory that all its hosts have.
 
     Raises:
         DoesNotFitError: Nothing of it does.
         ValueError: What trials start from can't run here.
     """
     config, inventory, encoded, space = found.config, found.inventory, found.task, found.space
-    fitting = fitted(config, inventory, encoded, space)
+    host = common(found.hosts)
+    fitting = fitted(config, inventory, encoded, space, host)
     steps = fitting.batch.accumulation_steps
     recipe = replace(
         config.recipe,
@@ -184,17 +200,17 @@ def fit(found: Read) -> Prepared:
         inventory=inventory,
         task=encoded,
         fitting=fitting,
-        trials_per_gpu=_trials_per_gpu(config, inventory, encoded, fitting.batch),
+        trials_per_gpu=_trials_per_gpu(config, inventory, encoded, fitting.batch, host),
         digests=found.digests,
+        hosts=found.hosts,
     )
 
 
 def space_of(config: StudyConfig, inventory: Inventory) -> Space:
     """Return what a study searches, before it is known what fits in memory."""
-    # On a cluster whose devices are not known, a backend is for the device that it needs.
     formats = Formats(
         backend=config.quant_backend,
-        device=config.recipe.device or next(iter(BACKENDS[config.quant_backend])),
+        device=config.recipe.device or "cpu",
         four_bit=config.four_bit,
         group_sizes=config.group_sizes,
     )
@@ -219,28 +235,22 @@ def _let_go() -> None:
     give_back_memory()
 
 
-def _settled(config: StudyConfig) -> Recipe:
-    """Return the recipe with its device and compute type: the same for all trials, also resumed.
-
-    The nodes of a cluster are not this machine: there, each worker takes its fastest device.
-    """
-    recipe = config.recipe
-    device = recipe.device
-    if config.address is None:
-        device = pick_device(device).type
-    return replace(recipe, device=device, cpu_dtype=recipe.cpu_dtype or fastest_cpu_dtype())
+def _settled(recipe: Recipe, host: Host) -> Recipe:
+    """Return the recipe with its device and compute type: the same for all trials, also resumed."""
+    on_cpu = host.compute_dtype if host.device == "cpu" else fastest_cpu_dtype()
+    return replace(recipe, device=host.device, cpu_dtype=recipe.cpu_dtype or on_cpu)
 
 
 def _trials_per_gpu(
-    config: StudyConfig, inventory: Inventory, task: EncodedTask, batch: BatchPlan
+    config: StudyConfig, inventory: Inventory, task: EncodedTask, batch: BatchPlan, host: Host
 ) -> int:
-    """Return how many trials share a GPU. The cards of a cluster are not known here."""
+    """Return how many trials share a GPU."""
     if config.trials_per_gpu is not None:
         return config.trials_per_gpu
-    if config.address is not None or config.recipe.device != "cuda":
+    if host.device != "cuda":
         return 1
     tokens = config.recipe.batch_size * float(task.train.lengths.mean())
-    return trials_per_gpu(inventory, batch, tokens)
+    return trials_per_gpu(inventory, batch, tokens, host)
 
 
 def _check_text(space: Space, recipe: Recipe, task: EncodedTask) -> None:

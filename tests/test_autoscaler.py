@@ -1,0 +1,117 @@
+"""What an autoscaler says, and what it starts for a study."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from tune.on_ray import autoscaler as module
+from tune.on_ray.autoscaler import Autoscaler
+from tune.on_ray.nodes import hosts, wait_for_room
+
+# Of the head, as its provider of nodes calls it.
+HEAD = "f" * 51 + "00000"
+
+
+@pytest.fixture
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A head whose autoscaler starts nodes of one processor, in processes on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    lists = ("initialization_commands", "setup_commands", "cluster_synced_files")
+    starting = ("head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    config = tmp_path / "cluster.json"
+    content: dict[str, Any] = {
+        "cluster_name": "growing",
+        "max_workers": 1,
+        "provider": {
+            "type": "external",
+            "module": provider,
+            "launch_multiple": True,
+            "head_node_id": HEAD,
+            "gcs_address": address,
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "small": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 1},
+        },
+        "auth": {},
+        **{name: [] for name in (*lists, *(f"{name}_commands" for name in starting))},
+    }
+    config.write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    settings = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
+    }
+    host, port = address.split(":")
+    head = subprocess.Popen(
+        [
+            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block"),
+            *("--num-cpus=0", f"--node-ip-address={host}", f"--port={port}"),
+            *("--include-dashboard=false", f"--autoscaling-config={config}"),
+        ],
+        env=os.environ | settings,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        ray.init(address=address, log_to_driver=False)
+        yield address
+    finally:
+        ray.shutdown()
+        head.send_signal(signal.SIGTERM)
+        head.wait(30)
+
+
+def test_an_autoscaler_starts_what_it_can_and_refuses_the_rest(growing: str) -> None:
+    deadline = time.monotonic() + 30
+    while module.autoscaler() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert module.autoscaler() == Autoscaler(coming=(), failed=(), refused=())
+    with pytest.raises(ValueError, match=r"which takes 1 CPU, 28\.70 GB of memory") as no:
+        wait_for_room({"CPU": 1.0, "memory": 28.7e9}, lambda _: None)
+    assert "and its autoscaler can start no larger one" in str(no.value)
+
+    assert [host.cores for host in hosts(None, "float32", lambda _: None)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (None, None),
+        ({"active_nodes": {"node_abc": 1}}, None),
+        (
+            {
+                "active_nodes": {"head": 1},
+                "pending_nodes": [["10.0.0.2", "gpu", "setting-up"]],
+                "pending_launches": {"cpu": 1},
+                "failed_nodes": [["10.0.0.3", "gpu"], ["10.0.0.4", "gpu"]],
+            },
+            Autoscaler(coming=("cpu", "gpu"), failed=("gpu",), refused=()),
+        ),
+    ],
+)
+def test_the_first_version_reports_what_it_starts(
+    report: dict[str, Any] | None, expected: Autoscaler | None
+) -> None:
+    """Each head runs one, also where there is nothing to start."""
+    assert (
+        module._first_version({} if report is None else {"autoscaler_report": report}) == expected
+    )
