@@ -35,8 +35,8 @@ print(*project['dependencies'], *project['optional-dependencies']['wandb'], sep=
 
 FROM base AS cuda
 # Ray copies files into the container with rsync, reaches its workers through ssh, and keeps
-# `ray exec --tmux` running when you hang up; KubeRay before
-# 1.6 asks pods with wget whether they are well.
+# `ray exec --tmux` running when you hang up; KubeRay before 1.6 asks pods with wget whether they are
+# well.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssh-client rsync tmux wget \
     && rm -rf /var/lib/apt/lists/*
@@ -49,7 +49,7 @@ RUN pip install --no-deps --editable . && chmod -R a+rX /app
 # NVIDIA's runtime hands over no GPU to an image that does not ask for one.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER alrq
+USER 1000
 # No ENTRYPOINT: `ray up` starts the image with `bash`.
 CMD ["python", "run_search.py", "--help"]
 
@@ -59,5 +59,5 @@ RUN pip install --index-url https://download.pytorch.org/whl/cpu --constraint co
 RUN pip install --constraint constraints.txt --requirement /tmp/dependencies.txt
 COPY --from=sources /app /app
 RUN pip install --no-deps --editable . && chmod -R a+rX /app
-USER alrq
+USER 1000
 CMD ["python", "run_search.py", "--help"]

@@ -74,7 +74,8 @@ def unavailable(name: str, inventory: Inventory, formats: Formats) -> str | None
     try:
         fixed_allocation(name, inventory, formats)
     except ValueError as error:
-        return str(error)
+        why = str(error).partition(". ")[0]
+        return f"--quant-backend {formats.backend} lacks what it is made of ({why})."
     return None
 
 

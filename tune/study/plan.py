@@ -131,13 +131,16 @@ class Plan:
         number = self._tried(role)
         trial = f"{'s' if role == 'screen' else 't'}{number + 1:03d}"
         start = None if self.reference is None else REFERENCE_TRIAL
-        anchors = self.space.anchors(self.anchors, self.max_memory_bytes)
-        origin = self.searcher
-        if role == "search" and number < len(anchors):
-            origin, allocation = "anchor", anchors[number]
-        else:
-            allocation = self.proposer.propose(trial)
+        origin, allocation = "anchor", self._anchor(number) if role == "search" else None
+        if allocation is None:
+            origin, allocation = self.searcher, self.proposer.propose(trial)
         return proposed(self.space, Proposal(trial, role, origin, self.seed), allocation, start)
+
+    def _anchor(self, number: int) -> Allocation | None:
+        if number >= self.anchors:
+            return None
+        found = self.space.anchors(self.anchors, self.max_memory_bytes)
+        return found[number] if number < len(found) else None
 
     def _unended_search(self) -> bool:
         """Tell whether finalists may still change."""

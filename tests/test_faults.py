@@ -1,0 +1,112 @@
+"""Clusters that lose what they run on: the study is as if they hadn't."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.test_kills import BUDGET, ROOT, command, events, finished, story
+
+# More of them take minutes.
+KILLS = int(os.environ.get("ALRQ_TEST_KILLS", "2"))
+ENDS = ("completed", "stopped", "failed")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head on which nothing trains, and two nodes with one processor each."""
+    found = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    for _ in range(2):
+        found.add_node(num_cpus=1)
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    bert_folder: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[Any, ...]]:
+    """What is measured on this machine alone."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    finished(started(command(bert_folder, reviews, output), output / "cache"))
+    return story(output)
+
+
+def started(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        arguments, text=True, cwd=ROOT, env={**os.environ, "HF_HOME": str(cache)}, **pipes
+    )
+
+
+def ended(output: Path) -> Counter[str]:
+    """Return how often each trial ended."""
+    return Counter(event["trial"] for event in events(output) if event["event"] in ENDS)
+
+
+def check_complete(output: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    """Check that nothing was lost, and that no trial ended twice."""
+    assert story(output) == undisturbed
+    assert set(ended(output).values()) == {1}
+    proposed = [event["trial"] for event in events(output) if event["event"] == "proposed"]
+    assert len(proposed) == len(set(proposed)) == len(ended(output))
+
+
+def test_a_node_that_is_lost_at_half_time_changes_nothing(
+    cluster: Cluster,
+    bert_folder: Path,
+    reviews: Path,
+    tmp_path: Path,
+    undisturbed: list[tuple[Any, ...]],
+) -> None:
+    half = sum(("event", "completed") in event for event in undisturbed) // 2
+    arguments = [*command(bert_folder, reviews, tmp_path), "--address", cluster.address]
+    process = started(arguments, tmp_path / "cache")
+    deadline = time.monotonic() + 200
+    while len(ended(tmp_path)) < half and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lost = max(cluster.worker_nodes, key=lambda node: node.unique_id)
+    cluster.remove_node(lost, allow_graceful=False)
+    finished(process)
+
+    assert half <= len(ended(tmp_path))
+    check_complete(tmp_path, undisturbed)
+
+
+def test_drivers_that_are_killed_at_random_moments_lose_and_double_nothing(
+    cluster: Cluster,
+    bert_folder: Path,
+    reviews: Path,
+    tmp_path: Path,
+    undisturbed: list[tuple[Any, ...]],
+) -> None:
+    """Each lives for a while after its first event, so that all come to something."""
+    study, generator = tmp_path / "studies/s", random.Random(0)
+    arguments = [*command(bert_folder, reviews, tmp_path), "--address", cluster.address]
+    resume = [sys.executable, str(ROOT / "run_search.py"), "--resume", str(study)]
+    resume += ["--budget", str(BUDGET), "--address", cluster.address]
+    for _ in range(KILLS):
+        before, process = len(events(tmp_path)), started(arguments, tmp_path / "cache")
+        deadline = time.monotonic() + 120
+        while len(events(tmp_path)) == before and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(generator.uniform(0, 8))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        arguments = resume
+    finished(started(resume, tmp_path / "cache"))
+
+    check_complete(tmp_path, undisturbed)
