@@ -7,7 +7,7 @@ import pytest
 
 from search_spaces.allocation import Allocation, Choice
 from tune.search import effects
-from tune.search.effects import Effects, EffectsModel, Observation, _likeliest
+from tune.search.effects import Effects, EffectsModel, Observation, _likeliest, moved
 
 NAMES = ("a", "b", "c")
 CHOICES = tuple(Choice(bits, rank) for bits in (2, 4) for rank in (0, 8))
@@ -182,3 +182,14 @@ def test_the_likeliest_scale_and_noise_are_found(scale: float, noise: float) -> 
     left += scale * own @ generator.standard_normal(30)
 
     assert _likeliest(shared, own, left) == (scale, noise)
+
+
+@pytest.mark.parametrize("observations", [3, 7, 8, 40])
+def test_the_smaller_of_two_systems_gives_the_same(observations: int) -> None:
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((observations, 7))
+    missed = generator.standard_normal(observations)
+    kernel = features @ features.T + 0.3**2 * np.eye(observations)
+    expected = features.T @ np.linalg.solve(kernel, missed)
+
+    np.testing.assert_allclose(moved(features, 0.3, missed), expected, rtol=1e-8)

@@ -143,10 +143,7 @@ class EffectsModel:
         scale, noise = _likeliest(features[-LAST:, :-own], features[-LAST:, -own:], left[-LAST:])
         features[:, -own:] *= scale
         drawn = features @ parameters + noise * normal(len(left))
-        kernel = features @ features.T
-        kernel[np.diag_indices_from(kernel)] += noise**2
-        factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-        parameters += features.T @ cho_solve(factor, left - drawn, check_finite=False)
+        parameters += moved(features, noise, left - drawn)
         parameters[-own:] *= scale
         return self._effects(parameters, float(np.exp(scales[0])), middle)
 
@@ -201,6 +198,26 @@ class EffectsModel:
             scale=scale * float(np.exp(level)) * middle**-exponent,
             exponent=float(exponent),
         )
+
+
+def moved(features: np.ndarray, noise: float, missed: np.ndarray) -> np.ndarray:
+    """Return how far parameters of a standard normal prior move for what they missed.
+
+    F' (F F' + s^2 I)^-1 m, or as much, (F' F + s^2 I)^-1 F' m: whichever system is smaller.
+
+    Args:
+        features: F, observations x parameters.
+        noise: s, the standard deviation of an observation.
+        missed: m, of each observation.
+    """
+    narrow = features.shape[1] < features.shape[0]
+    kernel = features.T @ features if narrow else features @ features.T
+    kernel[np.diag_indices_from(kernel)] += noise**2
+    factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    if narrow:
+        found: np.ndarray = cho_solve(factor, features.T @ missed, check_finite=False)
+        return found
+    return features.T @ cho_solve(factor, missed, check_finite=False)
 
 
 def _likeliest(shared: np.ndarray, own: np.ndarray, left: np.ndarray) -> tuple[float, float]:
