@@ -214,10 +214,9 @@ def moved(features: np.ndarray, noise: float, missed: np.ndarray) -> np.ndarray:
     kernel = features.T @ features if narrow else features @ features.T
     kernel[np.diag_indices_from(kernel)] += noise**2
     factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
-    if narrow:
-        found: np.ndarray = cho_solve(factor, features.T @ missed, check_finite=False)
-        return found
-    return features.T @ cho_solve(factor, missed, check_finite=False)
+    known = features.T @ missed if narrow else missed
+    found: np.ndarray = cho_solve(factor, known, check_finite=False)
+    return found if narrow else features.T @ found
 
 
 def _likeliest(shared: np.ndarray, own: np.ndarray, left: np.ndarray) -> tuple[float, float]:
