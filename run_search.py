@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,15 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
             if config.address is not None:
                 from tune.on_ray.nodes import hosts as hosts_of
 
-                hosts = hosts_of(config.recipe.device, config.recipe.cpu_dtype, console.print)
+                hosts = hosts_of(
+                    config.recipe.device, config.recipe.cpu_dtype, partial(_say, console)
+                )
             prepared = _prepared(config, resume, console, dry_run, hosts)
             if dry_run:
                 return 0
             from tune.on_ray.run import check_cluster, run_study
 
-            check_cluster(prepared, console.print)
+            check_cluster(prepared, partial(_say, console))
             _keep_caches_small(console, None)
             if resume is None:
                 from tune.study.folders import prepare_folder
@@ -115,7 +118,7 @@ def _prepared(config: Any, resume: Path | None, console: Console, dry_run: bool,
         from tune.report.sinks import wandb_init
 
         wandb_init()
-    console.print(describe_plan(prepared), markup=False, highlight=False, soft_wrap=True)
+    _say(console, describe_plan(prepared))
     return prepared
 
 
@@ -154,16 +157,21 @@ def _caches(console: Console, given: dict[str, Any]) -> int:
     if limit is not None:
         _keep_caches_small(console, limit)
     line, table = caches_shown()
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _say(console, line)
     console.print(table)
     return 0
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line as it is: brackets in it are no markup, and it is not cut."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _keep_caches_small(console: Console, limit: int | None) -> None:
     from tune.report.caches import removed_line
 
     if (line := removed_line(limit)) is not None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(console, line)
 
 
 def _config(given: dict[str, Any], resume: Path | None) -> Any:
@@ -192,9 +200,9 @@ def _report(console: Console, result: Any, attempt: Attempt) -> int:
     from tune.report.table import closing_table, cost_table
 
     for path in result.files:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"wrote {path}")
     for line in result.skipped:
-        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"skipped {line}")
     if result.confirmed:
         console.print(closing_table(result.confirmed, result.verdict.row))
         console.print(cost_table(result.confirmed))
@@ -221,8 +229,8 @@ def _report(console: Console, result: Any, attempt: Attempt) -> int:
     for trial in failed:
         print(f"failed: {trial.id}: {trial.reason}")
     for line in result.evidence:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(result.verdict.text, markup=False, highlight=False, soft_wrap=True)
+        _say(console, line)
+    _say(console, result.verdict.text)
     return 0
 
 

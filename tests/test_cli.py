@@ -91,7 +91,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         (("--space", "B-FP", "--ranks", "8"), "`--ranks` must go with a searched space, got"),
         (
             ("--device-memory", "50MB"),
-            "`workers` must leave each more than 0.70 GB",
+            "`--device-memory` must leave each of",
         ),
         (("--max-memory", "1MB"), "must be at least 7.04 MB"),
         (("--max-memory", "big"), "`--max-memory` must be a positive number with a unit"),
