@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ def started(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
     )
 
 
+def wait(process: subprocess.Popen[str], reached: Callable[[], bool], seconds: float) -> None:
+    """Return once a process has come so far, or has ended."""
+    deadline = time.monotonic() + seconds
+    while not reached() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def ended(output: Path) -> Counter[str]:
     """Return how often each trial ended."""
     return Counter(event["trial"] for event in events(output) if event["event"] in ENDS)
@@ -73,10 +81,7 @@ def test_a_node_that_is_lost_at_half_time_changes_nothing(
     half = sum(("event", "completed") in event for event in undisturbed) // 2
     arguments = [*command(bert_folder, reviews, tmp_path), "--address", cluster.address]
     process = started(arguments, tmp_path / "cache")
-    deadline = time.monotonic() + 200
-    while len(ended(tmp_path)) < half and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait(process, lambda: len(ended(tmp_path)) >= half, 200)
     lost = max(cluster.worker_nodes, key=lambda node: node.unique_id)
     cluster.remove_node(lost, allow_graceful=False)
     finished(process)
@@ -99,10 +104,7 @@ def test_drivers_that_are_killed_at_random_moments_lose_and_double_nothing(
     resume += ["--budget", str(BUDGET), "--address", cluster.address]
     for _ in range(KILLS):
         before, process = len(events(tmp_path)), started(arguments, tmp_path / "cache")
-        deadline = time.monotonic() + 120
-        while len(events(tmp_path)) == before and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait(process, lambda before=before: len(events(tmp_path)) != before, 120)
         time.sleep(generator.uniform(0, 8))
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)

@@ -24,8 +24,6 @@ CARDS: dict[str, Callable[[], int]] = {
 CONTEXT_BYTES = 600_000_000
 # Part of a card that is planned for: allocators keep blocks that they can't use.
 USED_PART = 0.9
-MEMINFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +135,16 @@ def common(hosts: Sequence[Host]) -> Host:
     )
 
 
-def machine_bytes(meminfo: Path | None = None, cgroup: Path | None = None) -> int | None:
+def machine_bytes(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int | None:
     """Return the memory of this machine or its container; None where that is unknown.
 
     Args:
         meminfo: Linux's report on its memory.
         cgroup: Where the container's limits are, version 1 or 2.
     """
-    cgroup, limits = cgroup or CGROUP, [_physical_bytes(meminfo or MEMINFO)]
+    limits = [_physical_bytes(meminfo)]
     # Version 2 writes `max` and version 1 a number near 2**63 where there is no limit.
     for path in (cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"):
         text = path.read_text(encoding="ascii").strip() if path.is_file() else ""

@@ -8,11 +8,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from tune.on_ray.nodes import NOTE_SECONDS
 from tune.on_ray.workers import OUTCOME, TRIAL, TrialSpec
 from tune.study.study import Study
-
-# Between notes of what is waited for.
-NOTE_SECONDS = 30.0
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
