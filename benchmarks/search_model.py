@@ -27,8 +27,8 @@ from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space
 from tune.search import effects
 from tune.search.budget import BudgetSolver, space_choices
-from tune.search.effects import Observation
-from tune.search.front_draws import FrontDraws, Sized
+from tune.search.effects import Observations
+from tune.search.front_draws import FrontDraws
 from tune.search.thompson import TOLD
 
 LIMITS = (8_000_000, 8_300_000, 8_600_000, 9_200_000, 10_000_000)
@@ -117,21 +117,26 @@ def searched(
     """Return what a search offers at each limit, of its trials by its model's expectation."""
     least, most = (RESOLUTION * part for part in TOLD)
     draws = FrontDraws(space, seen.table(), 1, None, (least, most))
-    tried: list[Sized] = []
-    known: list[Observation] = []
+    tried = np.empty((0, len(space.inventory.names)), dtype=int)
+    divergences: list[float] = []
     allocations = []
+
+    def known() -> Observations:
+        rung = np.zeros(len(tried), dtype=int)
+        return Observations(draws.rows(tried), rung, np.array(divergences))
+
     before, effects.OWN = effects.OWN, dict(own)
     for number in range(screened + TRIALS):
         chance = np.random.default_rng(np.random.SeedSequence((seed, number)))
-        allocation = draws.propose(tried, known, chance)
-        tried.append(draws.sized(allocation))
+        allocation = draws.propose(tried, known(), chance)
+        tried = np.vstack([tried, draws.index(allocation)])
         allocations.append(allocation)
-        known.append(Observation(tried[-1].choices, 0, seen.divergence(allocation)))
-    expected = draws.expected(tried, known)
+        divergences.append(seen.divergence(allocation))
+    expected, sizes = draws.expected(tried, known()), draws.sizes(tried)
     effects.OWN = before
     offered = {}
     for limit in LIMITS:
-        fitting = [n for n in range(screened, len(tried)) if tried[n].bytes <= limit]
+        fitting = [n for n in range(screened, len(tried)) if sizes[n] <= limit]
         if fitting:
             offered[limit] = allocations[min(fitting, key=lambda n: expected[n])]
     return offered

@@ -16,13 +16,13 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from optuna.trial import FrozenTrial, TrialState, create_trial
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from alrq_core.context import TrialContext
@@ -37,8 +37,8 @@ from search_spaces.fixed import fixed_allocation
 from search_spaces.inventory import Inventory, TargetModule
 from search_spaces.spaces import Space, make_space
 from tune.search.budget import BudgetSolver, space_choices
-from tune.search.parameters import distributions, to_params
-from tune.search.thompson import ThompsonSampler
+from tune.search.thompson import ThompsonSearch
+from tune.search.tried import Tried
 from tune.study.schedulers import rungs_of
 
 STEPS = 100
@@ -95,20 +95,19 @@ def print_row(
     """Measure proposals after `count` trials, each after one more."""
     limit = int(LIMIT * memory_bytes(space.smallest(), space.inventory))
     trials = past_trials(space, table, count + repeats)
+    ours, proposed = ThompsonSearch(space, table, RUNGS, limit, seed=0), Allocation({})
 
-    def sampler() -> ThompsonSampler:
-        return ThompsonSampler(space, table, RUNGS, limit, seed=0)
+    def propose(told: Sequence[Tried], number: int) -> None:
+        nonlocal proposed
+        for trial in told:
+            ours.tell(trial)
+        proposed = ours.propose(number)
 
-    ours = sampler()
-    first = milliseconds(lambda: ours.propose(trials[:count], count))
-    later, proposed = [], Allocation({})
-    for seen in range(count + 1, count + repeats + 1):
-
-        def propose(seen: int = seen) -> None:
-            nonlocal proposed
-            proposed = ours.propose(trials[:seen], seen)
-
-        later.append(milliseconds(propose))
+    first = milliseconds(lambda: propose(trials[:count], count))
+    later = [
+        milliseconds(partial(propose, trials[number - 1 : number], number))
+        for number in range(count + 1, count + repeats + 1)
+    ]
     solver = BudgetSolver(space.inventory, space_choices(space))
     values = solver.values(table.damage)
     sizes = np.geomspace(solver.smallest_bytes, 2 * solver.smallest_bytes, FRONTIER).astype(int)
@@ -135,26 +134,23 @@ def least(times: Sequence[float]) -> str:
     return f"{min(times):.0f} ({median(times):.0f})"
 
 
-def past_trials(space: Space, table: VisibilityTable, count: int) -> list[FrozenTrial]:
+def past_trials(space: Space, table: VisibilityTable, count: int) -> list[Tried]:
     """Return trials of random allocations that ended at any rung."""
-    generator, known = random.Random(0), distributions(space)
+    generator = random.Random(0)
     drawn = [space.draw_all(generator) for _ in range(count)]
     found = []
     for number, allocation in enumerate(drawn):
         step = generator.choice(RUNGS)
-        divergence = table.predict(allocation) * math.exp(generator.gauss(0, NOISE))
-        whole = step == RUNGS[-1]
-        trial = create_trial(
-            state=TrialState.COMPLETE if whole else TrialState.PRUNED,
-            params=to_params(allocation, space),
-            distributions=known,
-            values=[divergence, float(memory_bytes(allocation, space.inventory))]
-            if whole
-            else None,
-            user_attrs={"step": step, "objective": divergence},
+        found.append(
+            Tried(
+                id=str(number),
+                allocation=allocation,
+                memory_bytes=memory_bytes(allocation, space.inventory),
+                ended="completed" if step == RUNGS[-1] else "stopped",
+                step=step,
+                objective=table.predict(allocation) * math.exp(generator.gauss(0, NOISE)),
+            )
         )
-        trial.number = number
-        found.append(trial)
     return found
 
 

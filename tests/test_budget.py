@@ -221,3 +221,26 @@ def test_says_what_it_could_not_prove(monkeypatch: pytest.MonkeyPatch) -> None:
         worse.append(total(allocation, known) - best)
         assert -1e-12 <= worse[-1] <= unproven + 1e-12
     assert max(unproven for _, unproven in cut) > 0
+
+
+@pytest.mark.parametrize("kind", range(3))
+@pytest.mark.parametrize("seed", range(8))
+def test_every_point_of_the_path_is_the_best_of_its_bytes(seed: int, kind: int) -> None:
+    """From the smallest allocation to the smallest of all that lose least."""
+    generator = np.random.default_rng(seed)
+    space = make_space("joint", inventory_of(4))
+    groups = [space.inventory.names[:2]] if seed % 2 else []
+    solver = BudgetSolver(space.inventory, space_choices(space), groups)
+    values, others = draw(generator, len(solver.pairs), kind), generator.random(len(solver.pairs))
+    sizes, sums, added = solver.path(values, others)
+    known, beside = table(solver, values), table(solver, others)
+    found = solver.frontier(values, sizes.tolist())
+
+    assert (np.diff(sizes) > 0).all()
+    assert (np.diff(sums) < 0).all()
+    assert sizes[0] == solver.smallest_bytes
+    np.testing.assert_allclose(sums, [total(one, known) for one in found], rtol=1e-9, atol=1e-12)
+    assert sums[-1] == pytest.approx(total(solver.solve(values, 10**9), known))
+    if kind == 0:
+        # Without ties each is one allocation.
+        np.testing.assert_allclose(added, [total(one, beside) for one in found])

@@ -12,6 +12,7 @@ from search_spaces.costs import memory_bytes
 from search_spaces.spaces import fixed_allocation
 from tests.simulated import make_inventory, make_report
 from tune.report.confirmation import Confirmed, confirmed
+from tune.study.events import Failed
 from tune.study.state import StudyState, TrialState
 
 INVENTORY = make_inventory()
@@ -70,11 +71,11 @@ def make_state(scores: dict[str, list[TestScore]]) -> StudyState:
     for origin, tests in scores.items():
         allocation = fixed_allocation(origin, INVENTORY) if origin.startswith("B-") else SMALL
         role = "baseline" if origin.startswith("B-") else "search"
-        state.trials[origin] = trial(origin, role, "fixed", 0, allocation)
+        state.add(trial(origin, role, "fixed", 0, allocation))
         for seed, test in enumerate(tests, start=1):
             run = trial(f"{origin}-s{seed}", "confirm", origin, seed, allocation)
             run.test = test
-            state.trials[run.id] = run
+            state.add(run)
     return state
 
 
@@ -185,7 +186,7 @@ def test_runs_without_logged_predictions_have_no_interval_of_f1() -> None:
 def test_only_seeds_that_both_completed_are_paired() -> None:
     good, bad = accuracy(np.ones(50)), accuracy(np.zeros(50))
     state = make_state({"B-FP": [good, bad], "t001": [good, good, good]})
-    state.trials["B-FP-s2"].status = "failed"
+    state.apply(Failed(trial="B-FP-s2", reason="any"))
     row = next(row for row in confirmed(state, INVENTORY, UNKNOWN) if row.trial == "t001")
 
     assert row.difference == 0

@@ -2,13 +2,16 @@
 
 import random
 
+import numpy as np
+
 from tune.search.front import (
+    Point,
+    best,
     crowding,
     dominates,
     front,
     hypervolume,
     hypervolume_gain,
-    order,
     ranks,
 )
 
@@ -43,12 +46,28 @@ def test_ends_are_infinitely_lonely() -> None:
     assert distances[1] == (8 - 1) / 7 + (9 - 1) / 8
 
 
-def test_order_puts_rank_before_spread() -> None:
+def test_rank_comes_before_spread() -> None:
     points = [D, (3.1, 3.9), B, A, C]
-    placed = order(points)
 
-    assert placed[-1] == 0
-    assert set(placed[:2]) == {3, 4}
+    assert best(points, 0) == set()
+    assert best(points, 2) == {3, 4}
+    assert best(points, 4) == {1, 2, 3, 4}
+    assert best(points, 5) == set(range(5))
+
+
+def test_the_best_are_those_of_a_sorted_list() -> None:
+    """By rank, by loneliness among all of the rank, and the first of what is alike."""
+    generator = random.Random(0)
+    points = [(float(generator.randint(0, 9)), float(generator.randint(0, 9))) for _ in range(60)]
+    rank, lonely = ranks(points), [0.0] * 60
+    for layer in set(rank):
+        members = [i for i in range(60) if rank[i] == layer]
+        for member, distance in zip(members, crowding([points[m] for m in members]), strict=True):
+            lonely[member] = distance
+    order = sorted(range(60), key=lambda i: (rank[i], -lonely[i], i))
+
+    for count in range(61):
+        assert best(points, count) == set(order[:count])
 
 
 def test_front_against_its_definition() -> None:
@@ -66,7 +85,7 @@ def test_front_against_its_definition() -> None:
             )
         }
         assert set(front(points)) == slow
-        assert sorted(order(points)) == list(range(12))
+        assert slow == {index for index, rank in enumerate(ranks(points)) if rank == 0}
 
 
 def test_hypervolume_computed_by_hand() -> None:
@@ -78,12 +97,18 @@ def test_hypervolume_computed_by_hand() -> None:
     assert hypervolume([], (4.0, 4.0)) == 0.0
 
 
+def gain(points: list[Point], candidates: list[Point], beyond: float = 0.0) -> list[float]:
+    known, new = (np.array(some, dtype=float).reshape(-1, 2) for some in (points, candidates))
+    found: list[float] = hypervolume_gain(known, new, beyond).tolist()
+    return found
+
+
 def test_what_a_candidate_adds_is_the_area_that_it_alone_dominates() -> None:
     points = [(3.0, 1.0), (1.0, 2.0)]
     candidates = [(0.5, 3.0), (2.0, 2.5), (2.0, 1.0), (4.0, 4.0)]
 
-    assert hypervolume_gain(points, candidates) == [0.5, 0.0, 1.0, 0.0]
-    assert hypervolume_gain([], [(1.0, 2.0), (3.0, 5.0)]) == [6.0, 0.0]
+    assert gain(points, candidates) == [0.5, 0.0, 1.0, 0.0]
+    assert gain([], [(1.0, 2.0), (3.0, 5.0)]) == [6.0, 0.0]
 
 
 def test_a_reference_that_is_further_away_leaves_room_for_the_largest() -> None:
@@ -91,8 +116,8 @@ def test_a_reference_that_is_further_away_leaves_room_for_the_largest() -> None:
     points = [(3.0, 1.0), (1.0, 2.0)]
     candidates = [(0.5, 4.0), (2.0, 2.5), (2.0, 1.0), (3.5, 4.0)]
 
-    assert hypervolume_gain(points, candidates) == [0.0, 0.0, 1.0, 0.0]
-    assert hypervolume_gain(points, candidates, beyond=0.5) == [0.75, 0.0, 1.0, 0.0]
+    assert gain(points, candidates) == [0.0, 0.0, 1.0, 0.0]
+    assert gain(points, candidates, beyond=0.5) == [0.75, 0.0, 1.0, 0.0]
 
 
 def test_what_candidates_add_is_a_difference_of_areas() -> None:
@@ -107,4 +132,4 @@ def test_what_candidates_add_is_a_difference_of_areas() -> None:
         before = hypervolume(points, reference)
         slow = [hypervolume([*points, c], reference) - before for c in candidates]
 
-        assert hypervolume_gain([*points, *points[:3]], candidates) == slow
+        assert gain([*points, *points[:3]], candidates) == slow

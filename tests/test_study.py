@@ -629,7 +629,7 @@ def test_starts_are_judged_by_what_all_of_them_have(tmp_path: Path) -> None:
     drive(study, ends_anywhere)
     searched = [trial for trial in study.state.trials.values() if trial.searched]
     starts = {trial.id: trial.reports[0].divergence for trial in searched}
-    told = {t.user_attrs["trial"]: t.values[0] for t in study.plan.proposer._journal.trials}
+    told = {t.user_attrs["trial"]: t.values[0] for t in study.plan.proposer._journal._study.trials}
     front = study.state.front()
 
     assert told == starts

@@ -3,23 +3,20 @@
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import optuna
 import pytest
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import TrialState, create_trial
 
 from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable
 from search_spaces.allocation import Allocation
 from search_spaces.costs import memory_bytes
 from search_spaces.spaces import Space, make_space
 from tests.simulated import make_inventory
-from tune.search import thompson
+from tune.search.effects import EffectsModel
 from tune.search.front import hypervolume
-from tune.search.parameters import distributions, from_params
-from tune.search.thompson import ThompsonSampler
+from tune.search.thompson import ThompsonSearch
+from tune.search.tried import Tried
 
 RUNGS = (0, 50, 200)
 Loss = Callable[[Allocation], float]
@@ -59,30 +56,43 @@ def make_loss(space: Space, table: VisibilityTable) -> Loss:
     return loss
 
 
-def run(space: Space, sampler: BaseSampler, loss: Loss, trials: int) -> list[tuple[float, float]]:
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    points = []
-    for _ in range(trials):
-        trial = study.ask(distributions(space))
-        allocation = from_params(trial.params, space)
-        size = memory_bytes(allocation, space.inventory)
-        points.append((loss(allocation), float(size)))
-        study.tell(trial, points[-1])
-    return points
+def make_search(space: Space, limit: int | None = None, seed: int = 0) -> ThompsonSearch:
+    return ThompsonSearch(space, make_table(space), RUNGS, limit, seed)
 
 
-def area(points: list[tuple[float, float]]) -> float:
-    return hypervolume([(loss, math.log(size)) for loss, size in points], (1.0, math.log(4e7)))
+def proposed(search: ThompsonSearch, space: Space, number: int) -> Tried:
+    allocation = search.propose(number)
+    size = memory_bytes(allocation, space.inventory)
+    trial = Tried(id=f"t{number}", allocation=allocation, memory_bytes=size)
+    search.tell(trial)
+    return trial
+
+
+def run(space: Space, search: ThompsonSearch, loss: Loss, trials: int) -> list[Tried]:
+    done = []
+    for number in range(trials):
+        trial = proposed(search, space, number)
+        objective = loss(trial.allocation)
+        done.append(replace(trial, ended="completed", step=RUNGS[-1], objective=objective))
+        search.tell(done[-1])
+    return done
+
+
+def area(trials: list[Tried]) -> float:
+    points = [(t.objective, math.log(t.memory_bytes)) for t in trials if t.objective is not None]
+    return hypervolume(points, (1.0, math.log(4e7)))
 
 
 def test_it_finds_a_better_front_than_random_draws(space: Space) -> None:
-    table = make_table(space)
-    found = area(
-        run(space, ThompsonSampler(space, table, RUNGS, seed=0), make_loss(space, table), 12)
-    )
-    by_chance = area(run(space, RandomSampler(seed=0), make_loss(space, table), 60))
+    loss, chance = make_loss(space, make_table(space)), random.Random(0)
+    found = run(space, make_search(space), loss, 12)
+    drawn = [space.draw_all(chance) for _ in range(60)]
+    by_chance = [
+        Tried(id="", allocation=a, memory_bytes=memory_bytes(a, space.inventory), objective=loss(a))
+        for a in drawn
+    ]
 
-    assert found > by_chance
+    assert area(found) > area(by_chance)
 
 
 def test_expected_losses_are_nearer_to_the_truth_than_observed_ones(space: Space) -> None:
@@ -92,139 +102,126 @@ def test_expected_losses_are_nearer_to_the_truth_than_observed_ones(space: Space
 
 def remaining_error(space: Space, seed: int) -> float:
     """Return the spread of the expected losses' errors, in parts of the observed losses'."""
-    table = make_table(space)
-    loss, noise = make_loss(space, table), random.Random(seed)
-    sampler = ThompsonSampler(space, table, RUNGS, seed=seed)
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    true = []
-    for _ in range(30):
-        trial = study.ask(distributions(space))
-        allocation = from_params(trial.params, space)
-        true.append(loss(allocation))
-        size = memory_bytes(allocation, space.inventory)
-        study.tell(trial, [true[-1] * math.exp(noise.gauss(0, 0.5)), float(size)])
-    trials = study.get_trials(deepcopy=False)
-    expected = sampler.expected_losses(trials)
-    observed = [trial.values[0] for trial in trials]
+    loss, noise = make_loss(space, make_table(space)), random.Random(seed)
+    search, true = make_search(space, seed=seed), []
 
-    assert list(expected) == list(range(30))
+    def observed(allocation: Allocation) -> float:
+        true.append(loss(allocation))
+        return true[-1] * math.exp(noise.gauss(0, 0.5))
+
+    seen = [trial.objective or 0.0 for trial in run(space, search, observed, 30)]
+    expected = search.expected_losses()
+
+    assert list(expected) == [f"t{number}" for number in range(30)]
     left = np.std(np.log(list(expected.values())) - np.log(true))
-    return float(left / np.std(np.log(observed) - np.log(true)))
+    return float(left / np.std(np.log(seen) - np.log(true)))
 
 
 def test_nothing_is_expected_before_a_trial_is_complete(space: Space) -> None:
-    sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    study.ask(distributions(space))
+    search = make_search(space)
+    proposed(search, space, 0)
 
-    assert sampler.expected_losses(study.get_trials(deepcopy=False)) == {}
+    assert search.expected_losses() == {}
 
 
 def test_proposals_that_run_together_differ_and_fit(space: Space) -> None:
     smallest = memory_bytes(space.smallest(), space.inventory)
-    sampler = ThompsonSampler(space, make_table(space), RUNGS, round(1.3 * smallest), seed=0)
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    asked = [from_params(study.ask(distributions(space)).params, space) for _ in range(12)]
+    search = make_search(space, round(1.3 * smallest))
+    asked = [proposed(search, space, number) for number in range(12)]
 
-    assert len(set(asked)) == 12
-    assert all(memory_bytes(a, space.inventory) <= 1.3 * smallest + 1 for a in asked)
+    assert len({trial.allocation for trial in asked}) == 12
+    assert all(trial.memory_bytes <= 1.3 * smallest + 1 for trial in asked)
 
 
 def test_a_limit_is_used_to_the_full(space: Space) -> None:
     """More bytes are always better here, so the best that fits is next to the limit."""
-    table = make_table(space)
     limit = round(1.5 * memory_bytes(space.smallest(), space.inventory))
-    sampler = ThompsonSampler(space, table, RUNGS, limit, seed=0)
-    found = run(space, sampler, make_loss(space, table), 12)
+    found = run(space, make_search(space, limit), make_loss(space, make_table(space)), 12)
+    best = min(found, key=lambda trial: trial.objective or 0.0)
 
-    assert 0.97 * limit < min(found)[1] <= limit
+    assert 0.97 * limit < best.memory_bytes <= limit
 
 
 def test_it_knows_stopped_trials_by_their_rung_and_ignores_failed_ones(space: Space) -> None:
-    sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    stopped, failed, odd = (study.ask(distributions(space)) for _ in range(3))
-    for trial, step in ((stopped, 0), (odd, 51)):
-        trial.set_user_attr("objective", 0.6)
-        trial.set_user_attr("step", step)
-        study.tell(trial, state=TrialState.PRUNED)
-    study.tell(failed, state=TrialState.FAIL)
-    known = study.get_trials(deepcopy=False)
+    search = make_search(space)
+    stopped, failed, odd = (proposed(search, space, number) for number in range(3))
+    search.tell(replace(stopped, ended="stopped", step=0, objective=0.6))
+    search.tell(replace(odd, ended="stopped", step=51, objective=0.6))
+    search.tell(replace(failed, ended="failed", step=0, objective=0.6))
+    seen, zeros = search._seen()
 
-    assert sampler._observed(known[0]) == (2, 0.6)
-    assert sampler._observed(known[2])[1] is None
-    assert isinstance(sampler.propose(known, 3), Allocation)
+    assert seen.rung.tolist() == [2]
+    assert seen.excess.tolist() == [0.6]
+    assert zeros.tolist() == [0.0] * 3
+    assert len(search._known()) == 2
+    assert isinstance(search.propose(3), Allocation)
 
 
-def go_on(study: optuna.Study, trial: optuna.Trial, loss: float, chance: random.Random) -> bool:
-    """Report at the next rung, or fail; tell whether the trial still runs."""
-    rung = 1 + trial.user_attrs.get("rung", -1)
+def go_on(trial: Tried, loss: float, chance: random.Random) -> Tried:
+    """Report at the next rung, or fail."""
     if chance.random() < 0.1:
-        study.tell(trial, state=TrialState.FAIL)
-        return False
-    for key, value in {"rung": rung, "step": RUNGS[rung], "objective": loss}.items():
-        trial.set_user_attr(key, value)
-    if rung == len(RUNGS) - 1:
-        study.tell(trial, [loss, 1.0])
-    elif chance.random() < 0.2:
-        study.tell(trial, state=TrialState.PRUNED)
-    else:
-        return True
-    return False
+        return replace(trial, ended="failed")
+    later = replace(trial, rungs=trial.rungs + 1, step=RUNGS[trial.rungs], objective=loss)
+    if later.rungs == len(RUNGS):
+        return replace(later, ended="completed")
+    return replace(later, ended="stopped") if chance.random() < 0.2 else later
 
 
-def test_what_it_keeps_changes_no_proposal(space: Space) -> None:
-    """Trials go on, fail, end and come twice between proposals; a new sampler says the same."""
+@pytest.mark.parametrize("rungs", [RUNGS, (50, 100, 200)])
+def test_what_it_keeps_changes_no_proposal(space: Space, rungs: tuple[int, ...]) -> None:
+    """Trials go on, fail and end between proposals; a new search that is told all says the same.
+
+    More than there is place for at first.
+    """
     table, chance = make_table(space), random.Random(0)
     loss = make_loss(space, table)
-    sampler = ThompsonSampler(space, table, RUNGS, seed=0)
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    running: list[optuna.Trial] = []
-    for number in range(30):
-        trial = study.ask(distributions(space))
-        earlier = study.get_trials(deepcopy=False)[:-1]
-        fresh = ThompsonSampler(space, table, RUNGS, seed=0)
-
-        assert from_params(trial.params, space) == fresh.propose(earlier, trial.number)
-        running.append(trial)
-        if number % 9 == 8:
-            same, every = running[0].params, running[0].distributions
-            study.add_trial(create_trial(params=same, distributions=every, values=[0.7, 1.0]))
-        for trial in chance.sample(running, min(3, len(running))):
-            if not go_on(study, trial, loss(from_params(trial.params, space)), chance):
-                running.remove(trial)
-    states = {trial.state for trial in study.get_trials(deepcopy=False)}
-    assert states == set(TrialState) - {TrialState.WAITING}
+    search = ThompsonSearch(space, table, rungs, seed=0)
+    trials: dict[str, Tried] = {}
+    for number in range(80):
+        if number % 8 == 0:
+            fresh = ThompsonSearch(space, table, rungs, seed=0)
+            for trial in trials.values():
+                fresh.tell(trial)
+            assert fresh.propose(number) == search.propose(number)
+        trial = proposed(search, space, number)
+        trials[trial.id] = trial
+        running = [t for t in trials.values() if t.ended is None]
+        for trial in chance.sample(running, min(2, len(running))):
+            trials[trial.id] = go_on(trial, loss(trial.allocation), chance)
+            search.tell(trials[trial.id])
+    assert {t.ended for t in trials.values()} == {None, "completed", "stopped", "failed"}
 
 
-def test_a_proposal_reads_only_the_newest_trial(
-    space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_is_read_once(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def counted(*args: Any) -> Allocation:
-        read.append(args)
-        return from_params(*args)
+    def counted(model: EffectsModel, allocation: Allocation) -> np.ndarray:
+        read.append(allocation)
+        return index(model, allocation)
 
-    monkeypatch.setattr(thompson, "from_params", counted)
-    table = make_table(space)
-    run(space, ThompsonSampler(space, table, RUNGS, seed=0), make_loss(space, table), 12)
+    index, search = EffectsModel.index, make_search(space)
+    done = run(space, search, make_loss(space, make_table(space)), 12)
+    monkeypatch.setattr(EffectsModel, "index", counted)
+    search.propose(12)
 
-    assert len(read) == 11
+    assert not {trial.allocation for trial in done} & set(read)
 
 
-def test_parameters_of_another_space_are_refused(space: Space) -> None:
-    sampler = ThompsonSampler(space, make_table(space), RUNGS, seed=0)
-    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
-    with pytest.raises(ValueError, match="`x` must be a parameter of this sampler's space"):
-        study.ask().suggest_int("x", 0, 1)
+def test_how_a_trial_ended_is_final(space: Space) -> None:
+    """A start that is judged counts, whatever becomes of its training."""
+    search = make_search(space)
+    (trial,) = run(space, search, make_loss(space, make_table(space)), 1)
+    expected = search.expected_losses()
+    search.tell(replace(trial, ended="failed", objective=None))
+
+    assert search.expected_losses() == expected
+    assert list(expected) == ["t0"]
 
 
 def test_it_searches_where_losses_can_be_told(space: Space) -> None:
     """Below a quarter of what can be told nothing is better, so that no bytes are spent on it."""
     table = make_table(space)
-    sampler = ThompsonSampler(space, table, RUNGS, seed=0)
-    found = run(space, sampler, make_loss(space, table), 24)
-    within = [loss for loss, _ in found if 0.2 * table.resolution < loss < 5 * table.resolution]
+    found = run(space, make_search(space), make_loss(space, table), 24)
+    losses = [(trial.objective or 0.0) / table.resolution for trial in found]
 
-    assert len(within) > 18
+    assert sum(0.2 < loss < 5 for loss in losses) > 18

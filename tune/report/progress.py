@@ -22,7 +22,7 @@ from tune.study.events import (
     Role,
     Stopped,
 )
-from tune.study.state import StudyState, TrialState
+from tune.study.state import UNENDED, Status, StudyState, TrialState
 
 FRONT_ROWS = 8
 
@@ -118,17 +118,13 @@ class Progress:
         return f"calibrating: {event.made} of {event.wanted} codes{end}"
 
     def _counts(self, state: StudyState) -> str:
-        search = state.of_role(self._role)
-        numbers = {
-            status: sum(trial.status == status for trial in search)
-            for status in ("completed", "stopped", "failed", "paused", "running")
-        }
-        parts = ", ".join(f"{count} {status}" for status, count in numbers.items())
-        ended = self._ended(state)
+        every: tuple[Status, ...] = ("completed", "stopped", "failed", "paused", "running")
+        parts = ", ".join(f"{state.count([self._role], [one])} {one}" for one in every)
+        ended = state.count([self._role]) - state.count([self._role], UNENDED)
         text = f"{ended} of {self._size} trials: {parts}"
-        confirm = state.of_role("confirm")
+        confirm = state.count(["confirm"])
         if confirm:
-            done = sum(trial.status != "running" for trial in confirm)
+            done = confirm - state.count(["confirm"], ["running"])
             text += f"; confirmation: {done} runs done"
         left = self._seconds_left(state)
         return text + (f"; search ends in about {left / 60:.0f} min" if left else "")
@@ -146,12 +142,8 @@ class Progress:
             return None
         return (time.monotonic() - self._started) / new * left
 
-    def _ended(self, state: StudyState) -> int:
-        unended = ("running", "paused")
-        return sum(trial.status not in unended for trial in state.of_role(self._role))
-
     def _settled(self, state: StudyState) -> int:
-        return sum(trial.status != "running" for trial in state.of_role(self._role))
+        return state.count([self._role]) - state.count([self._role], ["running"])
 
     def _view(self, state: StudyState) -> Group:
         table = Table(title="Best front so far", title_justify="left")

@@ -9,7 +9,7 @@ from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import BYTES_16_BIT, format_bytes, module_bytes
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
-from tune.search.knapsack import solve_knapsack
+from tune.search.knapsack import price_path, solve_knapsack
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +101,35 @@ class BudgetSolver:
                 f"`values` must be {len(self.pairs)} finite numbers, one for each of `pairs`, got "
                 f"{np.isfinite(values).sum()} of {len(values)}. Use `BudgetSolver.values`."
             )
-        losses = np.append(values, 0.0)[self._options.parts].sum(axis=2)
-        losses = np.where(self._options.real, losses, np.inf)
+        losses = np.where(self._options.real, self._sums(values), np.inf)
         # Not better than a smaller option.
         least = np.minimum.accumulate(losses, axis=1)
         losses[:, 1:][losses[:, 1:] >= least[:, :-1]] = np.inf
         self.expanded, self.unproven = 0, 0.0
         return [self._allocation(self._solve(losses, limit)) for limit in limits]
+
+    def path(self, values: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return bytes, and sums of values, along the relaxation's frontier, by bytes.
+
+        Every one is an allocation that `solve` would find for its bytes; between them lie others.
+
+        Args:
+            values: As of `solve`.
+            others: Values of pairs that are only added up along it.
+        """
+        sums = self._sums(values)
+        losses = np.where(self._options.real, sums, np.inf)
+        units, before, after = price_path(losses, self._options.bytes)
+        found = []
+        for table in (self._options.bytes, sums, *map(self._sums, others)):
+            steps = table[units, after] - table[units, before]
+            found.append(np.cumsum(np.append(table[:, 0].sum(), steps)))
+        return found[0] + self._other, *found[1:]
+
+    def _sums(self, values: np.ndarray) -> np.ndarray:
+        """Return units x options of the sums of values over a unit's members."""
+        found: np.ndarray = np.append(values, 0.0)[self._options.parts].sum(axis=2)
+        return found
 
     def _solve(self, losses: np.ndarray, limit_bytes: int) -> np.ndarray:
         """Return the number of each unit's option."""

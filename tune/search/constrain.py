@@ -16,39 +16,58 @@ from tune.search.parameters import distributions, from_params, to_params
 ATTEMPTS = 20
 
 
-class FittingSampler(BaseSampler):
-    """Another sampler's draws, changed as little as needed to be new and to fit in memory.
+class Fitting:
+    """Changes allocations as little as needed to be new and to fit in memory."""
 
-    Attributes:
-        inner: The other sampler.
-    """
-
-    def __init__(
-        self, inner: BaseSampler, space: Space, max_memory_bytes: int | None, seed: int
-    ) -> None:
-        """Wrap a sampler.
+    def __init__(self, space: Space, max_memory_bytes: int | None, seed: int) -> None:
+        """Start with nothing proposed.
 
         Args:
-            inner: Draws bits and ranks.
             space: What may be drawn.
             max_memory_bytes: Limit on the deployed model; None for none.
             seed: Of the changes.
         """
-        self.inner = inner
         self._space = space
         self._limit = max_memory_bytes
         self._seed = seed
         self._random = random.Random(seed)
         self._seen: set[Allocation] = set()
 
-    def start_draw(self, inner: BaseSampler, number: int) -> None:
-        """Use another sampler, and changes that depend on the number of the draw alone."""
-        self.inner = inner
+    def start(self, number: int) -> None:
+        """Make changes depend on the number of the proposal alone."""
         self._random = random.Random(f"{self._seed}-{number}")
 
     def remember(self, allocation: Allocation) -> None:
         """Never propose this allocation (again)."""
         self._seen.add(allocation)
+
+    def changed(self, allocation: Allocation) -> Allocation:
+        """Return an allocation that is new and fits."""
+        fitted = self._fit(allocation)
+        attempts = 0
+        while fitted in self._seen and attempts < ATTEMPTS * len(allocation.choices):
+            unit = self._random.choice(self._space.units)
+            changed = dict.fromkeys(unit, self._space.draw(unit[0], self._random))
+            fitted = self._fit(Allocation({**fitted.choices, **changed}))
+            attempts += 1
+        return fitted
+
+    def _fit(self, allocation: Allocation) -> Allocation:
+        if self._limit is None:
+            return allocation
+        return lowered(allocation, self._space, self._limit, self._random)
+
+
+class FittingSampler(BaseSampler):
+    """Another sampler's draws, changed as little as needed.
+
+    Attributes:
+        inner: The other sampler.
+    """
+
+    def __init__(self, inner: BaseSampler, space: Space, fitting: Fitting) -> None:
+        """Wrap a sampler of a space."""
+        self.inner, self._space, self._fitting = inner, space, fitting
 
     def infer_relative_search_space(
         self,
@@ -67,7 +86,7 @@ class FittingSampler(BaseSampler):
         for name, distribution in search_space.items():
             if name not in params:
                 params[name] = self.inner.sample_independent(study, trial, name, distribution)
-        allocation = self._new_and_fitting(from_params(params, self._space))
+        allocation = self._fitting.changed(from_params(params, self._space))
         return to_params(allocation, self._space)
 
     def sample_independent(
@@ -87,18 +106,3 @@ class FittingSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
         """Tell the inner sampler."""
         self.inner.after_trial(study, trial, state, values)
-
-    def _new_and_fitting(self, allocation: Allocation) -> Allocation:
-        fitted = self._fit(allocation)
-        attempts = 0
-        while fitted in self._seen and attempts < ATTEMPTS * len(allocation.choices):
-            unit = self._random.choice(self._space.units)
-            changed = dict.fromkeys(unit, self._space.draw(unit[0], self._random))
-            fitted = self._fit(Allocation({**fitted.choices, **changed}))
-            attempts += 1
-        return fitted
-
-    def _fit(self, allocation: Allocation) -> Allocation:
-        if self._limit is None:
-            return allocation
-        return lowered(allocation, self._space, self._limit, self._random)

@@ -28,19 +28,19 @@ FARTHEST = 3.0
 _Normal = Callable[[int], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What was measured of one allocation.
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """What was measured of allocations.
 
     Attributes:
-        choices: Index of each module's choice, see `EffectsModel.index`.
+        rows: What the model reads of each, see `EffectsModel.rows`.
         rung: 0 for the highest, 1 for the one below it, and so on.
-        excess: What it loses there against the reference, above 0.
+        excess: What each loses there against the reference, above 0.
     """
 
-    choices: np.ndarray
-    rung: int
-    excess: float
+    rows: np.ndarray
+    rung: np.ndarray
+    excess: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,12 @@ class Effects:
 
     def losses(self, choices: np.ndarray) -> np.ndarray:
         """Return what allocations x modules, by index, lose at full fidelity."""
-        sums = np.maximum(self.values[choices].sum(axis=-1), LEAST)
-        tables = np.maximum(self.predicted[choices].sum(axis=-1), LEAST)
+        sums = self.values[choices].sum(axis=-1)
+        return self.losses_of_sums(sums, self.predicted[choices].sum(axis=-1))
+
+    def losses_of_sums(self, values: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+        """Return what is lost where values, and what is predicted, add up to so much."""
+        sums, tables = np.maximum(values, LEAST), np.maximum(predicted, LEAST)
         found: np.ndarray = self.scale * sums * tables**self.exponent
         return found
 
@@ -116,58 +120,68 @@ class EffectsModel:
         chosen = allocation.choices.items()
         return np.array([self._numbers[name][choice] for name, choice in chosen])
 
-    def draw(self, observations: Sequence[Observation], generator: np.random.Generator) -> Effects:
+    @property
+    def columns(self) -> int:
+        """How many numbers the model reads of an allocation."""
+        return len(self._shared) + 2 * len(self._numbers)
+
+    def rows(self, choices: np.ndarray) -> np.ndarray:
+        """Return what the model reads of allocations x modules, by index, of each `columns`.
+
+        These are the parts of what is predicted that fall to each bits, those times the rank summed
+        over modules, the logarithm of all that is predicted, 1, each module's part, and that times
+        its rank. None depends on other allocations, so that they are computed once.
+        """
+        damage = self._damage[choices]
+        sums = np.maximum(damage.sum(axis=1), LEAST)
+        parts = damage / sums[:, None]
+        ranked = parts * self._rank[choices]
+        bits = self._bits[choices]
+        shared = [(parts * (bits == b)).sum(axis=1) for b in range(len(self._shared) - 3)]
+        shared += [ranked.sum(axis=1), np.log(sums), np.ones(len(sums))]
+        return np.hstack([np.column_stack(shared), parts, ranked])
+
+    def draw(self, seen: Observations, generator: np.random.Generator) -> Effects:
         """Return a draw of the posterior."""
-        return self._believed(observations, generator.standard_normal)
+        return self._believed(seen, generator.standard_normal)
 
-    def mean(self, observations: Sequence[Observation]) -> Effects:
+    def mean(self, seen: Observations) -> Effects:
         """Return the mean of the posterior."""
-        return self._believed(observations, np.zeros)
+        return self._believed(seen, np.zeros)
 
-    def _believed(self, observations: Sequence[Observation], normal: _Normal) -> Effects:
+    def _believed(self, seen: Observations, normal: _Normal) -> Effects:
         """Return a draw of the prior, moved by what observations say against it."""
         own = 2 * len(self._numbers)
         parameters = normal(self._rungs * len(self._shared) + own)
-        if not observations:
+        if not len(seen.rung):
             parameters[-own:] *= TRUSTED
             return self._effects(parameters, 1.0, 1.0)
-        choices = np.array([seen.choices for seen in observations])
-        rung = np.array([seen.rung for seen in observations])
-        sums = np.maximum(self._damage[choices].sum(axis=1), LEAST)
-        middle = float(np.exp(np.log(sums).mean()))
-        features = self._features(choices, rung, sums, middle)
-        logs = np.log(np.maximum([seen.excess for seen in observations], LEAST) / sums)
-        scales = self._scales(logs, rung)
+        predicted = seen.rows[:, len(self._shared) - 2]
+        middle = float(predicted.mean())
+        features = self._features(seen, middle)
+        logs = np.log(np.maximum(seen.excess, LEAST)) - predicted
+        scales = self._scales(logs, seen.rung)
         # Logarithms, which are the shares themselves where these are small, and tame where not.
-        left = np.clip(logs - scales[rung], -FARTHEST, FARTHEST)
+        left = np.clip(logs - scales[seen.rung], -FARTHEST, FARTHEST)
         scale, noise = _likeliest(features[-LAST:, :-own], features[-LAST:, -own:], left[-LAST:])
         features[:, -own:] *= scale
         drawn = features @ parameters + noise * normal(len(left))
         parameters += moved(features, noise, left - drawn)
         parameters[-own:] *= scale
-        return self._effects(parameters, float(np.exp(scales[0])), middle)
+        return self._effects(parameters, float(np.exp(scales[0])), float(np.exp(middle)))
 
-    def _features(
-        self, choices: np.ndarray, rung: np.ndarray, sums: np.ndarray, middle: float
-    ) -> np.ndarray:
+    def _features(self, seen: Observations, middle: float) -> np.ndarray:
         """Return observations x parameters, in units of the prior's standard deviations; the last
         ones, of each module alone, in units of 1.
         """
-        parts = self._damage[choices] / sums[:, None]
-        ranked = parts * self._rank[choices]
-        bits = self._bits[choices]
-        shared = np.column_stack(
-            [
-                *((parts * (bits == b)).sum(axis=1) for b in range(len(self._shared) - 3)),
-                ranked.sum(axis=1),
-                np.log(sums / middle),
-                np.ones(len(sums)),
-            ]
-        )
+        size = len(self._shared)
+        shared = seen.rows[:, :size].copy()
+        shared[:, -2] -= middle
         trained = [
-            shared * self._trained * (rung == number)[:, None] for number in range(self._rungs - 1)
+            shared * self._trained * (seen.rung == number)[:, None]
+            for number in range(self._rungs - 1)
         ]
-        return np.hstack([shared * self._shared, *trained, parts, ranked])
+        return np.hstack([shared * self._shared, *trained, seen.rows[:, size:]])
 
     def _scales(self, logs: np.ndarray, rung: np.ndarray) -> np.ndarray:
         """Return the mean logarithm of observed over predicted at each rung; where there is none,

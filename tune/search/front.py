@@ -1,6 +1,7 @@
 """Non-dominated ranks, spread and fronts of points whose coordinates all shall be small."""
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,21 +46,34 @@ def crowding(points: Sequence[Point]) -> list[float]:
     return [float(value) for value in distance]
 
 
-def order(points: Sequence[Point]) -> list[int]:
-    """Return the indices from best to worst: by rank, then by loneliness within the rank."""
-    rank = ranks(points)
-    lonely = [0.0] * len(points)
-    for value in set(rank):
-        members = [index for index in range(len(points)) if rank[index] == value]
-        for member, distance in zip(members, crowding([points[m] for m in members]), strict=True):
-            lonely[member] = distance
-    return sorted(range(len(points)), key=lambda index: (rank[index], -lonely[index], index))
+def best(points: Sequence[Point], count: int) -> set[int]:
+    """Return the indices of the best points: by rank, then by loneliness within the rank."""
+    layers: dict[int, list[int]] = defaultdict(list)
+    for index, rank in enumerate(ranks(points)):
+        layers[rank].append(index)
+    found: set[int] = set()
+    for rank in range(len(layers)):
+        members, room = layers[rank], count - len(found)
+        if room < len(members):
+            lonely = crowding([points[member] for member in members])
+            members = [members[i] for i in sorted(range(len(members)), key=lambda i: -lonely[i])]
+        found.update(members[:room])
+    return found
 
 
-def front(points: Sequence[Point]) -> list[int]:
+def front(points: Sequence[Point] | np.ndarray) -> list[int]:
     """Return the indices of the non-dominated points, by the second coordinate."""
-    rank = ranks(points)
-    return sorted((i for i in range(len(points)) if rank[i] == 0), key=lambda i: points[i][1])
+    first, second = np.asarray(points, dtype=float).reshape(-1, 2).T
+    order = np.lexsort((second, first))
+    first, second = first[order], second[order]
+    new = np.append(True, (np.diff(first) != 0) | (np.diff(second) != 0))[: len(order)]
+    lower = second < np.append(np.inf, np.minimum.accumulate(second))[: len(order)]
+    # Equal points are as good as the first of them.
+    leaders = np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    kept = np.sort(order[lower[leaders]])
+    seconds = np.asarray(points, dtype=float).reshape(-1, 2)[kept, 1]
+    found: list[int] = kept[np.argsort(seconds, kind="stable")].tolist()
+    return found
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
@@ -76,27 +90,25 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     return area
 
 
-def hypervolume_gain(
-    points: Sequence[Point], candidates: Sequence[Point], beyond: float = 0.0
-) -> list[float]:
+def hypervolume_gain(points: np.ndarray, candidates: np.ndarray, beyond: float = 0.0) -> np.ndarray:
     """Return how much each candidate alone would add to the area that the points dominate.
 
     Args:
-        points: What is there.
-        candidates: What may be added.
+        points: What is there, points x 2.
+        candidates: What may be added, candidates x 2.
         beyond: The reference is the worst of all in both coordinates, and by this share of their
             range further in the second: at 0 the largest candidate adds nothing. Ishibuchi et al.
             2018, "How to specify a reference point in hypervolume calculation for fair performance
             comparison".
     """
-    every = np.array([*points, *candidates])
+    every = np.concatenate([points, candidates])
     reference = every.max(axis=0)
     reference[1] += beyond * (reference[1] - every[:, 1].min())
-    best = np.array([points[index] for index in front(points)]).reshape(-1, 2)
+    best = points[front(points)]
     # From each size on, the least loss.
     heights = np.append(reference[0], best[:, 0])
     starts, ends = np.append(-np.inf, best[:, 1]), np.append(best[:, 1], reference[1])
-    losses, sizes = np.array(candidates).reshape(-1, 2, 1).swapaxes(0, 1)
+    losses, sizes = candidates[:, :1], candidates[:, 1:]
     widths = np.maximum(ends - np.maximum(starts, sizes), 0.0)
-    gains: list[float] = (widths * np.maximum(heights - losses, 0.0)).sum(axis=1).tolist()
+    gains: np.ndarray = (widths * np.maximum(heights - losses, 0.0)).sum(axis=1)
     return gains

@@ -1,8 +1,5 @@
 """Proposes allocations by Thompson sampling over effects of modules, exactly on a budget."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 from alrq_core.sensitivity.table import VisibilityTable
@@ -10,8 +7,8 @@ from search_spaces.allocation import Allocation
 from search_spaces.costs import BYTES_16_BIT, memory_bytes, module_bytes
 from search_spaces.spaces import Space
 from tune.search.budget import BudgetSolver, space_choices
-from tune.search.effects import Effects, EffectsModel, Observation
-from tune.search.front import Point, hypervolume_gain
+from tune.search.effects import Effects, EffectsModel, Observations
+from tune.search.front import hypervolume_gain
 
 # Sizes at which a draw's best allocations are looked at, one in each part of a range, by chance.
 SIZES = 12
@@ -21,19 +18,6 @@ NEAREST = 4.0
 # limits of 11, 12 and 14 MB, 12 seeds each, what was best had a loss that was lower than with 0 by
 # 0.013, 0.023 and 0.004; areas changed by -2, -3 and +0.2 %. With 1 they fell by up to 6 %.
 BEYOND_LIMIT = 0.3
-
-
-@dataclass(frozen=True, eq=False)
-class Sized:
-    """An allocation as the model reads it.
-
-    Attributes:
-        choices: The number of each module's choice.
-        bytes: Of all of the deployed model.
-    """
-
-    choices: np.ndarray
-    bytes: int
 
 
 class FrontDraws:
@@ -75,45 +59,49 @@ class FrontDraws:
         self._told = told
         self._beyond = 0.0 if max_memory_bytes is None else BEYOND_LIMIT
         targets = {target.name: target for target in space.inventory.modules}
+        self.columns = self._model.columns
         self._bytes = np.array([module_bytes(targets[name], choice) for name, choice in pairs])
         self._other = BYTES_16_BIT * space.inventory.other_parameters
 
     def propose(
-        self,
-        tried: Sequence[Sized],
-        seen: Sequence[Observation],
-        generator: np.random.Generator,
+        self, tried: np.ndarray, seen: Observations, generator: np.random.Generator
     ) -> Allocation:
         """Return the next allocation.
 
         Args:
-            tried: What was proposed before and did not fail, ended or not.
+            tried: What was proposed before and did not fail, ended or not: allocations x modules,
+                see `index`.
             seen: What is known of their losses.
             generator: Of the draw.
         """
         effects = self._model.draw(seen, generator)
         found, told = self._frontier(effects, generator)
-        points = _points(effects, [*tried, *map(self.sized, found)], told)
-        known, candidates = points[: len(tried)], points[len(tried) :]
+        candidates = self._points(effects, np.array([self.index(one) for one in found]), told)
+        known = self._points(effects, tried, told)
         gains = hypervolume_gain(known, candidates, self._beyond)
-        tried_points = set(known)
-        new = [n for n, point in enumerate(candidates) if point not in tried_points]
-        return found[max(new or range(len(found)), key=lambda n: gains[n])]
+        new = ~(candidates[:, None] == known).all(axis=2).any(axis=1)
+        return found[int(np.where(new, gains, gains - gains.max() - 1).argmax())]
 
-    def expected(self, wanted: Sequence[Sized], seen: Sequence[Observation]) -> list[float]:
-        """Return what the posterior mean says that allocations lose at full fidelity.
+    def expected(self, wanted: np.ndarray, seen: Observations) -> np.ndarray:
+        """Return what the posterior mean says that allocations x modules lose at full fidelity.
 
         They are free of most of the luck of a seed, which among good allocations is as large as
         what differs between them.
         """
-        mean = self._model.mean(seen)
-        losses: list[float] = mean.losses(np.array([one.choices for one in wanted])).tolist()
-        return losses
+        return self._model.mean(seen).losses(wanted)
 
-    def sized(self, allocation: Allocation) -> Sized:
-        """Return an allocation as the model reads it."""
-        choices = self._model.index(allocation)
-        return Sized(choices, int(self._bytes[choices].sum()) + self._other)
+    def index(self, allocation: Allocation) -> np.ndarray:
+        """Return the number of each module's choice."""
+        return self._model.index(allocation)
+
+    def rows(self, choices: np.ndarray) -> np.ndarray:
+        """Return what `Observations` has of allocations x modules."""
+        return self._model.rows(choices)
+
+    def sizes(self, choices: np.ndarray) -> np.ndarray:
+        """Return the bytes of allocations x modules, of all of the deployed model."""
+        found: np.ndarray = self._bytes[choices].sum(axis=-1) + self._other
+        return found
 
     def _frontier(
         self, effects: Effects, generator: np.random.Generator
@@ -123,18 +111,17 @@ class FrontDraws:
         """
         (best,) = self._solver.frontier(effects.values, [self._limit])
         # Larger limits leave the best as it is.
-        smallest, largest = self._solver.smallest_bytes, self.sized(best).bytes
-        coarse = self._solved(effects, smallest, largest, generator)
-        losses = effects.losses(np.array([self.sized(one).choices for one in coarse]))
+        smallest, largest = self._solver.smallest_bytes, int(self.sizes(self.index(best)))
+        sizes, values, predicted = self._solver.path(effects.values, effects.predicted)
+        losses = effects.losses_of_sums(values, predicted)[sizes <= largest]
+        sizes = sizes[sizes <= largest]
         # Where nothing is as good as that, what is nearest to it is searched for.
         least, most = self._told[0], max(self._told[1], NEAREST * float(losses.min()))
-        sizes = [self.sized(one).bytes for one in coarse]
-        low = max(
-            (n for n, loss in zip(sizes, losses, strict=True) if loss > most), default=smallest
-        )
-        high = min(
-            (n for n, loss in zip(sizes, losses, strict=True) if loss < least), default=largest
-        )
+        low = int(sizes[losses > most].max(initial=smallest))
+        high = int(sizes[losses < least].min(initial=largest))
+        # A draw may be wrong about where that is, so that sizes a little beyond are looked at too.
+        beyond = (largest / smallest) ** (1 / (2 * SIZES))
+        low, high = max(smallest, int(low / beyond)), min(largest, int(high * beyond))
         found = [*self._solved(effects, low, max(low, high), generator), best]
         return found, (least, most)
 
@@ -146,16 +133,13 @@ class FrontDraws:
         sizes = [max(smallest, int(size)) for size in smallest * (largest / smallest) ** parts]
         return self._solver.frontier(effects.values, sizes)
 
+    def _points(
+        self, effects: Effects, choices: np.ndarray, told: tuple[float, float]
+    ) -> np.ndarray:
+        """Return what allocations lose by these effects, and the logarithm of their bytes.
 
-def _points(
-    effects: Effects, allocations: Sequence[Sized], told: tuple[float, float]
-) -> list[Point]:
-    """Return what allocations lose by these effects, and the logarithm of their bytes.
-
-    As the root of it, which of divergences is how far answers move: what has lost nearly all, at
-    the smallest sizes, would be most of the area without.
-    """
-    chosen = np.array([one.choices for one in allocations])
-    losses = np.sqrt(np.clip(effects.losses(chosen), *told)).tolist()
-    sizes = np.log([one.bytes for one in allocations]).tolist()
-    return list(zip(losses, sizes, strict=True))
+        As the root of it, which of divergences is how far answers move: what has lost nearly all,
+        at the smallest sizes, would be most of the area without.
+        """
+        losses = np.sqrt(np.clip(effects.losses(choices), *told))
+        return np.column_stack([losses, np.log(self.sizes(choices))])

@@ -32,15 +32,17 @@ class Journal:
         numbers: Trial id to Optuna's number of the trial.
     """
 
-    def __init__(self, folder: Path, space: Space, sampler: BaseSampler) -> None:
+    def __init__(self, folder: Path, space: Space, sampler: BaseSampler | None) -> None:
         """Start an empty study in `folder`, over what may be there.
 
         Args:
             folder: Of the study.
             space: What is searched.
-            sampler: Draws what is asked for.
+            sampler: Draws what is asked for; None where nothing is.
         """
         self._space = space
+        # In a fixed space nothing is drawn.
+        self._distributions = {} if space.fixed else distributions(space)
         path = folder / STORAGE_NAME
         path.unlink(missing_ok=True)
         self._file = _JournalFile(path)
@@ -55,20 +57,14 @@ class Journal:
             self._study.set_metric_names(["objective", "memory_bytes"])
         self.numbers: dict[str, int] = {}
 
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, in order, to be read only."""
-        return self._study.get_trials(deepcopy=False)
-
     def ask(self, trial_id: str) -> Trial:
         """Return a new trial, drawn by the sampler, which is running from now on."""
-        trial = self._study.ask(distributions(self._space))
+        trial = self._study.ask(self._distributions)
         trial.set_user_attr("trial", trial_id)
-        self.numbers[trial_id] = trial.number
-        self._file.flush()
+        self._keep(trial_id)
         return trial
 
-    def add(self, trial: Tried, sampler: BaseSampler) -> None:
+    def add(self, trial: Tried, sampler: BaseSampler | None) -> None:
         """Take in a trial that was proposed elsewhere or before, as running.
 
         Args:
@@ -79,22 +75,36 @@ class Journal:
             create_trial(
                 state=TrialState.RUNNING,
                 params=to_params(trial.allocation, self._space),
-                distributions=distributions(self._space),
+                distributions=self._distributions,
                 user_attrs={"trial": trial.id},
             )
         )
-        added = self.trials[-1]
-        self.numbers[trial.id] = added.number
+        added = self._keep(trial.id)
         if isinstance(sampler, BaseGASampler):
             # It breeds from trials whose generation it noted, and notes their parents only once.
             generation = sampler.get_trial_generation(self._study, added)
             sampler.get_parent_population(self._study, generation)
         self._file.flush()
 
+    def _keep(self, trial_id: str) -> FrozenTrial:
+        """Note the newest trial, and write it."""
+        added = self._trial(len(self.numbers))
+        self.numbers[trial_id] = added.number
+        # Optuna makes them anew for each trial, ten times what all else of a trial takes.
+        added.distributions = self._distributions
+        self._file.flush()
+        return added
+
+    def _trial(self, number: int) -> FrozenTrial:
+        """Return a trial as Optuna keeps it."""
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        return storage.get_trial(trial_id)
+
     def tell(self, trial: Tried) -> None:
         """Note which rung a trial reached, and how it ended if it did; what is known is final."""
         number = self.numbers[trial.id]
-        frozen = self.trials[number]
+        frozen = self._trial(number)
         if frozen.state.is_finished():
             return
         storage = self._study._storage

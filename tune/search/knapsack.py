@@ -62,6 +62,37 @@ def solve_knapsack(losses: np.ndarray, sizes: np.ndarray, room: int) -> Solution
     return Solution(best, undecided.expanded, undecided.unproven)
 
 
+def price_path(losses: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the changes that a falling price of bytes makes, from the smallest options on.
+
+    Along them lie all solutions of the relaxation, from each unit's smallest option to its best.
+
+    Args:
+        losses, sizes: As in `solve_knapsack`.
+
+    Returns:
+        Of each change, in order: its unit, and the options before and after.
+    """
+    rows, now = np.arange(len(losses)), np.zeros(len(losses), dtype=np.int64)
+    changes = []
+    while True:
+        more = sizes - sizes[rows, now][:, None]
+        fewer = losses[rows, now][:, None] - losses
+        rates = np.where((more > 0) & (fewer > 0), fewer / np.maximum(more, 1), 0.0)
+        following = rates.argmax(axis=1)
+        moved = rates[rows, following] > 0
+        if not moved.any():
+            break
+        changes.append((rows[moved], now[moved], following[moved], rates[rows, following][moved]))
+        now = np.where(moved, following, now)
+    if not changes:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+    units, before, after, rates = map(np.concatenate, zip(*changes, strict=True))
+    # The rates of one unit fall, and where they are equal its changes stay in order.
+    order = np.argsort(-rates, kind="stable")
+    return units[order], before[order], after[order]
+
+
 @dataclass(frozen=True, eq=False)
 class _Level:
     """States after one more unit: where each came from, and the option that was taken."""

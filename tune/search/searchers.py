@@ -1,4 +1,4 @@
-"""The searchers by name, each as an Optuna sampler."""
+"""The searchers by name: our own, and Optuna's samplers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from alrq_core.sensitivity.table import VisibilityTable, flat_table
 from search_spaces.spaces import Space
-from tune.search.thompson import ThompsonSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,43 +32,33 @@ class Setting:
         return int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
 
 
-def _alrq(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
-    return ThompsonSampler(
-        setting.space,
-        table or flat_table(setting.space),
-        setting.rungs,
-        setting.max_memory_bytes,
-        setting.seed,
-    )
-
-
-def _tpe(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
+def _tpe(setting: Setting, number: int) -> BaseSampler:
     # Without `multivariate` it draws each parameter by itself, where there are two objectives. All
     # trials have all parameters, so that `group` would make one group of them.
     return TPESampler(seed=setting.seed_of(number), multivariate=True, constant_liar=True)
 
 
-def _nsga2(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
+def _nsga2(setting: Setting, number: int) -> BaseSampler:
     # The default population of 50 would spend a usual budget on random draws.
     population = max(4, setting.budget // 5)
     return NSGAIISampler(seed=setting.seed_of(number), population_size=population)
 
 
-def _gp(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
+def _gp(setting: Setting, number: int) -> BaseSampler:
     return GPSampler(seed=setting.seed_of(number))
 
 
-def _random(setting: Setting, table: VisibilityTable | None, number: int) -> BaseSampler:
+def _random(setting: Setting, number: int) -> BaseSampler:
     return RandomSampler(seed=setting.seed_of(number))
 
 
 # Each is given the number of the proposal that it is made for.
-SEARCHERS: Mapping[str, Callable[[Setting, VisibilityTable | None, int], BaseSampler]] = {
-    "alrq": _alrq,
+SAMPLERS: Mapping[str, Callable[[Setting, int], BaseSampler]] = {
     "tpe": _tpe,
     "nsga2": _nsga2,
     "gp": _gp,
     "random": _random,
 }
-# They propose nothing before the visibility table was measured.
-NEED_TABLE = frozenset({"alrq"})
+# It proposes nothing before the visibility table was measured.
+OWN = "alrq"
+SEARCHERS = (OWN, *SAMPLERS)

@@ -11,7 +11,7 @@ from alrq_core.recipe import Recipe
 from search_spaces.formats import GROUP_SIZE, check_backend_name, check_storage
 from search_spaces.spaces import SEARCHED, check_space_name
 from tune.flags import LM_TASKS
-from tune.search.searchers import NEED_TABLE, SEARCHERS
+from tune.search.searchers import OWN, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
 STUDY_FILE, STUDY_VERSION = "study.json", 7
@@ -217,7 +217,7 @@ class StudyConfig:
         """
         if self.anchors is not None:
             return self.anchors
-        return 0 if self.searcher in NEED_TABLE else max(1, self.budget // ANCHOR_SHARE)
+        return 0 if self.searcher == OWN else max(1, self.budget // ANCHOR_SHARE)
 
     @property
     def columns(self) -> dict[str, str]:

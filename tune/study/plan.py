@@ -8,11 +8,11 @@ from search_spaces.allocation import Allocation
 from search_spaces.fixed import fixed_allocation
 from search_spaces.spaces import Space
 from tune.search.proposer import Proposer
-from tune.search.searchers import NEED_TABLE
+from tune.search.searchers import OWN
 from tune.study.confirming import Confirmation, Proposal, proposed
 from tune.study.events import Proposed, Role
 from tune.study.finalists import REFERENCE_TRIAL
-from tune.study.state import StudyState
+from tune.study.state import SEARCHED, UNENDED, StudyState
 
 # What all is compared to where it fits in memory.
 COMPARATOR = "B-FP"
@@ -72,7 +72,7 @@ class Plan:
     @property
     def finished(self) -> bool:
         """Whether nothing runs and nothing is left to run. Proposes nothing."""
-        if self.state.with_status("running") or self.state.with_status("paused"):
+        if self.state.count(statuses=UNENDED):
             return False
         if not self.search_closed:
             return False
@@ -103,11 +103,11 @@ class Plan:
         return None
 
     def _tried(self, role: Role) -> int:
-        return len(self.state.of_role(role))
+        return self.state.count([role])
 
     def _reference(self) -> Proposed | None:
         """Return the trial that the search waits for: it starts from it, and by its table."""
-        needed = self.reference is not None or self.searcher in NEED_TABLE
+        needed = self.reference is not None or self.searcher == OWN
         if self.search_closed or not needed or REFERENCE_TRIAL in self.state.trials:
             return None
         name = self.reference or next(iter(self.baselines))
@@ -144,5 +144,4 @@ class Plan:
 
     def _unended_search(self) -> bool:
         """Tell whether finalists may still change."""
-        unended = [*self.state.with_status("running"), *self.state.with_status("paused")]
-        return any(trial.role == "baseline" or trial.searched for trial in unended)
+        return self.state.count({"baseline", *SEARCHED}, UNENDED) > 0

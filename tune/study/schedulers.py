@@ -6,7 +6,7 @@ from math import ceil
 from statistics import median
 
 from alrq_core.recipe import Recipe
-from tune.search.front import Point, order
+from tune.search.front import Point, best
 from tune.study.events import Role
 
 RUNG_FACTOR = 2
@@ -71,8 +71,8 @@ def _front_asha(points: Sequence[Point], closing: bool, factor: int) -> list[boo
     order by loss. Where no more will come the part is rounded up, so that one always passes.
     """
     passing = ceil(len(points) / factor) if closing else len(points) // factor
-    best = set(order(points)[:passing])
-    return [index in best for index in range(len(points))]
+    kept = best(points, passing)
+    return [index in kept for index in range(len(points))]
 
 
 def _asha(points: Sequence[Point], closing: bool, factor: int) -> list[bool]:

@@ -1,8 +1,11 @@
 """The state of a study, made from its events and from nothing else."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import chain, product
+from operator import attrgetter
+from typing import Literal, get_args
 
 from alrq_core.records import TestScore, TrialReport
 from search_spaces.allocation import Allocation, decode
@@ -27,6 +30,9 @@ from tune.study.events import (
 # Roles of what a searcher proposed.
 SEARCHED: frozenset[Role] = frozenset({"screen", "search"})
 Status = Literal["running", "paused", "stopped", "failed", "completed"]
+ROLES: tuple[Role, ...] = get_args(Role)
+STATUSES: tuple[Status, ...] = get_args(Status)
+UNENDED: tuple[Status, ...] = ("running", "paused")
 
 
 @dataclass
@@ -41,6 +47,7 @@ class TrialState:
         trainable_parameters: From its receipt, once completed.
         realised: With AdaLoRA, the allocation that it ended with; its bytes are then known too.
         reference, labels: See `Proposed`.
+        number: Of proposals before it.
     """
 
     id: str
@@ -58,6 +65,7 @@ class TrialState:
     realised: Allocation | None = None
     reference: str | None = None
     labels: bool = False
+    number: int = 0
 
     @property
     def final(self) -> Allocation:
@@ -130,6 +138,11 @@ class StudyState:
     names: tuple[str, ...]
     trials: dict[str, TrialState] = field(default_factory=dict)
     budgets: list[int] = field(default_factory=list)
+    # Trials by role and status: with ten thousand of them, no decision looks at all.
+    _groups: dict[tuple[Role, Status], dict[str, TrialState]] = field(
+        default_factory=lambda: defaultdict(dict), compare=False, repr=False
+    )
+    _proposed: int = field(default=0, compare=False, repr=False)
 
     def replay(self, events: Iterable[Event]) -> "StudyState":
         """Apply all events and return this state."""
@@ -146,18 +159,20 @@ class StudyState:
             # Whatever it was may be mended by now. Of the search, others stand for what failed.
             for trial in self.with_status("failed"):
                 if trial.role not in SEARCHED:
-                    del self.trials[trial.id]
+                    del self.trials[trial.id], self._groups[trial.role, "failed"][trial.id]
             return
         if isinstance(event, Proposed):
-            self.trials[event.trial] = TrialState(
-                id=event.trial,
-                role=event.role,
-                origin=event.origin,
-                seed=event.seed,
-                allocation=decode(event.allocation, self.names),
-                memory_bytes=event.memory_bytes,
-                reference=event.reference,
-                labels=event.labels,
+            self.add(
+                TrialState(
+                    id=event.trial,
+                    role=event.role,
+                    origin=event.origin,
+                    seed=event.seed,
+                    allocation=decode(event.allocation, self.names),
+                    memory_bytes=event.memory_bytes,
+                    reference=event.reference,
+                    labels=event.labels,
+                )
             )
             return
         trial = self.trials[event.trial]
@@ -171,15 +186,28 @@ class StudyState:
             if event.allocation is not None:
                 trial.realised = decode(event.allocation, self.names)
         else:
+            del self._groups[trial.role, trial.status][trial.id]
             _change_status(trial, event)
+            self._groups[trial.role, trial.status][trial.id] = trial
+
+    def add(self, trial: TrialState) -> None:
+        """Take a trial in, as the newest."""
+        trial.number = self._proposed
+        self._proposed += 1
+        self.trials[trial.id] = trial
+        self._groups[trial.role, trial.status][trial.id] = trial
 
     def of_role(self, role: Role) -> list[TrialState]:
         """Return the trials of one role, in order."""
-        return [trial for trial in self.trials.values() if trial.role == role]
+        return _in_order(self._groups[role, status] for status in STATUSES)
 
     def with_status(self, status: Status) -> list[TrialState]:
         """Return the trials of one status, in order."""
-        return [trial for trial in self.trials.values() if trial.status == status]
+        return _in_order(self._groups[role, status] for role in ROLES)
+
+    def count(self, roles: Iterable[Role] = ROLES, statuses: Iterable[Status] = STATUSES) -> int:
+        """Return how many trials have one of these roles and one of these statuses."""
+        return sum(len(self._groups[pair]) for pair in product(roles, statuses))
 
     def confirmed_runs(self) -> list[TrialState]:
         """Return the trials that were scored on the test split, in order."""
@@ -198,6 +226,10 @@ class StudyState:
         objectives |= dict(expected or {})
         points = [(objectives[trial.id], float(trial.memory_bytes)) for trial in done]
         return [done[index] for index in front(points)]
+
+
+def _in_order(groups: Iterable[Mapping[str, TrialState]]) -> list[TrialState]:
+    return sorted(chain.from_iterable(g.values() for g in groups), key=attrgetter("number"))
 
 
 def _change_status(trial: TrialState, event: Event) -> None:

@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +27,7 @@ from tune.study.events import (
 )
 from tune.study.failures import Streak
 from tune.study.finalists import REFERENCE_TRIAL
+from tune.study.ladder import Ladder
 from tune.study.plan import Plan
 from tune.study.schedulers import RUNG_FACTOR, START_FACTOR, Scheduler, rungs_of
 from tune.study.state import StudyState, TrialState
@@ -91,10 +91,15 @@ class Study:
     _streak: Streak = field(default_factory=Streak)
     _lost: Counter[str] = field(default_factory=Counter)
     _told: dict[str | None, int] = field(default_factory=dict)
+    _ladder: Ladder = field(init=False)
 
     def __post_init__(self) -> None:
         # Proposed by an earlier run and never ended: they go first, from their checkpoints.
         self._orphans = [trial.id for trial in self.state.with_status("running")]
+        factor = RUNG_FACTOR if self.plan.reference is None else START_FACTOR
+        self._ladder = Ladder(self.scheduler, factor)
+        for trial in self.state.of_role("search"):
+            self._ladder.place(trial)
 
     def next_trial(self) -> TrialState | None:
         """Return the next trial to run, logged; None if none can be proposed now."""
@@ -194,7 +199,8 @@ class Study:
         if trial.last.step == self._rungs(trial)[-1]:
             self._complete(trial, outcome)
             return "stop"
-        if trial.role != "search" or trial in _passing(self, rung, closing=False):
+        passing = self._ladder.passing(rung, closing=False) if trial.role == "search" else [trial]
+        if any(other is trial for other in passing):
             self._tell(trial)
             return "continue"
         left = Paused if self.scheduler.pauses else Stopped
@@ -219,17 +225,16 @@ class Study:
 
         Once the search is over, and all that runs of it is at its end, no trial waits any longer.
         """
-        paused = self.state.with_status("paused")
-        if not paused:
+        if not self.state.count(statuses=["paused"]):
             return None
-        running = any(trial.role == "search" for trial in self.state.with_status("running"))
-        closing = self.plan.search_closed and not running
-        for rung in reversed(range(max(len(trial.reports) for trial in paused))):
-            for trial in [] if self.plan.late else _passing(self, rung, closing):
+        closing = self.plan.search_closed and not self.state.count(["search"], ["running"])
+        rungs = rungs_of(self.recipe, "search", self.plan.reference is not None)
+        for rung in reversed(range(len(rungs) - 1)):
+            for trial in [] if self.plan.late else self._ladder.passing(rung, closing):
                 if trial.status == "paused" and len(trial.reports) == rung + 1:
                     self._record(Promoted(trial=trial.id, rung=rung))
                     return trial
-        for trial in paused if closing else []:
+        for trial in self.state.with_status("paused") if closing else []:
             self._record(Stopped(trial=trial.id, rung=len(trial.reports) - 1))
             self._tell(trial)
         return None
@@ -242,19 +247,12 @@ class Study:
         self.log.append(event)
         self.state.apply(event)
         self._streak.take(event, self.state)
+        if isinstance(event, Reported | Realised):
+            trial = self.state.trials[event.trial]
+            if trial.role == "search":
+                self._ladder.place(trial)
         for listener in self.listeners:
             listener(event, self.state)
-
-
-def _passing(study: Study, rung: int, closing: bool) -> list[TrialState]:
-    """Return the trials of the search that may go on from a rung, of all that reached it."""
-    there = [t for t in study.state.of_role("search") if len(t.reports) > rung]
-    # As the search sees them: spread counts by the root of a divergence and by shares of bytes.
-    points = [
-        (math.sqrt(max(0.0, t.reports[rung].objective)), math.log(t.memory_bytes)) for t in there
-    ]
-    factor = RUNG_FACTOR if study.plan.reference is None else START_FACTOR
-    return list(compress(there, study.scheduler.passes(points, closing, factor)))
 
 
 @dataclass(frozen=True)

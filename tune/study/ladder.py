@@ -1,0 +1,65 @@
+"""Who reached which rung of a search, and who may go on from there."""
+
+import math
+from bisect import insort
+from dataclasses import dataclass, field
+from itertools import compress
+from operator import attrgetter
+
+from tune.search.front import Point
+from tune.study.schedulers import Scheduler
+from tune.study.state import TrialState
+
+
+@dataclass
+class _Rung:
+    """The trials that reported there, in the order of their proposals, and how rules see them."""
+
+    trials: list[TrialState] = field(default_factory=list)
+    points: dict[str, Point] = field(default_factory=dict)
+    passing: dict[bool, list[TrialState]] = field(default_factory=dict)
+
+
+class Ladder:
+    """Asks a scheduler once for all that has reported at a rung, and again when more has."""
+
+    def __init__(self, scheduler: Scheduler, factor: int) -> None:
+        """Start with nobody.
+
+        Args:
+            scheduler: Its rule.
+            factor: Of how many trials about one goes on.
+        """
+        self._scheduler, self._factor = scheduler, factor
+        self._rungs: list[_Rung] = []
+
+    def place(self, trial: TrialState) -> None:
+        """Take in what a trial of the search has reported, or that its bytes are known better."""
+        while len(self._rungs) < len(trial.reports):
+            self._rungs.append(_Rung())
+        for rung, report in zip(self._rungs, trial.reports, strict=False):
+            # As the search sees them: spread counts by the root of a divergence and by shares of
+            # bytes.
+            point = math.sqrt(max(0.0, report.objective)), math.log(trial.memory_bytes)
+            if rung.points.get(trial.id) == point:
+                continue
+            if trial.id not in rung.points:
+                insort(rung.trials, trial, key=attrgetter("number"))
+            rung.points[trial.id] = point
+            rung.passing.clear()
+
+    def passing(self, rung: int, closing: bool) -> list[TrialState]:
+        """Return the trials that may go on from a rung, of all that reached it.
+
+        Args:
+            rung: Its number.
+            closing: Whether no others will follow.
+        """
+        if rung >= len(self._rungs):
+            return []
+        found = self._rungs[rung]
+        if closing not in found.passing:
+            points = [found.points[trial.id] for trial in found.trials]
+            kept = self._scheduler.passes(points, closing, self._factor)
+            found.passing[closing] = list(compress(found.trials, kept))
+        return found.passing[closing]
