@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tell(error, attempt)
 
 
-def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: bool) -> int:
+def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: bool) -> int:
     """Run what the flags ask for; return the exit code."""
     export = given.pop("export", None)
     # It reports at import which optional kernels it can't load.
@@ -65,7 +65,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
     with ExitStack() as held:
         with ExitStack() as running:
             # Imports follow the checks that need them, so that mistakes answer at once.
-            config = _config(given, resume)
+            config = _config(given, resume, dry_run)
             from tune.study.lock import locked
 
             if resume is not None and not dry_run:
@@ -93,14 +93,20 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: Path | None, dry_run: 
                 from tune.study.folders import prepare_folder
 
                 held.enter_context(locked(prepare_folder(config)))
+            from tune.study.mirror import mirrored
+
+            mirror = held.enter_context(mirrored(config, partial(_say, console)))
             attempt.study, attempt.budget = config.folder, config.budget
-            end = run_study(prepared, console)
+            end = run_study(prepared, console, mirror)
         from tune.report.finish import finish
 
-        return _report(console, finish(prepared, end), attempt)
+        result = finish(prepared, end)
+        if mirror is not None:
+            mirror.add(result.files)
+        return _report(console, result, attempt)
 
 
-def _prepared(config: Any, resume: Path | None, console: Console, dry_run: bool, hosts: Any) -> Any:
+def _prepared(config: Any, resume: str | None, console: Console, dry_run: bool, hosts: Any) -> Any:
     """Return a study that can start, after printing its plan."""
     from tune.report.cards import cards_table
     from tune.report.describe import describe_plan
@@ -113,7 +119,7 @@ def _prepared(config: Any, resume: Path | None, console: Console, dry_run: bool,
         console.print(cards_table(found))
     prepared = fit(found)
     if resume is not None:
-        check_same_study(prepared, resume)
+        check_same_study(prepared, config.folder)
     if config.wandb is not None:
         from tune.report.sinks import wandb_init
 
@@ -174,7 +180,7 @@ def _keep_caches_small(console: Console, limit: int | None) -> None:
         _say(console, line)
 
 
-def _config(given: dict[str, Any], resume: Path | None) -> Any:
+def _config(given: dict[str, Any], resume: str | None, dry_run: bool) -> Any:
     """Return the study's configuration from the flags, or from the study to resume."""
     from alrq_core.recipe import Recipe
     from tune.study.config import StudyConfig, resumed_config
@@ -182,7 +188,8 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
 
     recipe_given = {key: given.pop(key) for key in RECIPE_FLAGS if key in given}
     if resume is not None:
-        return resumed_config(resume, given, recipe_given)
+        folder = Path(resume) if "://" not in resume else _fetched(resume, given, dry_run)
+        return resumed_config(folder, given, recipe_given)
     if given.get("task") in LM_TASKS:
         recipe_given = {
             "max_length": LM_MAX_LENGTH,
@@ -192,7 +199,26 @@ def _config(given: dict[str, Any], resume: Path | None) -> Any:
     assert set(given) <= {field.name for field in fields(StudyConfig)}
     config = StudyConfig(**given, recipe=Recipe(**recipe_given))
     check_writable(config)
+    if config.storage is not None:
+        from tune.study.stored import check_storage
+
+        check_storage(config)
     return config
+
+
+def _fetched(uri: str, given: dict[str, Any], dry_run: bool) -> Path:
+    """Return the folder of a study that a store had, to go on with both."""
+    from tune.study.store import Store
+    from tune.study.stored import fetched_study
+
+    if dry_run:
+        raise ValueError(
+            f"`--resume` must be a folder with --dry-run, got {uri!r}. Leave out --dry-run, to "
+            "bring the study here and go on with it."
+        )
+    folder = fetched_study(uri, Path(given.get("output_dir", "results")))
+    given.setdefault("storage", Store(uri).above.uri)
+    return folder
 
 
 def _report(console: Console, result: Any, attempt: Attempt) -> int:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-PACKED, WEIGHTS, DIGESTS = "packed", "weights", "digests"
+PACKED, WEIGHTS, DIGESTS, STORED = "packed", "weights", "digests", "stored"
 # Folder -> what lies there; beside them are models that were converted from GGUF.
 KINDS = {
     PACKED: "packed weights",
     WEIGHTS: "converted weights",
     DIGESTS: "digests of files",
+    STORED: "copies from stores",
 }
 CONVERTED = "converted models"
 # What is kept when a study starts, and of a small disk a quarter of it. Codes of all widths of a

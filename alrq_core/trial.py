@@ -84,6 +84,7 @@ class TrialRun:
                 f"that of seed {reference.seed}. Leave it out."
             )
         self.context, self.allocation, self.seed = context, allocation, seed
+        self.reports: list[TrialReport] = []
         self._reference = reference
         self._measured = None if confirming or reference is None else reference.answers["scored"]
         self.recipe = context.recipe if reference is None else context.recipe.tuning
@@ -173,7 +174,10 @@ class TrialRun:
             peak_memory_bytes=peak_memory_bytes(self._device),
             start=apart,
         )
-        return report if self._reference is None else self._kept(report, result.losses, last)
+        if self._reference is not None:
+            report = self._kept(report, result.losses, last)
+        self.reports.append(report)
+        return report
 
     def divergence(self) -> float:
         """Return the mean divergence from the reference, over what starts are scored on."""
@@ -213,16 +217,21 @@ class TrialRun:
             answers={part: self._scorer.answers_to(tokens) for part, tokens in parts.items()},
         )
 
-    def save_checkpoint(self, path: Path, report: TrialReport) -> None:
+    def save_checkpoint(self, path: Path) -> None:
         """Write all that `load_checkpoint` needs to continue exactly, at once or not at all."""
-        write_checkpoint(path, self.training, self.randomness, self.receipt, report, self._best)
+        write_checkpoint(
+            path, self.training, self.randomness, self.receipt, self.reports, self._best
+        )
 
-    def load_checkpoint(self, path: Path) -> TrialReport:
-        """Continue from a checkpoint of this allocation and seed; return its last report."""
-        self.receipt, report, self._best = read_checkpoint(
+    def load_checkpoint(self, path: Path) -> None:
+        """Continue from a checkpoint of this allocation and seed, whose reports are known then.
+
+        Raises:
+            CheckpointError: The file is damaged; nothing was changed.
+        """
+        self.receipt, self.reports, self._best = read_checkpoint(
             path, self.training, self.randomness, self._device
         )
-        return report
 
     @property
     def final_allocation(self) -> Allocation:

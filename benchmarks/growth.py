@@ -220,7 +220,7 @@ def once_actions(
         confirm_unchanged(run.model, receipt, inventory)
 
     def save(name: str) -> None:
-        runs[name].save_checkpoint(folder / "checkpoint.pt", reports[name])
+        runs[name].save_checkpoint(folder / "checkpoint.pt")
 
     yield "Build of a trial", [partial(build, name) for name in contexts]
     yield "Receipt, taken, checked and confirmed", [partial(prove, name) for name in contexts]

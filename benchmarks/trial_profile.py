@@ -41,7 +41,8 @@ from alrq_core.recipe import Recipe
 from alrq_core.weights.cache import PackedCache
 from search_spaces.allocation import Allocation
 from search_spaces.spaces import Space
-from tune.on_ray.workers import OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.on_ray.trial_spec import TrialSpec
+from tune.on_ray.workers import OUTCOME, AllocationTrainable, WorkerContext
 from tune.study.config import StudyConfig
 from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.prepare import Prepared, prepare

@@ -75,6 +75,7 @@ FLAGS = {
     "--trial",
     "--to",
     "--address",
+    "--storage",
     "--wandb",
     "--trials-per-gpu",
     "--as",

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.s3 import Server, serving
 from tests.test_kills import BUDGET, ROOT, command, events, finished, story
+from tune.study.store import Store
 
 # More of them take minutes.
 KILLS = int(os.environ.get("ALRQ_TEST_KILLS", "2"))
@@ -22,7 +25,14 @@ ENDS = ("completed", "stopped", "failed")
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A store; what a cluster starts later has the keys."""
+    with serving(monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(server: Server) -> Iterator[Cluster]:
     """A head on which nothing trains, and two nodes with one processor each."""
     found = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
@@ -112,3 +122,38 @@ def test_drivers_that_are_killed_at_random_moments_lose_and_double_nothing(
     finished(started(resume, tmp_path / "cache"))
 
     check_complete(tmp_path, undisturbed)
+
+
+def test_nodes_that_share_only_a_store_lose_nothing(
+    cluster: Cluster,
+    server: Server,
+    bert_folder: Path,
+    reviews: Path,
+    tmp_path: Path,
+    undisturbed: list[tuple[Any, ...]],
+) -> None:
+    """The store fails for a while, a node is lost, and then the driver with its disk."""
+    half = sum(("event", "completed") in event for event in undisturbed) // 2
+    joined = ["--address", cluster.address, "--storage", server.uri]
+    first, second = tmp_path / "first", tmp_path / "second"
+    process = started([*command(bert_folder, reviews, first), *joined], tmp_path / "cache")
+    wait(process, lambda: len(ended(first)) >= 1, 200)
+    server.failing = True
+    time.sleep(5)
+    server.failing = False
+    wait(process, lambda: len(ended(first)) >= half, 200)
+    assert not list((first / "studies/s").glob("checkpoints/*"))
+    lost = max(cluster.worker_nodes, key=lambda node: node.unique_id)
+    cluster.remove_node(lost, allow_graceful=False)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    shutil.rmtree(first)
+    resume = [sys.executable, str(ROOT / "run_search.py"), "--output-dir", str(second)]
+    resume += ["--resume", Store(server.uri).below("s").uri, "--budget", str(BUDGET)]
+    finished(started([*resume, "--address", cluster.address], tmp_path / "cache"))
+
+    check_complete(second, undisturbed)
+    kept = {path.stem for path in (second / "studies/s/checkpoints").iterdir()}
+    tested = {event["trial"] for event in events(second) if event["event"] == "tested"}
+    assert tested <= kept
+    assert not [name for name in Store(server.uri).names() if name.endswith((".tar", "owner.json"))]

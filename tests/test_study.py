@@ -23,6 +23,7 @@ from tests.simulated import (
     make_inventory,
     make_report,
     make_study,
+    score,
 )
 from tune.search.searchers import SEARCHERS
 from tune.study.confirming import CONFIRM_SEEDS, START_SEEDS
@@ -242,6 +243,25 @@ def test_a_repeated_report_is_logged_once(tmp_path: Path) -> None:
             assert study.take(trial.id, Outcome(report=make_report(2, 0.5))) == "continue"
 
     assert len(trial.reports) == 1
+
+
+def test_reports_that_are_told_again_end_nothing_before_the_last(tmp_path: Path) -> None:
+    """As from the checkpoint of a run whose end was measured, and not logged."""
+    study = make_study(tmp_path)
+    with closing(study.log):
+        trial = study.next_trial()
+        assert trial is not None and trial.role == "baseline"
+        for step in RUNGS:
+            trial.reports.append(make_report(step, 0.5))
+        for step in RUNGS[:-1]:
+            assert study.take(trial.id, Outcome(report=make_report(step, 0.5))) == "continue"
+        assert trial.status == "running"
+        last = Outcome(report=make_report(RUNGS[-1], 0.5), test=score(trial))
+        assert study.take(trial.id, last) == "stop"
+
+    assert trial.status == "completed"
+    assert trial.test is not None
+    assert len(trial.reports) == len(RUNGS)
 
 
 def test_a_trial_whose_worker_was_lost_before_it_began_is_tried_again(tmp_path: Path) -> None:

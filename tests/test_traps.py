@@ -11,7 +11,8 @@ from search_spaces.allocation import Allocation, Choice
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory
 from tune.on_ray.cluster import RAY_SETTINGS
-from tune.on_ray.workers import AllocationTrainable, TrialSpec
+from tune.on_ray.trial_spec import TrialSpec
+from tune.on_ray.workers import AllocationTrainable
 
 
 class Nested(nn.Module):

@@ -124,12 +124,13 @@ def test_a_checkpoint_continues_exactly(bert_folder: Path, tmp_path: Path) -> No
     allocation = uniform(context.inventory, 2, 4)
     whole = TrialRun(context, allocation, seed=3)
     report = whole.advance(4)
-    whole.save_checkpoint(tmp_path / "t.pt", report)
+    whole.save_checkpoint(tmp_path / "t.pt")
     expected = whole.advance(8)
     torch.manual_seed(99)
     resumed = TrialRun(context, allocation, seed=3)
 
-    assert resumed.load_checkpoint(tmp_path / "t.pt") == report
+    resumed.load_checkpoint(tmp_path / "t.pt")
+    assert resumed.reports[-1] == report
     assert resumed.step == 4
     assert numbers(resumed.advance(8)) == numbers(expected)
     assert resumed.receipt == whole.receipt
@@ -260,9 +261,10 @@ def test_a_language_model_without_adapters_is_scored_as_it_is(
     context = make_context(llama_folder, "language-modelling")
     run = TrialRun(context, uniform(context.inventory, 4, 0), seed=0)
     first = run.advance(2)
-    run.save_checkpoint(tmp_path / "c.pt", first)
+    run.save_checkpoint(tmp_path / "c.pt")
     again = TrialRun(context, uniform(context.inventory, 4, 0), seed=0)
-    assert again.load_checkpoint(tmp_path / "c.pt") == first
+    again.load_checkpoint(tmp_path / "c.pt")
+    assert again.reports[-1] == first
     last = again.advance(8)
 
     assert last.step == 8

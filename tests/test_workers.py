@@ -16,8 +16,10 @@ from alrq_core.training import Training
 from alrq_core.trial import TrialRun
 from search_spaces.spaces import make_space
 from tests.tiny import RECIPE, make_context, uniform
+from tune.on_ray.files import StudyFiles
 from tune.on_ray.references import References
-from tune.on_ray.workers import BROKEN, OUTCOME, AllocationTrainable, TrialSpec, WorkerContext
+from tune.on_ray.trial_spec import TrialSpec
+from tune.on_ray.workers import BROKEN, OUTCOME, AllocationTrainable, WorkerContext
 from tune.study.config import STUDY_FILE
 from tune.study.events import Role
 from tune.study.study import Outcome
@@ -78,7 +80,7 @@ def first_without_codes(worker: AllocationTrainable) -> tuple[Outcome, list[tupl
 def test_only_what_learnt_from_nothing_is_a_reference(bert_folder: Path, tmp_path: Path) -> None:
     context = make_context(bert_folder, "classification")
     allocation = uniform(context.inventory, 16, 2)
-    references = References(tmp_path, allocation)
+    references = References(StudyFiles(tmp_path), allocation)
     run = TrialRun(context, allocation, 0)
     run.advance(RECIPE.max_steps)
     started = TrialRun(context, allocation, 0, reference=run.reference())
@@ -118,6 +120,38 @@ def test_a_reference_tells_how_far_the_starts_from_it_are(
     assert outcomes[-1].report.step == RECIPE.max_steps
     assert outcomes[-1].table.modules.keys() == set(worker._context.inventory.names)
     assert (tmp_path / "references/t7.safetensors").is_file()
+
+
+def test_a_trial_that_goes_on_tells_all_that_it_has_measured(
+    bert_folder: Path, tmp_path: Path
+) -> None:
+    """Its study may have lost the last events before it was gone on with."""
+    worker = worker_with_a_trial(bert_folder, tmp_path)
+    measured = [
+        first_without_codes(worker)[0].report,
+        *(worker.step()[OUTCOME].report for _ in "1"),
+    ]
+    again = worker_with_a_trial(bert_folder, tmp_path)
+    told = [first_without_codes(again)[0].report, *(again.step()[OUTCOME].report for _ in "1")]
+
+    assert [report.step for report in told] == [2, 4]
+    assert told == measured
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_checkpoint_is_trained_again(
+    bert_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    first, _ = first_without_codes(worker_with_a_trial(bert_folder, tmp_path))
+    path = tmp_path / "checkpoints/t7.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"cut": content[:-10], "changed": content, "empty": b""}[damage])
+    again, _ = first_without_codes(worker_with_a_trial(bert_folder, tmp_path))
+
+    assert again.error is None
+    assert again.report.loss == first.report.loss
+    assert "t7 is trained again from its start: " in capfd.readouterr().err
 
 
 def test_a_trial_goes_on_where_its_checkpoint_can_not_be_written(

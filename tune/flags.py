@@ -259,7 +259,17 @@ def _add_places(group: Any) -> None:
     )
     group.add_argument("--name", help="of the study (default: space, task and time)")
     group.add_argument("--output-dir", metavar="DIR", help="default: results")
-    group.add_argument("--resume", metavar="PATH", help="go on with a study; --budget may grow")
+    group.add_argument(
+        "--storage",
+        metavar="URI",
+        help="keep a copy of the study there (s3://bucket/folder, gs://..., a shared folder), by "
+        "which a cluster's nodes hand files on without a folder that they share",
+    )
+    group.add_argument(
+        "--resume",
+        metavar="PATH",
+        help="go on with a study, also by its URI in a storage; --budget may grow",
+    )
     group.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
     group.add_argument("--trial", metavar="ID", help="the trial that --export writes")
     group.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
@@ -291,7 +301,7 @@ def _add_places(group: Any) -> None:
     )
 
 
-def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path | None, bool]:
+def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], str | None, bool]:
     """Return the given fields of the configuration, the study to resume, and `--dry-run`."""
     parser = build_parser()
     given = vars(parser.parse_args(arguments))
@@ -310,4 +320,4 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], Path |
         parser.error(f"`{stray[0]}` goes with --export, got it alone. Leave it out.")
     if "label_column" in given:
         given.setdefault("task", "custom")
-    return given, Path(resume) if resume is not None else None, dry_run
+    return given, resume, dry_run

@@ -9,7 +9,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from tune.on_ray.nodes import NOTE_SECONDS
-from tune.on_ray.workers import OUTCOME, TRIAL, TrialSpec
+from tune.on_ray.trial_spec import TRIAL, TrialSpec
+from tune.on_ray.workers import OUTCOME
 from tune.study.study import Study
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,6 +14,7 @@ from alrq_core.memory.host import Host
 from search_spaces.costs import format_gigabytes
 from tune.mistakes import said
 from tune.on_ray.autoscaler import Request, autoscaler
+from tune.study.store import Store
 
 Tell = Callable[[str], None]
 
@@ -123,35 +123,39 @@ def wait_for_room(request: Request, tell: Tell) -> None:
         ray.cancel(waiting)
 
 
-def check_shared(folder: Path, tell: Tell) -> None:
-    """Check that all nodes that could train see what this machine writes into a folder, and that
-    it sees what they write.
+def check_shared(store: Store, flag: str, tell: Tell) -> None:
+    """Check that all nodes that could train see what this machine writes, and that it sees what
+    they write.
 
     Args:
-        folder: It exists. Nothing stays in it.
+        store: Where they do; a folder is one too. Nothing stays there.
+        flag: By which it was given.
         tell: Where it is said what is waited for.
 
     Raises:
         ValueError: One doesn't; it is named.
     """
-    name, content = f".alrq-{secrets.token_hex(8)}", secrets.token_hex(8)
-    token = folder / name
-    token.write_text(content, encoding="utf-8")
+    store, content = replace(store, patience=0), secrets.token_hex(8)
+    name = f".alrq-{secrets.token_hex(8)}"
+    written = [name]
     try:
+        store.write_text(name, content)
         able = [node for node in nodes() if node.resources.get("CPU")]
-        asked = [(node, _on(node, _seen).remote(str(token), node.id)) for node in able]
+        asked = [(node, _on(node, _seen).remote(store, name, node.id)) for node in able]
         for node, task in asked:
             found = _answer_of(node, task, tell)
-            answer = token.with_name(f"{name}-{node.id}")
-            if found != content or not answer.is_file():
+            answer = f"{name}-{node.id}"
+            written.append(answer)
+            if found != content or store.read_text(answer) != content:
                 raise ValueError(
-                    f"`--output-dir` must be a folder that all nodes share, got {str(folder)!r}: "
-                    f"the node at {node.address} does not see there what this machine writes. Give "
-                    "one on a file system that all have mounted at this path, such as NFS or EFS."
+                    f"`{flag}` must be a place that all nodes share, got {store.uri!r}: the node "
+                    f"at {node.address} does not see there what this machine writes. Give a folder "
+                    "on a file system that all have mounted at this path, such as NFS or EFS, or "
+                    "--storage for which all have the keys."
                 )
     finally:
-        for file in folder.glob(f"{name}*"):
-            file.unlink(missing_ok=True)
+        for file in written:
+            store.remove(file)
 
 
 def amounts(request: Request) -> str:
@@ -187,12 +191,12 @@ def _nothing() -> None:
 
 
 @ray.remote(max_retries=2)
-def _seen(token: str, node_id: str) -> str | None:
+def _seen(store: Store, name: str, node_id: str) -> str | None:
     """Return the content of a file, after writing it beside that; None if either can't be."""
-    path = Path(token)
     try:
-        content = path.read_text(encoding="utf-8")
-        path.with_name(f"{path.name}-{node_id}").write_text(content, encoding="utf-8")
+        content = store.read_text(name)
+        if content is not None:
+            store.write_text(f"{name}-{node_id}", content)
     except OSError:
         return None
     return content

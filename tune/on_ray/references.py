@@ -6,11 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from alrq_core.adapters.reference import Reference
+from alrq_core.checkpoint import CheckpointError
 from alrq_core.context import TrialContext
-from alrq_core.files import claimed
+from alrq_core.files import claimed, spared
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
-from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
+from tune.on_ray.files import StudyFiles
+from tune.study.checkpoints import checkpoint_name
 from tune.study.events import Role
 
 REFERENCES = "references"
@@ -21,19 +23,15 @@ WAIT_SECONDS = 0.5
 class References:
     """What one worker knows of the references, each read once."""
 
-    def __init__(self, folder: Path, allocation: Allocation | None) -> None:
-        """Keep references below the folder of a study.
+    def __init__(self, files: StudyFiles, allocation: Allocation | None) -> None:
+        """Keep references among the files of a study.
 
         Args:
-            folder: Of the study.
+            files: Of the study.
             allocation: Of all references; None where trials start from nothing.
         """
-        self._folder, self._allocation = folder, allocation
+        self._files, self._allocation = files, allocation
         self._known: dict[str, Reference] = {}
-
-    def path(self, trial: str) -> Path:
-        """Return the file of a trial that is a reference."""
-        return self._folder / REFERENCES / f"{trial}.safetensors"
 
     def is_one(self, role: Role, run: TrialRun) -> bool:
         """Tell whether others start from a trial once it is trained: it has learnt from nothing."""
@@ -43,7 +41,13 @@ class References:
 
     def keep(self, trial: str, run: TrialRun) -> None:
         """Write what a trial learnt."""
-        run.reference().save(self.path(trial))
+        run.reference().save(self._files.path(_name(trial)))
+        self._files.send(_name(trial))
+
+    def send_starts(self, trial: str) -> None:
+        """Hand the corrections on that were made for what starts from a trial."""
+        with spared(self._files.folder, "starts for other nodes"):
+            self._files.send_folder(_starts(trial, self._known[trial]))
 
     def of(self, trial: str, context: TrialContext, seed: int) -> Reference:
         """Return the reference that a trial became.
@@ -56,25 +60,46 @@ class References:
             context: What trials share.
             seed: Of its training.
         """
+        path, fetched = self._files.path(_name(trial)), False
         while trial not in self._known:
             with suppress(ValueError):
-                self._known[trial] = Reference.load(self.path(trial), context.inventory.names)
+                self._known[trial] = Reference.load(path, context.inventory.names)
                 break
-            with claimed(self.path(trial)) as mine:
-                if mine:
+            with claimed(path) as mine:
+                if mine and not fetched and self._files.fetch(_name(trial)):
+                    self._fetch_starts(trial, context)
+                elif mine:
                     self.keep(trial, self._trained(trial, context, seed))
+                # What was brought here may be damaged too.
+                fetched = fetched or mine
             time.sleep(0 if mine else WAIT_SECONDS)
         return self._known[trial]
+
+    def _fetch_starts(self, trial: str, context: TrialContext) -> None:
+        with suppress(ValueError), spared(self._files.folder, "starts of other nodes"):
+            read = Reference.load(self._files.path(_name(trial)), context.inventory.names)
+            self._files.fetch_folder(_starts(trial, read))
 
     def _trained(self, trial: str, context: TrialContext, seed: int) -> TrialRun:
         assert self._allocation is not None
         run = TrialRun(context, self._allocation, seed, confirming=True)
-        checkpoint = checkpoint_path(self._folder / CHECKPOINTS, trial)
-        if checkpoint.is_file():
-            run.load_checkpoint(checkpoint)
+        name = checkpoint_name(trial)
+        self._files.fetch(name)
+        with suppress(CheckpointError):
+            if self._files.path(name).is_file():
+                run.load_checkpoint(self._files.path(name))
         if run.step < context.recipe.max_steps:
             run.advance(context.recipe.max_steps)
         return run
+
+
+def _name(trial: str) -> str:
+    return f"{REFERENCES}/{trial}.safetensors"
+
+
+def _starts(trial: str, reference: Reference) -> str:
+    """Return the folder that `Reference.load` shares corrections in."""
+    return f"{REFERENCES}/{trial}-{reference.checksum:08x}"
 
 
 def forget_corrections(folder: Path) -> None:

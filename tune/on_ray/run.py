@@ -25,15 +25,17 @@ from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb
 from tune.search.proposer import Proposer
 from tune.search.searchers import Setting
-from tune.study.checkpoints import CHECKPOINTS, remove_checkpoint
+from tune.study.checkpoints import checkpoint_name, remove_checkpoint
 from tune.study.config import STUDY_FILE, load_study_file
 from tune.study.events import LOG_NAME, Ended, Event, EventLog, Failed, Started
+from tune.study.mirror import Mirror
 from tune.study.plan import Plan
 from tune.study.prepare import Prepared
 from tune.study.record import run_content, study_content
 from tune.study.replay import replay_search
 from tune.study.schedulers import SCHEDULERS, judging_rungs
 from tune.study.state import StudyState
+from tune.study.store import Store
 from tune.study.study import WORKER_RESTARTS, Listener, Study, StudyEnd, known_table
 
 # Names inside Ray that Tune reads when it starts workers, and what is put in their place.
@@ -53,16 +55,21 @@ def check_cluster(prepared: Prepared, tell: Tell) -> None:
     if prepared.config.address is None:
         return
     wait_for_room(of_ray(_resources(prepared)), tell)
+    if prepared.config.storage is not None:
+        check_shared(Store(prepared.config.storage), "--storage", tell)
+        return
     folder = prepared.config.folder.absolute()
-    check_shared(next(path for path in (folder, *folder.parents) if path.is_dir()), tell)
+    existing = next(path for path in (folder, *folder.parents) if path.is_dir())
+    check_shared(Store(str(existing)), "--output-dir", tell)
 
 
-def run_study(prepared: Prepared, console: Console) -> StudyEnd:
+def run_study(prepared: Prepared, console: Console, mirror: Mirror | None = None) -> StudyEnd:
     """Run or go on with a study until it is finished or interrupted.
 
     Args:
         prepared: The study; its folder exists, and Ray has started.
         console: Where progress is shown.
+        mirror: Of its folder, by which nodes of a cluster hand files on.
     """
     config, folder = prepared.config, prepared.config.folder
     log = EventLog(folder / LOG_NAME)
@@ -71,6 +78,9 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
     earlier = load_study_file(folder)["runs"] if (folder / STUDY_FILE).is_file() else []
     content = study_content(prepared) | {"runs": [*earlier, run_content()]}
     write_json(folder / STUDY_FILE, content)
+    if mirror is not None:
+        # Before any worker looks for it.
+        mirror.push()
     started = Started(time=round(time.time(), 3), budget=config.budget)
     log.append(started)
     state.apply(started)
@@ -84,16 +94,18 @@ def run_study(prepared: Prepared, console: Console) -> StudyEnd:
         plan=plan,
         recipe=config.recipe,
         scheduler=SCHEDULERS[config.scheduler],
-        listeners=[progress, _forget_checkpoints(folder / CHECKPOINTS), *sinks],
+        listeners=[progress, _forget_checkpoints(folder, mirror), *sinks],
     )
     try:
         if not study.finished:
             with progress:
-                _run_on_ray(prepared, study, progress.tell)
+                _run_on_ray(prepared, study, progress.tell, mirror)
     finally:
         for sink in sinks:
             sink.close()
         log.close()
+    if mirror is not None and config.address is not None:
+        mirror.pull()
     if study.finished:
         forget_corrections(folder)
     return StudyEnd(state, plan.proposer.expected_losses(), study.finished, study.halted)
@@ -136,7 +148,7 @@ def _sinks(prepared: Prepared) -> list[TensorBoard | Wandb]:
     return sinks
 
 
-def _run_on_ray(prepared: Prepared, study: Study, tell: Tell) -> None:
+def _run_on_ray(prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | None) -> None:
     config, folder = prepared.config, prepared.config.folder.absolute()
     if config.address is None:
         _start_in_waiting_workers()
@@ -149,6 +161,8 @@ def _run_on_ray(prepared: Prepared, study: Study, tell: Tell) -> None:
             task=prepared.task,
             recipe=config.recipe,
             folder=folder,
+            # On one machine all share its folder.
+            store=mirror.store if mirror is not None and config.address is not None else None,
             space=prepared.space,
             reference=prepared.reference_allocation,
             threads=1,
@@ -242,12 +256,14 @@ def _print_nowhere(outputs: Iterable[int]) -> None:
             os.dup2(nowhere.fileno(), number)
 
 
-def _forget_checkpoints(folder: Path) -> Listener:
+def _forget_checkpoints(folder: Path, mirror: Mirror | None) -> Listener:
     def forget(event: Event, state: StudyState) -> None:
         if not isinstance(event, Ended):
             return
         # What was scored on the test split can be exported.
         if state.trials[event.trial].searched or isinstance(event, Failed):
             remove_checkpoint(folder, event.trial)
+            if mirror is not None:
+                mirror.forget(checkpoint_name(event.trial))
 
     return forget

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import gethostname as hostname
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from ray import tune as ray_tune
 
 from alrq_core.adapters.reference import Reference
+from alrq_core.checkpoint import CheckpointError
 from alrq_core.context import TrialContext, make_context
 from alrq_core.data.encode import EncodedTask
 from alrq_core.files import spared
@@ -29,16 +30,16 @@ from search_spaces.allocation import Allocation, decode
 from search_spaces.costs import format_bytes
 from search_spaces.inventory import Inventory
 from search_spaces.spaces import Space
+from tune.on_ray.files import StudyFiles
 from tune.on_ray.references import References
-from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
+from tune.on_ray.trial_spec import TrialSpec
+from tune.study.checkpoints import checkpoint_name
 from tune.study.config import STUDY_FILE
-from tune.study.events import Role
 from tune.study.schedulers import rungs_of
-from tune.study.state import SEARCHED
+from tune.study.store import Store
 from tune.study.study import Outcome
 
 OUTCOME = "outcome"
-TRIAL = "trial"
 # Exit code of a process whose device has failed.
 BROKEN = 70
 REASON_LENGTH = 300
@@ -55,7 +56,8 @@ class WorkerContext:
         inventory: The model and its target modules.
         task: The tokens.
         recipe: The training recipe.
-        folder: Of the study, to which all workers can write.
+        folder: Of the study; all workers can write to it, or there is a store.
+        store: By which workers hand files on; None to share the folder.
         space: What is searched.
         reference: The allocation of what trials start from; None if they learn from nothing.
         threads: Threads of a trial.
@@ -68,37 +70,7 @@ class WorkerContext:
     space: Space
     reference: Allocation | None
     threads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """What one trial shall do: the flat configuration that Ray carries, in one place."""
-
-    trial: str
-    role: Role
-    allocation: str
-    seed: int
-    reference: str | None = None
-    labels: bool = False
-
-    @property
-    def confirm(self) -> bool:
-        """Whether it trains to the end with packed weights."""
-        return self.role not in SEARCHED
-
-    @property
-    def tested(self) -> bool:
-        """Whether it is scored on the test split."""
-        return self.confirm and self.role != "reference"
-
-    def to_config(self) -> dict[str, Any]:
-        """Return Ray's configuration of the trial."""
-        return asdict(self)
-
-    @staticmethod
-    def from_config(config: dict[str, Any]) -> "TrialSpec":
-        """Return what `to_config` wrote."""
-        return TrialSpec(**{field.name: config[field.name] for field in fields(TrialSpec)})
+    store: Store | None = None
 
 
 class OutOfMemoryError(RuntimeError):
@@ -117,7 +89,8 @@ class AllocationTrainable(ray_tune.Trainable):
         """Load the model once; the first trial is built at its first step."""
         torch.set_num_threads(context.threads)
         self._context = context
-        self._references = References(context.folder, context.reference)
+        self._files = StudyFiles.on_this_node(context.folder, context.store)
+        self._references = References(self._files, context.reference)
         self._shared: TrialContext | None = None
         self._codes: Iterator[tuple[int, int]] | None = None
         self._tell_at = 0.0
@@ -133,6 +106,7 @@ class AllocationTrainable(ray_tune.Trainable):
         self._smaller: TrialContext | None = None
         self._spec = TrialSpec.from_config(new_config)
         self._run: TrialRun | None = None
+        self._untold: list[TrialReport] = []
         # Of a reference that is trained, until what trials need that start from it is made.
         self._ended: Outcome | None = None
         self._reported = -1
@@ -144,7 +118,7 @@ class AllocationTrainable(ray_tune.Trainable):
         What takes long before the first trial returns now and then, to tell how far it is.
         """
         try:
-            if self._shared is None and not (self._context.folder / STUDY_FILE).is_file():
+            if self._shared is None and not self._sees_study():
                 # On a node that joined the cluster after the study had begun.
                 return {OUTCOME: self._failed(UNSHARED.format(self._context.folder, hostname()))}
             if (codes := self._codes_so_far()) is not None:
@@ -198,13 +172,34 @@ class AllocationTrainable(ray_tune.Trainable):
                 reference=self._reference,
                 labels=spec.labels,
             )
-            if self._checkpoint.is_file():
-                return self._outcome(self._run.load_checkpoint(self._checkpoint))
+            self._untold = self._from_checkpoint(self._run)
+        if self._untold:
+            return self._outcome(self._untold.pop(0))
         report = self._run.advance(next(s for s in self._rungs if s > self._reported))
         # What was measured counts all the same; without the file it is trained again after a crash.
-        with spared(self._checkpoint.parent, f"checkpoint of {spec.trial}"):
-            self._run.save_checkpoint(self._checkpoint, report)
+        name = checkpoint_name(spec.trial)
+        with spared(self._files.path(name).parent, f"checkpoint of {spec.trial}"):
+            self._run.save_checkpoint(self._files.path(name))
+            self._files.send(name)
         return self._outcome(report)
+
+    def _from_checkpoint(self, run: TrialRun) -> list[TrialReport]:
+        """Bring a new run to where its trial was, where that is known; return its reports.
+
+        Which of them the study knows depends on how it ended: it is told all once more.
+        """
+        name = checkpoint_name(self._spec.trial)
+        self._files.fetch(name)
+        if not self._files.path(name).is_file():
+            return []
+        try:
+            run.load_checkpoint(self._files.path(name))
+        except CheckpointError as error:
+            print(f"{self._spec.trial} is trained again from its start: {error}", file=sys.stderr)
+        return list(run.reports)
+
+    def _sees_study(self) -> bool:
+        return self._files.fetch(STUDY_FILE) or self._files.path(STUDY_FILE).is_file()
 
     def _outcome(self, report: TrialReport) -> Outcome:
         run, spec = self._run, self._spec
@@ -228,6 +223,7 @@ class AllocationTrainable(ray_tune.Trainable):
             if time.monotonic() >= self._tell_at:
                 self._tell_at = time.monotonic() + TELL_SECONDS
                 return Outcome(starts=found)
+        self._references.send_starts(self._spec.trial)
         outcome, self._ended = self._ended, None
         assert outcome is not None and outcome.report is not None
         if self._spec.role != "reference":
@@ -286,7 +282,3 @@ class AllocationTrainable(ray_tune.Trainable):
     @property
     def _rungs(self) -> tuple[int, ...]:
         return rungs_of(self._context.recipe, self._spec.role, self._spec.reference is not None)
-
-    @property
-    def _checkpoint(self) -> Path:
-        return checkpoint_path(self._context.folder / CHECKPOINTS, self._spec.trial)

@@ -8,7 +8,7 @@ from alrq_core.export.engines import write_for_transformers
 from alrq_core.export.exact import save, write_exactly
 from alrq_core.export.llama_cpp import write_for_llama_cpp
 from alrq_core.trial import TrialRun
-from tune.study.checkpoints import CHECKPOINTS, checkpoint_path
+from tune.study.checkpoints import checkpoint_name
 from tune.study.config import resumed_config
 from tune.study.events import LOG_NAME, EventLog
 from tune.study.prepare import prepare
@@ -57,7 +57,7 @@ def export_trial(
     trial = _confirmed(state, study, trial_id)
     context = make_context(prepared.inventory, prepared.task, prepared.config.recipe)
     run = TrialRun(context, trial.allocation, trial.seed)
-    run.load_checkpoint(checkpoint_path(study / CHECKPOINTS, trial.id))
+    run.load_checkpoint(study / checkpoint_name(trial.id))
     save(run, target, FORMS[form])
     return trial
 
@@ -66,8 +66,7 @@ def _confirmed(state: StudyState, study: Path, trial_id: str) -> TrialState:
     runs = [
         trial
         for trial in state.confirmed_runs()
-        if trial_id in (trial.id, trial.source)
-        and checkpoint_path(study / CHECKPOINTS, trial.id).is_file()
+        if trial_id in (trial.id, trial.source) and (study / checkpoint_name(trial.id)).is_file()
     ]
     if not runs:
         known = sorted({trial.source for trial in state.confirmed_runs()})

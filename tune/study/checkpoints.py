@@ -1,15 +1,20 @@
-"""Where the trials of a study keep what they need to go on."""
+"""Where the trials of a study keep what they need to go on, among its files."""
 
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"
 
 
-def checkpoint_path(folder: Path, trial_id: str) -> Path:
-    """Return where a trial's checkpoint lies."""
-    return folder / f"{trial_id}.pt"
+def checkpoint_name(trial_id: str) -> str:
+    """Return the name of a trial's checkpoint in its study's folder."""
+    return f"{CHECKPOINTS}/{trial_id}.pt"
 
 
 def remove_checkpoint(folder: Path, trial_id: str) -> None:
-    """Delete the checkpoint of a trial that has ended, where there is one."""
-    checkpoint_path(folder, trial_id).unlink(missing_ok=True)
+    """Delete the checkpoint of a trial that has ended, where there is one.
+
+    Args:
+        folder: Of the study.
+        trial_id: Of the trial.
+    """
+    (folder / checkpoint_name(trial_id)).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ CHANGEABLE = PLACES | {
     "time_limit_seconds",
     "trials_per_gpu",
     "address",
+    "storage",
     "wandb",
     "output_dir",
 }
@@ -88,6 +89,8 @@ class StudyConfig:
         output_dir: Where results go.
         trials_per_gpu: Trials that share a GPU; None for as many as it has room and time for.
         address: A Ray cluster to join; None starts one on this machine.
+        storage: Where a copy of the study's folder is kept, as pyarrow names file systems; None for
+            nowhere.
         wandb: Project on W&B; None for no logging there.
     """
 
@@ -131,6 +134,7 @@ class StudyConfig:
     output_dir: str = "results"
     trials_per_gpu: int | None = None
     address: str | None = None
+    storage: str | None = None
     wandb: str | None = None
 
     def __post_init__(self) -> None:

@@ -148,7 +148,9 @@ class Study:
         if outcome.receipt is not None:
             write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
         report = outcome.report
-        if report is not None and report.step <= trial.promoted_step:
+        known = max(trial.promoted_step, trial.last.step - 1 if trial.last else -1)
+        if report is not None and report.step <= known:
+            # From a checkpoint, and more of it follows.
             return "continue"
         if report is not None and not math.isfinite(report.loss):
             self.fail(trial_id, f"validation loss became {report.loss} at step {report.step}")
