@@ -28,8 +28,8 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which takes the place of `path` at the end, or is removed.
+def partial_of(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to, which is removed at the end if it is still there.
 
     Each call has its own; the folder is made where there is none.
     """
@@ -37,10 +37,29 @@ def replaced(path: Path) -> Iterator[Path]:
     partial = partial_path(path)
     try:
         yield partial
-        partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of `path` at the end, or is removed."""
+    with partial_of(path) as partial:
+        yield partial
+        partial.replace(path)
+
+
+def placed(partial: Path, path: Path) -> bool:
+    """Give a file its name unless that is taken; tell whether it was free.
+
+    A file system without hard links says that it is taken.
+    """
+    try:
+        os.link(partial, path)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Files are whole or absent, whoever else writes into their folder, and a cache may be absent."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
+from torch import ones
 
 from alrq_core import files
 from alrq_core.files import replaced, spared, unwritable, write_json
+from alrq_core.weights.tensor_files import read_tensors, write_tensors
 
 
 def test_two_hosts_with_one_process_id_do_not_share_a_partial_file(tmp_path: Path) -> None:
@@ -73,3 +76,32 @@ def test_a_folder_is_tried_by_writing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", full)
     assert unwritable(tmp_path) == "No space left on device"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_whole_file_that_others_may_have_mapped_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Also where the file system knows no second names for a file."""
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": ones(3)}, {"of": "one"})
+    first = path.stat().st_ino
+    write_tensors(path, {"a": ones(3)}, {"of": "one"})
+    assert path.stat().st_ino == first
+
+    for tensors, about in (({"a": 2 * ones(3)}, "one"), ({"a": ones(3)}, "two")):
+        write_tensors(path, tensors, {"of": about})
+        read = read_tensors(path)
+        assert read is not None
+        assert read[0]["a"].tolist() == tensors["a"].tolist()
+        assert read[1]["of"] == about
+    path.write_bytes(path.read_bytes()[:-1])
+    write_tensors(path, {"a": ones(3)}, {"of": "one"})
+    assert read_tensors(path) is not None
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

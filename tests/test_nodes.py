@@ -14,7 +14,8 @@ from alrq_core.memory.host import Host
 from tests.test_ray_study import command, run
 from tests.tiny import save_bert, save_reviews
 from tune.on_ray import nodes
-from tune.on_ray.nodes import amounts, check_shared, hosts, of_ray, wait_for_room
+from tune.on_ray.nodes import Places, amounts, check_shared, hosts, of_ray, places, wait_for_room
+from tune.study.store import Store
 
 MB = 10**6
 
@@ -71,6 +72,23 @@ def test_what_a_node_can_hold_is_not_waited_for(cluster: str) -> None:
     wait_for_room({"CPU": 2.0, "memory": 600.0 * MB}, told)
 
 
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ({"CPU": 1.0}, 4),
+        ({"CPU": 1.0, "memory": 600.0 * MB}, 2),
+        ({"CPU": 1 / 3}, 12),
+        ({"CPU": 1.0, "GPU": 0.25}, 0),
+    ],
+)
+def test_places_are_counted_on_all_nodes(
+    cluster: str, request_: dict[str, float], expected: int
+) -> None:
+    """One more trial waits, where nothing grows."""
+    assert places(request_) == expected
+    assert Places(request_)() == expected + 1
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_the_cluster_lacks_is_refused(cluster: str, device: str) -> None:
     with pytest.raises(ValueError, match=r"must be cpu or cuda|which takes 1 CPU, 1 GPU, got"):
@@ -78,7 +96,7 @@ def test_a_device_that_the_cluster_lacks_is_refused(cluster: str, device: str) -
 
 
 def test_a_folder_that_all_see_stays_as_it_is(cluster: str, tmp_path: Path) -> None:
-    check_shared(tmp_path, told)
+    check_shared(Store(str(tmp_path)), "--output-dir", told)
 
     assert not list(tmp_path.iterdir())
 
@@ -87,8 +105,10 @@ def test_a_folder_that_only_this_process_sees_is_refused(cluster: str, tmp_path:
     """What a number of an open file names is different in each process."""
     opened = os.open(tmp_path, os.O_RDONLY)
     try:
-        with pytest.raises(ValueError, match="must be a folder that all nodes share") as caught:
-            check_shared(Path(f"/proc/self/fd/{opened}"), told)
+        with pytest.raises(
+            ValueError, match="`--output-dir` must be a place that all no"
+        ) as caught:
+            check_shared(Store(f"/proc/self/fd/{opened}"), "--output-dir", told)
     finally:
         os.close(opened)
 

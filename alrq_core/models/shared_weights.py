@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from alrq_core.caches import WEIGHTS, caches_folder, mark_used
-from alrq_core.files import replaced, spared
+from alrq_core.files import partial_of, placed, spared
 
 SIXTEEN_BITS = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -56,8 +56,11 @@ def share_weights(model: nn.Module, source: Path, new: Container[str]) -> None:
     with spared(weights_folder(), "converted weights"):
         if not path.is_file():
             tensors = {name: parameter.detach().contiguous() for name, parameter in weights.items()}
-            with replaced(path) as partial:
+            with partial_of(path) as partial:
                 save_file(tensors, partial)
+                # What another process has written meanwhile may be mapped already.
+                if not placed(partial, path) and not path.is_file():
+                    partial.replace(path)
         mark_used(path)
         with safe_open(path, framework="pt") as file:
             for name, parameter in weights.items():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alrq_core.caches import mark_used
-from alrq_core.files import replaced, spared
+from alrq_core.files import partial_of, placed, spared
 
 CHECKSUM = "crc32"
 NOTHING: Mapping[str, str] = {}
@@ -60,10 +60,17 @@ class TensorFiles:
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], about: Mapping[str, str] = NOTHING
 ) -> None:
-    """Write tensors with what is to be known about them into a file, whole or not at all."""
+    """Write tensors with what is to be known about them into a file, whole or not at all.
+
+    A file that is there and says the same stays: on a network's file system, hosts that have mapped
+    it lose what it held once it is replaced.
+    """
     plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    with replaced(path) as partial:
-        save_file(plain, partial, {**about, CHECKSUM: str(checksum(plain))})
+    told = {**about, CHECKSUM: str(checksum(plain))}
+    with partial_of(path) as partial:
+        save_file(plain, partial, told)
+        if not placed(partial, path) and (read_tensors(path) or ({}, {}))[1] != told:
+            partial.replace(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:

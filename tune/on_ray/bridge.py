@@ -1,7 +1,7 @@
 """Connects a study to Ray Tune: its `Searcher` asks for trials, its scheduler hands in results."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Self
 
 from ray.tune.experiment import Trial
@@ -34,19 +34,26 @@ class _Uncopied:
 class StudySearcher(_Uncopied, Searcher):
     """Gives Ray the study's next trial, in whatever phase it is."""
 
-    def __init__(self, study: Study) -> None:
-        """Serve the trials of one study."""
+    def __init__(self, study: Study, places: Callable[[], int]) -> None:
+        """Serve the trials of one study.
+
+        Args:
+            study: It proposes.
+            places: Returns how many trials Ray shall have at a time.
+        """
         super().__init__()
-        self._study = study
-        self._ids: dict[str, str] = {}
+        self._study, self._places = study, places
+        self._given: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial's configuration, None to wait, or FINISHED."""
+        if len(self._given) >= self._places():
+            return None
         trial = self._study.next_trial()
         if trial is None:
             over = self._study.finished or self._study.halted is not None
             return Searcher.FINISHED if over else None
-        self._ids[trial_id] = trial.id
+        self._given.add(trial_id)
         return TrialSpec(
             trial=trial.id,
             role=trial.role,
@@ -59,7 +66,8 @@ class StudySearcher(_Uncopied, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Do nothing: the scheduler has handed in all results."""
+        """Have place for another: the scheduler has handed in all results."""
+        self._given.discard(trial_id)
 
 
 class StudyScheduler(_Uncopied, TrialScheduler):
@@ -77,10 +85,12 @@ class StudyScheduler(_Uncopied, TrialScheduler):
         """
         super().__init__()
         self._study, self._waiting = study, waiting
+        self._numbers: dict[str, int] = {}
         self._idle_since = self._told = time.monotonic()
 
     def on_trial_add(self, tune_controller: "TuneController", trial: Trial) -> None:
-        """Do nothing: the searcher made the trial."""
+        """Note which came first."""
+        self._numbers[trial.trial_id] = len(self._numbers)
 
     def on_trial_result(
         self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]
@@ -115,11 +125,12 @@ class StudyScheduler(_Uncopied, TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: "TuneController") -> Trial | None:
         """Return a trial that waits for a worker, oldest first."""
-        trials: list[Trial] = tune_controller.get_trials()
-        self._look(trials)
-        return next((trial for trial in trials if trial.status == Trial.PENDING), None)
+        live: Collection[Trial] = tune_controller.get_live_trials()
+        self._look(live)
+        waiting = (trial for trial in live if trial.status == Trial.PENDING)
+        return min(waiting, key=lambda trial: self._numbers[trial.trial_id], default=None)
 
-    def _look(self, trials: list[Trial]) -> None:
+    def _look(self, trials: Collection[Trial]) -> None:
         """Tell where trials wait and none runs; Tune asks for one at least ten times a second."""
         now = time.monotonic()
         statuses = {trial.status for trial in trials}

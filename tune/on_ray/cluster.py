@@ -17,13 +17,13 @@ from alrq_core.memory.cores import MOST_TRIALS, usable_cores
 from tune.mistakes import said
 
 OBJECT_STORE_BYTES = 300 * 10**6
-# Ray's snapshots and loggers repeat what the event log keeps; waiting trials are proposed late,
-# so that a proposal knows of the trials before it.
+# Ray's snapshots and loggers repeat what the event log keeps. How many trials wait is decided by
+# `Places`: of Ray's own limit so many workers start at a time, 200 on a large cluster.
 RAY_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",

@@ -23,6 +23,8 @@ NOTE_SECONDS = 30.0
 # In which an autoscaler begins to start a node for what waits, if it ever will: it looks every 5 s.
 VERDICT_SECONDS = 20.0
 POLL_SECONDS = 0.5
+# Between counts of places for trials; and trials that wait for nodes that an autoscaler starts.
+COUNT_SECONDS, GROWING = 5.0, 4
 # Enough of a GPU for a task to see it.
 GLIMPSE = 0.001
 # As Ray spells them; with what people read.
@@ -66,6 +68,37 @@ def nodes() -> list[Node]:
         if node["Alive"]
     ]
     return sorted(found, key=lambda node: -node.resources.get("memory", 0))
+
+
+def places(request: Request) -> int:
+    """Return how many of a request the nodes that are alive hold together."""
+    # A third of a card fits three times, whatever rounding says.
+    each = (
+        min(int(node.resources.get(name, 0) / amount + 1e-6) for name, amount in request.items())
+        for node in nodes()
+    )
+    return sum(each)
+
+
+class Places:
+    """How many trials shall be given to a cluster, which may grow and shrink."""
+
+    def __init__(self, request: Request) -> None:
+        """Count places for what each trial asks for, when first asked."""
+        self._request, self._found, self._until = request, 0, 0.0
+
+    def __call__(self) -> int:
+        """Return it, no older than a few seconds.
+
+        One waits beyond those that have a place, so that none is ever idle; more would be proposed
+        without knowing what they could know. Where an autoscaler starts nodes for what waits, as
+        many wait as it shall start at a time.
+        """
+        now = time.monotonic()
+        if now >= self._until:
+            ahead = 1 if autoscaler() is None else GROWING
+            self._found, self._until = places(self._request) + ahead, now + COUNT_SECONDS
+        return self._found
 
 
 def hosts(device: str | None, cpu_dtype: str | None, tell: Tell) -> list[Host]:

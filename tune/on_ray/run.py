@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +19,15 @@ from alrq_core.files import write_json
 from alrq_core.memory.host import PROCESS_BASELINE_BYTES, common
 from alrq_core.memory.prediction import base_bytes
 from tune.on_ray.bridge import StudyScheduler, StudySearcher
-from tune.on_ray.nodes import Tell, amounts, check_shared, of_ray, wait_for_room, waiting_line
+from tune.on_ray.nodes import (
+    Places,
+    Tell,
+    amounts,
+    check_shared,
+    of_ray,
+    wait_for_room,
+    waiting_line,
+)
 from tune.on_ray.references import forget_corrections
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
 from tune.report.progress import Progress
@@ -155,7 +164,7 @@ def _run_on_ray(prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | N
     # Ray handles signals itself once it has started, so ours come after it.
     with _ended_like_interrupted():
         per_trial = _resources(prepared)
-        asked = amounts(of_ray(per_trial))
+        request = of_ray(per_trial)
         context = WorkerContext(
             inventory=prepared.inventory,
             task=prepared.task,
@@ -171,8 +180,8 @@ def _run_on_ray(prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | N
         ray_tune.Tuner(
             ray_tune.with_resources(trainable, per_trial),
             tune_config=ray_tune.TuneConfig(
-                search_alg=StudySearcher(study),
-                scheduler=StudyScheduler(study, lambda seconds: tell(waiting_line(asked, seconds))),
+                search_alg=StudySearcher(study, Places(request)),
+                scheduler=StudyScheduler(study, partial(_tell_waiting, tell, amounts(request))),
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=str,
@@ -186,6 +195,10 @@ def _run_on_ray(prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | N
                 verbose=0,
             ),
         ).fit()
+
+
+def _tell_waiting(tell: Tell, asked: str, seconds: float) -> None:
+    tell(waiting_line(asked, seconds))
 
 
 def _start_in_waiting_workers() -> None:
