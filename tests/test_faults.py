@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from tests.s3 import Server, serving
@@ -21,6 +23,8 @@ from tune.study.store import Store
 
 # More of them take minutes.
 KILLS = int(os.environ.get("ALRQ_TEST_KILLS", "2"))
+# Of what nodes share in memory, the least that Ray takes.
+STORE_BYTES = 80 * 10**6
 ENDS = ("completed", "stopped", "failed")
 
 
@@ -34,11 +38,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def cluster(server: Server) -> Iterator[Cluster]:
     """A head on which nothing trains, and two nodes with one processor each."""
-    found = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
+    small = {"object_store_memory": STORE_BYTES}
+    head = {"num_cpus": 0, "include_dashboard": False, **small}
+    found = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
-        found.add_node(num_cpus=1)
+        found.add_node(num_cpus=1, **small)
     yield found
     found.shutdown()
 
@@ -124,15 +128,28 @@ def test_drivers_that_are_killed_at_random_moments_lose_and_double_nothing(
     check_complete(tmp_path, undisturbed)
 
 
+@pytest.fixture
+def full(cluster: Cluster) -> Iterator[None]:
+    """Keep twice as much in the head's object store as it holds."""
+    ray.init(address=cluster.address, log_to_driver=False)
+    kept = [ray.put(np.full(STORE_BYTES // 8, number, np.uint8)) for number in range(16)]
+    yield
+    assert [ray.get(one)[0] for one in kept] == list(range(16))
+    ray.shutdown()
+
+
 def test_nodes_that_share_only_a_store_lose_nothing(
     cluster: Cluster,
+    full: None,
     server: Server,
     bert_folder: Path,
     reviews: Path,
     tmp_path: Path,
     undisturbed: list[tuple[Any, ...]],
 ) -> None:
-    """The store fails for a while, a node is lost, and then the driver with its disk."""
+    """Memory for objects is full, the store fails for a while, a node is lost, and then the driver
+    with its disk.
+    """
     half = sum(("event", "completed") in event for event in undisturbed) // 2
     joined = ["--address", cluster.address, "--storage", server.uri]
     first, second = tmp_path / "first", tmp_path / "second"
