@@ -59,7 +59,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
     if export is not None:
-        return _export(export, given)
+        return _export(console, export, given)
     if "caches" in given:
         return _caches(console, given)
     with ExitStack() as held:
@@ -128,12 +128,12 @@ def _prepared(config: Any, resume: str | None, console: Console, dry_run: bool, 
     return prepared
 
 
-def _export(study: str, given: dict[str, Any]) -> int:
+def _export(console: Console, study: str, given: dict[str, Any]) -> int:
     """Write one trial of a study; return the exit code."""
-    from tune.study.config import PLACES
+    from tune.study.config import PLACES, resumed_config
 
     places = {key: given.pop(key) for key in PLACES & set(given)}
-    form = given.pop("form", "alrq")
+    form, address = given.pop("form", "alrq"), given.pop("address", None)
     if set(given) != {"trial", "to"}:
         raise ValueError(
             "`--export` must come with --trial and --to (and with --model or --data where they "
@@ -142,12 +142,29 @@ def _export(study: str, given: dict[str, Any]) -> int:
         )
     from tune.study.folders import check_new_folder
 
-    check_new_folder("--to", Path(given["to"]))
-    from tune.report.exporting import export_trial
+    target = Path(given["to"])
+    check_new_folder("--to", target)
+    from tune.report.exporting import check_export, find_export
 
-    trial = export_trial(Path(study), given["trial"], Path(given["to"]), places, form)
+    check_export(form, target)
+    folder, trial = Path(study), given["trial"]
+    config = resumed_config(folder, places)
+    if address is None:
+        found = find_export(folder, trial, config, form)
+        found.write(target)
+    else:
+        from tune.on_ray.cluster import ray_started
+        from tune.on_ray.nodes import hosts
+
+        with ray_started(address):
+            from tune.on_ray.exporting import export_on_node
+
+            recipe = config.recipe
+            able = hosts(recipe.device, recipe.cpu_dtype, partial(_say, console))
+            found = find_export(folder, trial, config, form, able)
+            export_on_node(found, target)
     way = f"alrq_core.load({given['to']!r})" if form == "alrq" else "the lines in its README.md"
-    print(f"wrote {trial.id} to {given['to']}. Load it with: {way}")
+    print(f"wrote {found.trial} to {given['to']}. Load it with: {way}")
     return 0
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import alrq_core
 from alrq_core.adapters.lora import ADAPTER, lora_layers
 from alrq_core.data.encode import Tokens
-from tune.report.exporting import FORMS, export_trial
+from tune.report.exporting import FORMS, find_export
 from tune.study.config import resumed_config
 from tune.study.prepare import prepare
 
@@ -58,13 +58,14 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     given = parser.parse_args()
     given.to.mkdir(parents=True)
+    config = resumed_config(given.study, {})
     for form in FORMS:
         try:
-            export_trial(given.study, given.trial, given.to / form, form=form)
+            find_export(given.study, given.trial, config, form).write(given.to / form)
             print(f"wrote {form}")
         except ValueError as error:
             print(f"left out {form}: {error}")
-    prompts = prompts_of(prepare(resumed_config(given.study, {})).task.test, given.prompts)
+    prompts = prompts_of(prepare(config).task.test, given.prompts)
     loaded = alrq_core.load(given.to / "alrq")
     # Not in the 16 bits that a processor may compute in: engines are compared, not types.
     for module in loaded.model.modules():

@@ -260,3 +260,16 @@ def test_a_cluster_of_three_nodes_runs_a_study(
     assert process.returncode == 0, process.stderr
     assert len(searched(trials(tmp_path, "completed", "stopped"))) == BUDGET
     assert os.environ.get("RAY_ADDRESS") is None
+    export = ["--export", str(tmp_path / "studies/s"), "--trial", "B-FP"]
+    for name, address in (("here", ()), ("there", ("--address", three_nodes))):
+        wanted = [*export, "--to", str(tmp_path / name / "model"), *address]
+        exported = run([sys.executable, str(ROOT / "run_search.py"), *wanted])
+        assert exported.returncode == 0, exported.stderr
+    here, there = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*") if path.is_file()}
+        for name in ("here", "there")
+    )
+    assert len(here) > 5
+    assert here.keys() == there.keys()
+    assert {name for name in here if here[name] != there[name]} <= {"README.md", "manifest.json"}
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["model"]

@@ -89,7 +89,10 @@ def write_exactly(run: TrialRun, folder: Path, _: str) -> None:
 
 
 def save(
-    run: TrialRun, folder: Path, write: Callable[[TrialRun, Path, str], None] = write_exactly
+    run: TrialRun,
+    folder: Path,
+    write: Callable[[TrialRun, Path, str], None] = write_exactly,
+    name: str | None = None,
 ) -> Path:
     """Write a trained allocation into a new folder, whole or not at all; return the folder.
 
@@ -100,6 +103,7 @@ def save(
         folder: To make.
         write: Writes all but the tokenizer into a folder, in the form that is wanted; it also gets
             the name that the folder will have.
+        name: That name; None for the folder's own.
 
     Raises:
         ValueError: The folder exists, AdaLoRA has not ended, or `write` can't write this
@@ -119,7 +123,7 @@ def save(
     try:
         run.round_to_storage()
         load_tokenizer(resolve_model(run.context.inventory.model)).save_pretrained(partial)
-        write(run, partial, str(folder))
+        write(run, partial, name or str(folder))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,17 +1,24 @@
 """Writes a confirmed trial of a study as a folder that `alrq_core.load` or other engines read."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from alrq_core.context import make_context
+from alrq_core.data.encode import EncodedTask
 from alrq_core.export.engines import write_for_transformers
 from alrq_core.export.exact import save, write_exactly
 from alrq_core.export.llama_cpp import write_for_llama_cpp
+from alrq_core.memory.host import Host
+from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
+from search_spaces.allocation import Allocation
+from search_spaces.inventory import Inventory
 from tune.study.checkpoints import checkpoint_name
-from tune.study.config import resumed_config
+from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, EventLog
-from tune.study.prepare import prepare
+from tune.study.prepare import fit, read
 from tune.study.record import check_same_study
 from tune.study.state import StudyState, TrialState
 
@@ -22,26 +29,52 @@ FORMS = {
 }
 
 
-def export_trial(
-    study: Path,
-    trial_id: str,
-    target: Path,
-    places: Mapping[str, str] | None = None,
-    form: str = "alrq",
-) -> TrialState:
-    """Write a confirmed trial into a new folder; return the trial.
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """All that a machine needs to write a confirmed trial, besides the model itself.
 
-    Args:
-        study: Folder of the study.
-        trial_id: A confirmed allocation, for its first completed seed, or one of its runs
-            (`t007-s2`).
-        target: The folder to make.
-        places: Where `model` and `data` lie now, if not where they did.
-        form: `alrq`, exact, `transformers`, or `gguf` for llama.cpp.
+    Attributes:
+        inventory, task, recipe: Of the study.
+        trial: Its id.
+        allocation: Its bits and ranks.
+        seed: Of its training.
+        checkpoint: What its file holds.
+        form: See `find_export`.
+    """
+
+    inventory: Inventory
+    task: EncodedTask
+    recipe: Recipe
+    trial: str
+    allocation: Allocation
+    seed: int
+    checkpoint: bytes
+    form: str
+
+    def write(self, target: Path, name: str | None = None) -> None:
+        """Write the trial into a new folder.
+
+        Args:
+            target: To make.
+            name: By which it is called in what it says of itself; None for its own.
+
+        Raises:
+            ValueError: The form can't hold the allocation, or the folder exists.
+        """
+        context = make_context(self.inventory, self.task, self.recipe)
+        run = TrialRun(context, self.allocation, self.seed)
+        with TemporaryDirectory() as scratch:
+            path = Path(scratch) / "checkpoint"
+            path.write_bytes(self.checkpoint)
+            run.load_checkpoint(path)
+        save(run, target, FORMS[self.form], name)
+
+
+def check_export(form: str, target: Path) -> None:
+    """Check that there is such a form, and no such folder yet.
 
     Raises:
-        ValueError: No such form, or one that can't hold the allocation; no study, no confirmed
-            trial of that id, other data or another model than it began with, or the target exists.
+        ValueError: There isn't, or there is.
     """
     if form not in FORMS:
         raise ValueError(
@@ -51,15 +84,43 @@ def export_trial(
         raise ValueError(
             f"`--to` must not exist yet, got {str(target)!r}. Remove it or choose another folder."
         )
-    prepared = prepare(resumed_config(study, places or {}))
+
+
+def find_export(
+    study: Path,
+    trial_id: str,
+    config: StudyConfig,
+    form: str = "alrq",
+    hosts: Sequence[Host] | None = None,
+) -> Export:
+    """Return what is needed to write a confirmed trial.
+
+    Args:
+        study: Folder of the study.
+        trial_id: A confirmed allocation, for its first completed seed, or one of its runs
+            (`t007-s2`).
+        config: Of the study, with the places where model and data lie now.
+        form: `alrq`, exact, `transformers`, or `gguf` for llama.cpp.
+        hosts: The machines that could write it; None for this one.
+
+    Raises:
+        ValueError: No study, no confirmed trial of that id, other data or another model than it
+            began with.
+    """
+    prepared = fit(read(config, hosts=hosts))
     check_same_study(prepared, study)
     state = StudyState(prepared.inventory.names).replay(EventLog(study / LOG_NAME).read())
     trial = _confirmed(state, study, trial_id)
-    context = make_context(prepared.inventory, prepared.task, prepared.config.recipe)
-    run = TrialRun(context, trial.allocation, trial.seed)
-    run.load_checkpoint(study / checkpoint_name(trial.id))
-    save(run, target, FORMS[form])
-    return trial
+    return Export(
+        inventory=prepared.inventory,
+        task=prepared.task,
+        recipe=prepared.config.recipe,
+        trial=trial.id,
+        allocation=trial.allocation,
+        seed=trial.seed,
+        checkpoint=(study / checkpoint_name(trial.id)).read_bytes(),
+        form=form,
+    )
 
 
 def _confirmed(state: StudyState, study: Path, trial_id: str) -> TrialState:
