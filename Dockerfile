@@ -41,9 +41,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends openssh-client rsync tmux wget \
     && rm -rf /var/lib/apt/lists/*
 RUN pip install --constraint constraints.txt torch
-# The head starts its workers through boto3; Ray's extra is the dashboard and `ray job`.
+# The head starts its workers through boto3, and shows the trials with TensorBoard; Ray's extra is
+# the dashboard and `ray job`.
 RUN pip install --constraint constraints.txt --requirement /tmp/dependencies.txt \
-    "ray[default]" boto3
+    "ray[default]" boto3 tensorboard
 COPY --from=sources /app /app
 RUN pip install --no-deps --editable . && chmod -R a+rX /app
 # NVIDIA's runtime hands over no GPU to an image that does not ask for one.

@@ -440,7 +440,7 @@ def test_image_gets_the_tested_versions(target):
 
 def test_cuda_image_has_what_ray_clusters_need():
     runs = " ".join(select("cuda", "RUN"))
-    for name in ("openssh-client", "rsync", "tmux", "ray[default]", "boto3"):
+    for name in ("openssh-client", "rsync", "tmux", "ray[default]", "boto3", "tensorboard"):
         assert name in runs
     settings = " ".join(select("cuda", "ENV"))
     assert "HOME=/home/alrq" in settings
