@@ -234,6 +234,7 @@ def _fetched(uri: str, given: dict[str, Any], dry_run: bool) -> Path:
             "bring the study here and go on with it."
         )
     folder = fetched_study(uri, Path(given.get("output_dir", "results")))
+    print(f"brought {uri} to {folder}")
     given.setdefault("storage", Store(uri).above.uri)
     return folder
 

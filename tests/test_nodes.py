@@ -14,7 +14,8 @@ from alrq_core.memory.host import Host
 from tests.test_ray_study import command, run
 from tests.tiny import save_bert, save_reviews
 from tune.on_ray import nodes
-from tune.on_ray.nodes import Places, amounts, check_shared, hosts, of_ray, places, wait_for_room
+from tune.on_ray.nodes import Places, amounts, hosts, of_ray, places, wait_for_room
+from tune.on_ray.shared import check_shared
 from tune.study.store import Store
 
 MB = 10**6

@@ -1,7 +1,6 @@
 """What the nodes of a cluster have, and whether one can hold what a study asks for."""
 
 import importlib.metadata
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,6 @@ from alrq_core.memory.host import Host
 from search_spaces.costs import format_gigabytes
 from tune.mistakes import said
 from tune.on_ray.autoscaler import Request, autoscaler
-from tune.study.store import Store
 
 Tell = Callable[[str], None]
 
@@ -156,41 +154,6 @@ def wait_for_room(request: Request, tell: Tell) -> None:
         ray.cancel(waiting)
 
 
-def check_shared(store: Store, flag: str, tell: Tell) -> None:
-    """Check that all nodes that could train see what this machine writes, and that it sees what
-    they write.
-
-    Args:
-        store: Where they do; a folder is one too. Nothing stays there.
-        flag: By which it was given.
-        tell: Where it is said what is waited for.
-
-    Raises:
-        ValueError: One doesn't; it is named.
-    """
-    store, content = replace(store, patience=0), secrets.token_hex(8)
-    name = f".alrq-{secrets.token_hex(8)}"
-    written = [name]
-    try:
-        store.write_text(name, content)
-        able = [node for node in nodes() if node.resources.get("CPU")]
-        asked = [(node, _on(node, _seen).remote(store, name, node.id)) for node in able]
-        for node, task in asked:
-            found = _answer_of(node, task, tell)
-            answer = f"{name}-{node.id}"
-            written.append(answer)
-            if found != content or store.read_text(answer) != content:
-                raise ValueError(
-                    f"`{flag}` must be a place that all nodes share, got {store.uri!r}: the node "
-                    f"at {node.address} does not see there what this machine writes. Give a folder "
-                    "on a file system that all have mounted at this path, such as NFS or EFS, or "
-                    "--storage for which all have the keys."
-                )
-    finally:
-        for file in written:
-            store.remove(file)
-
-
 def amounts(request: Request) -> str:
     """Return what a request asks for, in words."""
     said = []
@@ -223,23 +186,11 @@ def _nothing() -> None:
     pass
 
 
-@ray.remote(max_retries=2)
-def _seen(store: Store, name: str, node_id: str) -> str | None:
-    """Return the content of a file, after writing it beside that; None if either can't be."""
-    try:
-        content = store.read_text(name)
-        if content is not None:
-            store.write_text(f"{name}-{node_id}", content)
-    except OSError:
-        return None
-    return content
-
-
 def _probe(node: Node, device: str, cpu_dtype: str | None) -> Any:
-    return _on(node, _host, GLIMPSE if device == "cuda" else 0).remote(device, cpu_dtype)
+    return on_node(node, _host, GLIMPSE if device == "cuda" else 0).remote(device, cpu_dtype)
 
 
-def _on(node: Node, task: Any, gpus: float = 0.0) -> Any:
+def on_node(node: Node, task: Any, gpus: float = 0.0) -> Any:
     """Return a task that runs on a node, also while all its processors are taken."""
     place = NodeAffinitySchedulingStrategy(node.id, soft=False)
     return task.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=place)
@@ -247,7 +198,7 @@ def _on(node: Node, task: Any, gpus: float = 0.0) -> Any:
 
 def _answer(node: Node, probe: Any, tell: Tell) -> Host:
     """Return what a node has, as far as Ray gives it to trials."""
-    found: tuple[Host, str] = _answer_of(node, probe, tell)
+    found: tuple[Host, str] = answer_of(node, probe, tell)
     host, version = found
     here = importlib.metadata.version("alrq")
     if version != here:
@@ -263,7 +214,12 @@ def _answer(node: Node, probe: Any, tell: Tell) -> Host:
     return replace(host, memory_bytes=memory, cores=cores)
 
 
-def _answer_of(node: Node, task: Any, tell: Tell) -> Any:
+def answer_of(node: Node, task: Any, tell: Tell) -> Any:
+    """Return what a task on a node answers, telling now and then what is waited for.
+
+    Raises:
+        ValueError: It fails.
+    """
     try:
         for _ in _until_done(task, tell, lambda: f"an answer of the node at {node.address}"):
             pass

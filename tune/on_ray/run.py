@@ -23,12 +23,12 @@ from tune.on_ray.nodes import (
     Places,
     Tell,
     amounts,
-    check_shared,
     of_ray,
     wait_for_room,
     waiting_line,
 )
 from tune.on_ray.references import forget_corrections
+from tune.on_ray.shared import check_shared
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
 from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb
