@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +245,11 @@ def measure(
         test=random_tokens(kind, 2, length, size),
     )
     given = recipe or Recipe(batch_size=batch, max_length=length, cpu_dtype="float32", device="cpu")
-    context = TrialContext(base=base, inventory=inventory, task=task, recipe=given)
-    # As a study has made them by then.
+    make = partial(TrialContext, base=base, inventory=inventory, task=task, recipe=given)
+    # As a study has made them by then; who made them holds them, and their files count.
     stored = {name: [choice.format] for name, choice in allocation.choices.items()}
-    deque(context.make_codes(stored), maxlen=0)
+    deque(make().make_codes(stored), maxlen=0)
+    context = make()
     with recorded() as building:
         run = TrialRun(context, allocation, seed=0)
     with recorded() as training:

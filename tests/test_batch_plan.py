@@ -42,8 +42,10 @@ def plan(
 
 
 def memory(inventory: Inventory, allocation: Allocation, size: int) -> StepMemory:
+    """The whole batch is one pass; all but the first of several begin with gradients."""
     shape = (size, LENGTH, torch.float32)
-    return step_memory(inventory, "classification", 2, allocation, *shape)
+    alone = size == BATCH
+    return step_memory(inventory, "classification", 2, allocation, *shape, alone=alone)
 
 
 def test_without_limits_the_whole_batch_goes_at_once(

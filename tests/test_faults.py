@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from tests.s3 import Server, serving
@@ -128,14 +126,27 @@ def test_drivers_that_are_killed_at_random_moments_lose_and_double_nothing(
     check_complete(tmp_path, undisturbed)
 
 
+# Keeps twice as much in the head's object store as it holds, until its input ends.
+FILL = f"""
+import sys, numpy, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+kept = [ray.put(numpy.full({STORE_BYTES // 8}, number, numpy.uint8)) for number in range(16)]
+print("full", flush=True)
+sys.stdin.read()
+assert [ray.get(one)[0] for one in kept] == list(range(16))
+"""
+
+
 @pytest.fixture
 def full(cluster: Cluster) -> Iterator[None]:
-    """Keep twice as much in the head's object store as it holds."""
-    ray.init(address=cluster.address, log_to_driver=False)
-    kept = [ray.put(np.full(STORE_BYTES // 8, number, np.uint8)) for number in range(16)]
-    yield
-    assert [ray.get(one)[0] for one in kept] == list(range(16))
-    ray.shutdown()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    arguments = [sys.executable, "-c", FILL, cluster.address]
+    with subprocess.Popen(arguments, **pipes) as filling:
+        assert filling.stdout is not None
+        assert any(line == "full\n" for line in filling.stdout)
+        yield
+        filling.communicate(timeout=60)
+    assert filling.returncode == 0
 
 
 def test_nodes_that_share_only_a_store_lose_nothing(

@@ -171,6 +171,15 @@ def test_what_is_forgotten_goes_and_what_others_left_comes(server: Server, tmp_p
     assert not (folder / "references").exists()
 
 
+def test_starts_of_other_nodes_do_not_come_with_a_study(server: Server, tmp_path: Path) -> None:
+    store = store_of(server)
+    store.write_text(STUDY_FILE, "{}")
+    store.write_text("references/B-FP-1.tar", "1")
+    back = fetched_study(store.uri, tmp_path)
+
+    assert [path.name for path in back.iterdir()] == [STUDY_FILE]
+
+
 def test_a_study_that_somebody_works_on_is_refused(server: Server, tmp_path: Path) -> None:
     folder = folder_of_study(tmp_path)
     with Mirror(folder, store_of(server), print) as copied:

@@ -123,8 +123,11 @@ def plan_batch(
     )
 
     def predict(size: int) -> StepMemory:
-        shapes = _largest_parts(size, length) if device_type == "cpu" else [(size, length)]
-        return max((trace(*shape) for shape in shapes), key=lambda memory: memory.peak_bytes)
+        parted = device_type == "cpu" and size * length > PART_TOKENS
+        shapes = _largest_parts(size, length) if parted else [(size, length)]
+        alone = size == recipe_batch_size and not parted
+        traced = (trace(*shape, alone=alone) for shape in shapes)
+        return max(traced, key=lambda memory: memory.peak_bytes)
 
     limits = _Limits(limit_bytes, tensor_limit_bytes)
     whole = predict(recipe_batch_size)

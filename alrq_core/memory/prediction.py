@@ -65,7 +65,7 @@ class StepMemory:
 
     Attributes:
         static_bytes: What stays: packed weights, unquantised parameters as they lie in memory
-            while training, adapters, gradients, the states of AdamW.
+            while training, adapters, gradients of earlier passes, the states of AdamW.
         activation_bytes: What a forward and backward pass needs on top, at its highest.
         build_bytes: Peak while the model is built, whatever the batch: HQQ needs several copies of
             a matrix.
@@ -103,6 +103,7 @@ def step_memory(
     dropout: float = 0.0,
     dequantised: bool = False,
     checkpointing: bool = False,
+    alone: bool = False,
     device_type: str = "cpu",
 ) -> StepMemory:
     """Return the peak memory of a trial, without reading a weight or allocating a tensor.
@@ -126,6 +127,7 @@ def step_memory(
         dropout: Probability of every dropout in the model.
         dequantised: Whether the trial computes with dequantised copies.
         checkpointing: See `Recipe.gradient_checkpointing`.
+        alone: Whether a step is this one pass, which begins without gradients.
         device_type: `cpu`, `cuda` or `mps`.
 
     Raises:
@@ -144,6 +146,7 @@ def step_memory(
         dropout,
         dequantised,
         checkpointing,
+        alone,
         device_type,
     )
 
@@ -220,6 +223,7 @@ def _traced(
     dropout: float,
     dequantised: bool,
     checkpointing: bool,
+    alone: bool,
     device_type: str,
 ) -> StepMemory:
     # Layers of bitsandbytes begin with a drawn weight of one element.
@@ -233,7 +237,7 @@ def _traced(
         fill(model, allocation, dequantised)
         if checkpointing:
             recompute_blocks(model)
-        states = _training_states(model, allocation)
+        states = _training_states(model, allocation, alone)
         static = live.peak = live.live
         batch = empty_batch(kind, micro_batch, length, answers)
         _run_step(model.train(), batch, compute_dtype)
@@ -248,13 +252,13 @@ def _traced(
     )
 
 
-def _training_states(model: nn.Module, allocation: Allocation) -> list[Tensor]:
+def _training_states(model: nn.Module, allocation: Allocation, alone: bool) -> list[Tensor]:
     """Give every trained parameter its gradient; return what the optimiser keeps of it.
 
-    All but the first micro-batch of an optimiser step begin with gradients.
+    All but the first pass of an optimiser step begin with gradients.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    for parameter in trained if not alone else ():
         parameter.grad = torch.empty_like(parameter)
     states = [torch.empty_like(p) for p in trained for _ in range(ADAM_STATES)]
     if allocation.final_rank is not None:

@@ -34,7 +34,7 @@ OWNER_FILE = "owner.json"
 STARTS_END = ".tar"
 # Of Ray's own files in a study's folder nothing is needed later.
 LEFT_OUT = frozenset({"ray"})
-LEFT_OUT_ENDS = (".partial", ".lock", LOCK_FILE)
+LEFT_OUT_ENDS = (".partial", ".lock", LOCK_FILE, STARTS_END)
 
 
 class Mirror:
@@ -158,9 +158,10 @@ class Mirror:
                     raise
             if version is not None:
                 self._send(store, (LOG_NAME, before), version)
+        # What is forgotten meanwhile comes behind it.
         while self._forgotten:
-            store.remove(self._forgotten[-1])
-            self._sent.pop(self._forgotten.pop(), None)
+            store.remove(self._forgotten[0])
+            self._sent.pop(self._forgotten.pop(0), None)
         return True
 
     def _send(

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tune.study.config import STUDIES_FOLDER, STUDY_FILE, StudyConfig
-from tune.study.mirror import OWNER_FILE, SHORT_PATIENCE, check_silent
+from tune.study.mirror import OWNER_FILE, SHORT_PATIENCE, STARTS_END, check_silent
 from tune.study.store import Store, unusable
 
 
@@ -65,7 +65,7 @@ def fetched_study(uri: str, output: Path) -> Path:
     check_silent(store)
     try:
         for name in store.names():
-            if name != OWNER_FILE:
+            if name != OWNER_FILE and not name.endswith(STARTS_END):
                 store.fetch(name, folder / name)
         # Nobody works on it, as is known now.
         store.remove(OWNER_FILE)
