@@ -25,7 +25,7 @@ Tell = Callable[[str], None]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(mirror, "PUSH_SECONDS", 0.1)
-    monkeypatch.setattr(mirror, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(mirror, "SILENT_SECONDS", 3.0)
     monkeypatch.setattr(mirror, "SHORT_PATIENCE", 0.0)
     with serving(monkeypatch) as found:
         yield found
