@@ -79,7 +79,7 @@ def read_checkpoint(
     if found != zlib.crc32(whole).to_bytes(CHECKSUM_BYTES, "little") or not whole:
         raise CheckpointError(
             f"`{path}` must be a checkpoint as it was written, got {len(content)} bytes with "
-            "another checksum. Remove it: its trial is then trained again."
+            "another checksum. Restore it from a copy; an unended trial begins anew without it."
         )
     state: dict[str, Any] = torch.load(io.BytesIO(whole), weights_only=True, map_location=device)
     receipt = Receipt.from_json(state["receipt"])

@@ -12,10 +12,11 @@ import pytest
 from search_spaces.allocation import Allocation
 from tests.s3 import Server, serving
 from tests.simulated import advance, bytes_help, drive, make_study
-from tune.study import mirror
+from tune.study import mirror, owner
 from tune.study.config import STUDY_FILE, StudyConfig
 from tune.study.events import LOG_NAME, EventLog
-from tune.study.mirror import OWNER_FILE, Mirror
+from tune.study.mirror import Mirror
+from tune.study.owner import OWNER_FILE, check_silent
 from tune.study.store import Store
 from tune.study.stored import check_storage, fetched_study
 
@@ -25,7 +26,8 @@ Tell = Callable[[str], None]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(mirror, "PUSH_SECONDS", 0.1)
-    monkeypatch.setattr(mirror, "SILENT_SECONDS", 3.0)
+    monkeypatch.setattr(owner, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(owner, "SILENT_SECONDS", 3.0)
     monkeypatch.setattr(mirror, "SHORT_PATIENCE", 0.0)
     with serving(monkeypatch) as found:
         yield found
@@ -67,7 +69,8 @@ def test_a_study_that_is_brought_back_is_the_study(server: Server, tmp_path: Pat
     assert back == tmp_path / "elsewhere/studies/s"
     mine = {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
     theirs = {p.relative_to(back) for p in back.rglob("*") if p.is_file()}
-    left_out = {Path(name) for name in ("lock", "ray/log", "x.1.partial", "y.lock")}
+    names = ("lock", "ray/log", "x.1.partial", "y.lock", "optuna.journal")
+    left_out = {Path(name) for name in names}
     assert theirs == (mine - left_out) | {Path("results/results.json")}
     for name in mine - left_out:
         assert (back / name).read_bytes() == (folder / name).read_bytes()
@@ -88,6 +91,7 @@ def test_what_is_copied_in_the_middle_can_be_gone_on_with(server: Server, tmp_pa
     # Killed: nothing is sent any more.
     copied._ended.set()
     copied._thread.join()
+    copied._owner.stop()
     store = store_of(server)
     assert store.read_text(OWNER_FILE) is not None
     shutil.rmtree(folder)
@@ -171,6 +175,59 @@ def test_what_is_forgotten_goes_and_what_others_left_comes(server: Server, tmp_p
     assert not (folder / "references").exists()
 
 
+def test_what_nodes_write_is_newer_than_what_the_driver_has(server: Server, tmp_path: Path) -> None:
+    folder, store = folder_of_study(tmp_path), store_of(server)
+    store.write_text("checkpoints/a.pt", "new")
+    store.write_text("checkpoints/b.pt", "failed")
+    store.write_text("receipts/a.json", "old")
+    for name in ("checkpoints/a.pt", "receipts/a.json", "references/r/start"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("here")
+    with Mirror(folder, store, print, by_nodes=True) as copied:
+        copied.push()
+        copied.forget("checkpoints/b.pt")
+        copied.pull()
+
+    assert (folder / "checkpoints/a.pt").read_text() == "new"
+    assert not (folder / "checkpoints/b.pt").exists()
+    assert store.names() == ["checkpoints/a.pt", "receipts/a.json", STUDY_FILE]
+    assert store.read_text("receipts/a.json") == "here"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_study_that_went_on_elsewhere_is_not_overwritten(
+    server: Server, tmp_path: Path, ended: bool
+) -> None:
+    folder = folder_of_study(tmp_path)
+    with Mirror(folder, store_of(server), print):
+        drive(make_study(folder), reports=6)
+    back = fetched_study(store_of(server).uri, tmp_path / "elsewhere")
+    with Mirror(back, store_of(server), print):
+        drive(make_study(back), reports=10**6 if ended else 2)
+    theirs = store_of(server).read_text(LOG_NAME)
+    with pytest.raises(ValueError, match="whose log is not the beginning of"):
+        Mirror(folder, store_of(server), print).__enter__()
+
+    assert store_of(server).read_text(LOG_NAME) == theirs
+    with Mirror(back, store_of(server), print):
+        pass
+
+
+def test_who_sends_for_long_is_not_taken_for_dead(server: Server, tmp_path: Path) -> None:
+    folder = folder_of_study(tmp_path)
+    for number in range(60):
+        (folder / f"{number}").write_text("x")
+    with Mirror(folder, store_of(server, patience=60), print) as copied:
+        server.delay = 0.3
+        pushing = threading.Thread(target=copied.push)
+        pushing.start()
+        with pytest.raises(ValueError, match="held by process"):
+            check_silent(store_of(server))
+        assert pushing.is_alive()
+        pushing.join()
+        server.delay = 0.0
+
+
 def test_starts_of_other_nodes_do_not_come_with_a_study(server: Server, tmp_path: Path) -> None:
     store = store_of(server)
     store.write_text(STUDY_FILE, "{}")
@@ -245,5 +302,5 @@ def test_pushes_come_one_at_a_time(server: Server, tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        owner = store_of(server).read_text(OWNER_FILE) or ""
-    assert '"beat"' in owner
+        said = store_of(server).read_text(OWNER_FILE) or ""
+    assert '"beat"' in said

@@ -83,6 +83,7 @@ def plan_batch(
     dropout: float = 0.0,
     dequantised: bool = False,
     checkpointing: bool = False,
+    passes: int = 1,
     device_type: str = "cpu",
 ) -> BatchPlan:
     """Return the largest micro-batch that divides the batch and fits.
@@ -103,6 +104,7 @@ def plan_batch(
         dropout: See `step_memory`.
         dequantised: See `step_memory`.
         checkpointing: See `step_memory`.
+        passes: Such batches of one optimiser step.
         device_type: See `step_memory`.
 
     Raises:
@@ -125,7 +127,7 @@ def plan_batch(
     def predict(size: int) -> StepMemory:
         parted = device_type == "cpu" and size * length > PART_TOKENS
         shapes = _largest_parts(size, length) if parted else [(size, length)]
-        alone = size == recipe_batch_size and not parted
+        alone = passes == 1 and size == recipe_batch_size and not parted
         traced = (trace(*shape, alone=alone) for shape in shapes)
         return max(traced, key=lambda memory: memory.peak_bytes)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from alrq_core.caches import STORED, caches_folder
-from alrq_core.files import partial_path
+from alrq_core.files import partial_path, spared
 from tune.study.store import Store
 
 
@@ -25,13 +25,19 @@ class StudyFiles:
     store: Store | None = None
 
     @staticmethod
-    def on_this_node(folder: Path, store: Store | None) -> "StudyFiles":
-        """Return a study's files for a worker: with a store, in a folder of its node's own."""
+    def on_this_node(folder: Path, store: Store | None, began: float) -> "StudyFiles":
+        """Return a study's files for a worker: with a store, in a folder of its node's own.
+
+        Args:
+            folder: That all share, if they do.
+            store: Of the study.
+            began: When the study did, by which it is told from others that had its name.
+        """
         if store is None:
             return StudyFiles(folder)
         node = ray.get_runtime_context().get_node_id()
-        name = f"{sha256(store.uri.encode()).hexdigest()[:16]}-{node[:16]}"
-        return StudyFiles(caches_folder() / STORED / name, store)
+        study = sha256(f"{store.uri} {began}".encode()).hexdigest()
+        return StudyFiles(caches_folder() / STORED / f"{study[:16]}-{node[:16]}", store)
 
     def path(self, name: str) -> Path:
         """Return where a file lies here, if it does."""
@@ -44,6 +50,21 @@ class StudyFiles:
             OSError: It can't be read.
         """
         return self.store is not None and self.store.fetch(name, self.path(name))
+
+    def newest(self, name: str) -> Path | None:
+        """Return the newest of a file, here; None if there is none.
+
+        What the store has counts, or while it fails, after saying so, what is here.
+        """
+        with spared(self.folder, "what a store has that fails"):
+            if self.store is not None and not self.fetch(name):
+                return None
+        return self.path(name) if self.path(name).is_file() else None
+
+    def let_go(self, name: str) -> None:
+        """Remove the copy that is here of what a store has."""
+        if self.store is not None:
+            self.path(name).unlink(missing_ok=True)
 
     def send(self, name: str) -> None:
         """Hand a file on to other nodes.

@@ -150,8 +150,10 @@ def wait_for_room(request: Request, tell: Tell) -> None:
                 raise _too_small(request, "and its autoscaler can start no larger one")
             if waited > VERDICT_SECONDS and not (state.coming or state.failed):
                 raise _too_small(request, f"and its autoscaler began none in {waited:.0f} s")
-    finally:
+    except BaseException:
+        # Never what is done: Ray 2.60 ends a process that cancels what is just being completed.
         ray.cancel(waiting)
+        raise
 
 
 def amounts(request: Request) -> str:

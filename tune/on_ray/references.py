@@ -12,10 +12,9 @@ from alrq_core.files import claimed, spared
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
 from tune.on_ray.files import StudyFiles
-from tune.study.checkpoints import checkpoint_name
+from tune.study.checkpoints import REFERENCES, checkpoint_name
 from tune.study.events import Role
 
-REFERENCES = "references"
 # Between looks at what another process is making.
 WAIT_SECONDS = 0.5
 
@@ -42,7 +41,8 @@ class References:
     def keep(self, trial: str, run: TrialRun) -> None:
         """Write what a trial learnt."""
         run.reference().save(self._files.path(_name(trial)))
-        self._files.send(_name(trial))
+        with spared(self._files.folder, "references for other nodes"):
+            self._files.send(_name(trial))
 
     def send_starts(self, trial: str) -> None:
         """Hand the corrections on that were made for what starts from a trial."""
@@ -66,7 +66,7 @@ class References:
                 self._known[trial] = Reference.load(path, context.inventory.names)
                 break
             with claimed(path) as mine:
-                if mine and not fetched and self._files.fetch(_name(trial)):
+                if mine and not fetched and self._fetched(trial):
                     self._fetch_starts(trial, context)
                 elif mine:
                     self.keep(trial, self._trained(trial, context, seed))
@@ -74,6 +74,12 @@ class References:
                 fetched = fetched or mine
             time.sleep(0 if mine else WAIT_SECONDS)
         return self._known[trial]
+
+    def _fetched(self, trial: str) -> bool:
+        found = False
+        with spared(self._files.folder, "references of other nodes"):
+            found = self._files.fetch(_name(trial))
+        return found
 
     def _fetch_starts(self, trial: str, context: TrialContext) -> None:
         with suppress(ValueError), spared(self._files.folder, "starts of other nodes"):
@@ -83,11 +89,10 @@ class References:
     def _trained(self, trial: str, context: TrialContext, seed: int) -> TrialRun:
         assert self._allocation is not None
         run = TrialRun(context, self._allocation, seed, confirming=True)
-        name = checkpoint_name(trial)
-        self._files.fetch(name)
+        path = self._files.newest(checkpoint_name(trial))
         with suppress(CheckpointError):
-            if self._files.path(name).is_file():
-                run.load_checkpoint(self._files.path(name))
+            if path is not None:
+                run.load_checkpoint(path)
         if run.step < context.recipe.max_steps:
             run.advance(context.recipe.max_steps)
         return run

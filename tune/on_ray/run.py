@@ -96,6 +96,7 @@ def run_study(prepared: Prepared, console: Console, mirror: Mirror | None = None
     plan = _plan(prepared, events, state)
     progress = Progress(console, prepared.space, plan.search_size, prepared.task.metric)
     sinks = _sinks(prepared)
+    began = next((event for event in events if isinstance(event, Started)), started).time
     study = Study(
         folder=folder,
         log=log,
@@ -108,7 +109,7 @@ def run_study(prepared: Prepared, console: Console, mirror: Mirror | None = None
     try:
         if not study.finished:
             with progress:
-                _run_on_ray(prepared, study, progress.tell, mirror)
+                _run_on_ray(prepared, study, progress.tell, mirror, began)
     finally:
         for sink in sinks:
             sink.close()
@@ -157,7 +158,9 @@ def _sinks(prepared: Prepared) -> list[TensorBoard | Wandb]:
     return sinks
 
 
-def _run_on_ray(prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | None) -> None:
+def _run_on_ray(
+    prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | None, began: float
+) -> None:
     config, folder = prepared.config, prepared.config.folder.absolute()
     if config.address is None:
         _start_in_waiting_workers()
@@ -172,6 +175,7 @@ def _run_on_ray(prepared: Prepared, study: Study, tell: Tell, mirror: Mirror | N
             folder=folder,
             # On one machine all share its folder.
             store=mirror.store if mirror is not None and config.address is not None else None,
+            began=began,
             space=prepared.space,
             reference=prepared.reference_allocation,
             threads=1,

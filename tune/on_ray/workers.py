@@ -58,6 +58,7 @@ class WorkerContext:
         recipe: The training recipe.
         folder: Of the study; all workers can write to it, or there is a store.
         store: By which workers hand files on; None to share the folder.
+        began: When the study began, in seconds since 1970.
         space: What is searched.
         reference: The allocation of what trials start from; None if they learn from nothing.
         threads: Threads of a trial.
@@ -71,6 +72,7 @@ class WorkerContext:
     reference: Allocation | None
     threads: int
     store: Store | None = None
+    began: float = 0.0
 
 
 class OutOfMemoryError(RuntimeError):
@@ -82,6 +84,8 @@ class AllocationTrainable(ray_tune.Trainable):
 
     # Whether its device has failed, which no later call to it survives.
     _broken = False
+    # The checkpoint that it may have a copy of.
+    _copied: str | None = None
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], context: WorkerContext
@@ -89,7 +93,7 @@ class AllocationTrainable(ray_tune.Trainable):
         """Load the model once; the first trial is built at its first step."""
         torch.set_num_threads(context.threads)
         self._context = context
-        self._files = StudyFiles.on_this_node(context.folder, context.store)
+        self._files = StudyFiles.on_this_node(context.folder, context.store, context.began)
         self._references = References(self._files, context.reference)
         self._shared: TrialContext | None = None
         self._codes: Iterator[tuple[int, int]] | None = None
@@ -104,7 +108,10 @@ class AllocationTrainable(ray_tune.Trainable):
         if self._broken:
             os._exit(BROKEN)
         self._smaller: TrialContext | None = None
+        if self._copied is not None:
+            self._files.let_go(self._copied)
         self._spec = TrialSpec.from_config(new_config)
+        self._copied = checkpoint_name(self._spec.trial)
         self._run: TrialRun | None = None
         self._untold: list[TrialReport] = []
         # Of a reference that is trained, until what trials need that start from it is made.
@@ -188,18 +195,17 @@ class AllocationTrainable(ray_tune.Trainable):
 
         Which of them the study knows depends on how it ended: it is told all once more.
         """
-        name = checkpoint_name(self._spec.trial)
-        self._files.fetch(name)
-        if not self._files.path(name).is_file():
+        path = self._files.newest(checkpoint_name(self._spec.trial))
+        if path is None:
             return []
         try:
-            run.load_checkpoint(self._files.path(name))
+            run.load_checkpoint(path)
         except CheckpointError as error:
             print(f"{self._spec.trial} is trained again from its start: {error}", file=sys.stderr)
         return list(run.reports)
 
     def _sees_study(self) -> bool:
-        return self._files.fetch(STUDY_FILE) or self._files.path(STUDY_FILE).is_file()
+        return self._files.newest(STUDY_FILE) is not None
 
     def _outcome(self, report: TrialReport) -> Outcome:
         run, spec = self._run, self._spec

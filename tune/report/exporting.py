@@ -38,6 +38,7 @@ class Export:
         trial: Its id.
         allocation: Its bits and ranks.
         seed: Of its training.
+        step: That it was trained to.
         checkpoint: What its file holds.
         form: See `find_export`.
     """
@@ -48,6 +49,7 @@ class Export:
     trial: str
     allocation: Allocation
     seed: int
+    step: int
     checkpoint: bytes
     form: str
 
@@ -67,6 +69,12 @@ class Export:
             path = Path(scratch) / "checkpoint"
             path.write_bytes(self.checkpoint)
             run.load_checkpoint(path)
+        if run.reports[-1].step != self.step:
+            raise ValueError(
+                f"`--export` must find the checkpoint of {self.trial} at its end, at step "
+                f"{self.step}, got one of step {run.reports[-1].step}. Go on with the study, which "
+                "brings it."
+            )
         save(run, target, FORMS[self.form], name)
 
 
@@ -118,6 +126,7 @@ def find_export(
         trial=trial.id,
         allocation=trial.allocation,
         seed=trial.seed,
+        step=trial.reports[-1].step,
         checkpoint=(study / checkpoint_name(trial.id)).read_bytes(),
         form=form,
     )

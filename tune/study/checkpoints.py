@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, REFERENCES = "checkpoints", "references"
 
 
 def checkpoint_name(trial_id: str) -> str:

@@ -14,7 +14,7 @@ from tune.flags import LM_TASKS
 from tune.search.searchers import OWN, SEARCHERS
 from tune.study.schedulers import SCHEDULERS
 
-STUDY_FILE, STUDY_VERSION = "study.json", 7
+STUDY_FILE, STUDY_VERSION = "study.json", 8
 STUDIES_FOLDER = "studies"
 # What may differ when a study is resumed; everything else would make its trials incomparable.
 # Model and data may lie elsewhere: what they hold is compared by digest.

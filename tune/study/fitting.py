@@ -272,6 +272,7 @@ class _Trials:
             dropout=recipe.dropout,
             dequantised=execution == "dequantized",
             checkpointing=checkpointing,
+            passes=self._given,
             device_type=self._device,
         )
         if self._given == 1:

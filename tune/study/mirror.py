@@ -1,11 +1,7 @@
 """Keeps a copy of a study's folder in a store, while the study runs and after it."""
 
-import json
 import os
-import secrets
-import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,23 +13,21 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
+from tune.search.journal import STORAGE_NAME
+from tune.study.checkpoints import CHECKPOINTS, REFERENCES
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME
 from tune.study.lock import LOCK_FILE
+from tune.study.owner import OWNER_FILE, SHORT_PATIENCE, Owner, check_silent
 from tune.study.store import Store, short, unusable
 
 PUSH_SECONDS = 5.0
 # Small files cost a store's answers, not its bandwidth.
 SENDERS = 8
-# An owner that has not been heard of for so long is gone: it says so at every push.
-SILENT_SECONDS = 3 * PUSH_SECONDS
-# What is tried again at the next push needs no patience, and a mistake is told soon.
-SHORT_PATIENCE = 5.0
-OWNER_FILE = "owner.json"
 # What starts need, packed, is made again in seconds where it is missed.
 STARTS_END = ".tar"
-# Of Ray's own files in a study's folder nothing is needed later.
-LEFT_OUT = frozenset({"ray"})
+# The log goes by itself, Optuna's journal is made from it, and Ray's files are of no use later.
+LEFT_OUT = frozenset({"ray", LOG_NAME, STORAGE_NAME, "results"})
 LEFT_OUT_ENDS = (".partial", ".lock", LOCK_FILE, STARTS_END)
 
 
@@ -44,23 +38,27 @@ class Mirror:
     is. A store that fails is tried again, and the study goes on meanwhile.
     """
 
-    def __init__(self, folder: Path, store: Store, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, store: Store, tell: Callable[[str], None], by_nodes: bool = False
+    ) -> None:
         """Send nothing yet.
 
         Args:
             folder: Of the study.
             store: The study's own.
             tell: Where it is said that a store fails or works again.
+            by_nodes: Whether nodes of a cluster write checkpoints and references there, of which
+                the folder then has older copies at most.
         """
         self.store = store
+        self._by_nodes = by_nodes
         self._folder, self._tell = folder, tell
         self._hasty = replace(store, patience=SHORT_PATIENCE)
         self._sent: dict[str, tuple[int, int]] = {}
         self._forgotten: list[str] = []
         self._beside: list[Path] = []
-        self._failing = self._lost = self._claimed = False
-        self._owner = f"process {os.getpid()} on {socket.gethostname()}"
-        self._token, self._beat = secrets.token_hex(8), 0
+        self._failing = False
+        self._owner = Owner(store, self._lost)
         self._ended = threading.Event()
         self._one_at_a_time = threading.Lock()
         self._thread = threading.Thread(target=self._keep_on, daemon=True)
@@ -69,9 +67,14 @@ class Mirror:
         """Take the store over, and begin.
 
         Raises:
-            ValueError: Another process works on the study there.
+            ValueError: Another process works on the study there, or has gone on with it.
         """
         check_silent(self._hasty)
+        try:
+            self._check_newest()
+            self._owner.start()
+        except OSError as error:
+            raise unusable("--storage", self.store.uri, error) from error
         self._thread.start()
         return self
 
@@ -86,9 +89,10 @@ class Mirror:
         self._thread.join()
         try:
             with self._one_at_a_time:
-                if self._push(self.store):
-                    self.store.remove(OWNER_FILE)
+                self._push(self.store)
+            self._owner.leave()
         except OSError as failed:
+            self._owner.stop()
             self._tell(
                 f"{self.store.uri} lacks what the study did last ({short(failed)}). All of it is "
                 f"in {self._folder}: go on with it from there to send it"
@@ -118,7 +122,9 @@ class Mirror:
                 path = self._folder / name
                 if name.endswith(STARTS_END):
                     self.forget(name)
-                elif name != OWNER_FILE and not path.is_file() and self.store.fetch(name, path):
+                elif name in self._forgotten or name == OWNER_FILE:
+                    continue
+                elif (_of_nodes(name) or not path.is_file()) and self.store.fetch(name, path):
                     self._sent[name] = _version(path)
         except OSError as error:
             self._tell(f"{self._folder} lacks what only {self.store.uri} has ({short(error)})")
@@ -139,10 +145,34 @@ class Mirror:
                         "tried again"
                     )
 
-    def _push(self, store: Store) -> bool:
-        """Send what has changed; tell whether the study is still this process's."""
-        if self._lost or not self._still_mine(store):
-            return False
+    def _check_newest(self) -> None:
+        """Check that nobody has gone on with the study since it was here.
+
+        Raises:
+            ValueError: The store's log is not the beginning of the one here.
+            OSError: The store fails.
+        """
+        log = self._folder / LOG_NAME
+        theirs = self._hasty.read_text(LOG_NAME) or ""
+        # The end of it may have been half a line, which a crash cut short here.
+        whole = theirs[: theirs.rfind("\n") + 1]
+        if not (log.read_text(encoding="utf-8") if log.is_file() else "").startswith(whole):
+            raise ValueError(
+                f"`--storage` must have no other study of this name, nor more of this one, got "
+                f"{self.store.uri!r}, whose log is not the beginning of {log}. Go on with "
+                f"--resume {self.store.uri!r} and another --output-dir, or give another --storage."
+            )
+
+    def _lost(self, other: str) -> None:
+        self._tell(
+            f"{self.store.uri} belongs to {other} now: nothing more is sent there. What this "
+            f"process does is in {self._folder} only"
+        )
+
+    def _push(self, store: Store) -> None:
+        """Send what has changed, while the study is this process's."""
+        if not self._owner.still_mine(store):
+            return
         log = self._folder / LOG_NAME
         version = _version(log) if log.is_file() else None
         with TemporaryDirectory() as scratch:
@@ -156,13 +186,14 @@ class Mirror:
                     # The others would fail too.
                     pool.shutdown(cancel_futures=True)
                     raise
+            if not self._owner.still_mine(store):
+                return
             if version is not None:
                 self._send(store, (LOG_NAME, before), version)
         # What is forgotten meanwhile comes behind it.
         while self._forgotten:
             store.remove(self._forgotten[0])
             self._sent.pop(self._forgotten.pop(0), None)
-        return True
 
     def _send(
         self, store: Store, file: tuple[str, Path], version: tuple[int, int] | None = None
@@ -175,31 +206,19 @@ class Mirror:
                 store.send(path, name)
                 self._sent[name] = version
 
-    def _still_mine(self, store: Store) -> bool:
-        """Say that this process works on the study, unless another one has said so since."""
-        found = owner_of(store)
-        if self._claimed and (found is None or found["token"] != self._token):
-            self._lost = True
-            other = "nobody" if found is None else found["owner"]
-            self._tell(
-                f"{self.store.uri} belongs to {other} now: nothing more is sent there. What this "
-                f"process does is in {self._folder} only"
-            )
-            return False
-        self._beat += 1
-        content = {"owner": self._owner, "token": self._token, "beat": self._beat}
-        store.write_text(OWNER_FILE, json.dumps(content))
-        self._claimed = True
-        return True
-
     def _files(self) -> Iterator[tuple[str, Path]]:
-        for path in sorted(self._folder.rglob("*")):
-            name = path.relative_to(self._folder)
-            made_again = len(name.parts) > 2 and name.parts[0] == "references"
-            if name.parts[0] in LEFT_OUT or made_again or str(name) == LOG_NAME:
-                continue
-            if path.is_file() and not path.name.endswith(LEFT_OUT_ENDS):
-                yield name.as_posix(), path
+        """Yield what the store shall have, but for the log."""
+        for place, folders, names in os.walk(self._folder):
+            folder = Path(place)
+            if folder == self._folder:
+                folders[:] = [name for name in folders if name not in LEFT_OUT]
+            elif folder.name == REFERENCES:
+                # What starts need is made again in seconds.
+                folders.clear()
+            for path in (folder / name for name in names if not name.endswith(LEFT_OUT_ENDS)):
+                name = path.relative_to(self._folder).as_posix()
+                if name not in LEFT_OUT and not (self._by_nodes and _of_nodes(name)):
+                    yield name, path
         for path in self._beside:
             yield f"results/{path.name}", path
 
@@ -214,41 +233,13 @@ def mirrored(config: StudyConfig, tell: Callable[[str], None]) -> Iterator[Mirro
     if config.storage is None:
         yield None
         return
-    with Mirror(config.folder, Store(config.storage).below(config.name), tell) as mirror:
+    store, by_nodes = Store(config.storage).below(config.name), config.address is not None
+    with Mirror(config.folder, store, tell, by_nodes) as mirror:
         yield mirror
 
 
-def check_silent(store: Store) -> None:
-    """Return once it is sure that nobody works on the study of a store.
-
-    Clocks of machines differ: what counts is whether its owner is heard of while one waits.
-
-    Raises:
-        ValueError: Somebody does.
-    """
-    try:
-        first = owner_of(store)
-        until = time.monotonic() + SILENT_SECONDS
-        while first is not None and time.monotonic() < until:
-            time.sleep(PUSH_SECONDS / 5)
-            now = owner_of(store)
-            if now is not None and now != first:
-                raise ValueError(
-                    f"`--resume` must be a study that nobody works on, got {store.uri!r}, held by "
-                    f"{now['owner']}. Wait until it has ended, or end it: nothing is lost."
-                )
-            first = now
-    except OSError as error:
-        raise unusable("--storage", store.uri, error) from error
-
-
-def owner_of(store: Store) -> dict[str, str] | None:
-    """Return what the process that works on a study says of itself; None where none does."""
-    try:
-        found: dict[str, str] = json.loads(store.read_text(OWNER_FILE) or "null")
-    except ValueError:
-        return None
-    return found
+def _of_nodes(name: str) -> bool:
+    return name.startswith((f"{CHECKPOINTS}/", f"{REFERENCES}/"))
 
 
 def _version(path: Path) -> tuple[int, int]:

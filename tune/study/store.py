@@ -111,10 +111,16 @@ class Store:
         partial = target if objects else str(partial_path(Path(target)))
         if not objects:
             self._files.create_dir(str(Path(target).parent), recursive=True)
-        with path.open("rb") as file, self._files.open_output_stream(partial) as sink:
-            shutil.copyfileobj(file, sink, 2**20)
-        if not objects:
-            self._files.move(partial, target)
+        try:
+            with path.open("rb") as file, self._files.open_output_stream(partial) as sink:
+                shutil.copyfileobj(file, sink, 2**20)
+            if not objects:
+                self._files.move(partial, target)
+        except BaseException:
+            if not objects:
+                with suppress(OSError):
+                    self._files.delete_file(partial)
+            raise
 
     def _path(self, name: str) -> str:
         return f"{self._place[1].rstrip('/')}/{name}"

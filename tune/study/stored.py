@@ -2,11 +2,12 @@
 
 import secrets
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
+from alrq_core.files import partial_path
 from tune.study.config import STUDIES_FOLDER, STUDY_FILE, StudyConfig
-from tune.study.mirror import OWNER_FILE, SHORT_PATIENCE, STARTS_END, check_silent
+from tune.study.mirror import STARTS_END
+from tune.study.owner import OWNER_FILE, SHORT_PATIENCE, check_silent, held, owner_of
 from tune.study.store import Store, unusable
 
 
@@ -62,15 +63,19 @@ def fetched_study(uri: str, output: Path) -> Path:
             f"`--resume` must be a study, got {uri!r} without {STUDY_FILE}. Give --storage and "
             "--name of the study, joined by a slash."
         )
-    check_silent(store)
+    seen, partial = check_silent(store), partial_path(folder)
     try:
         for name in store.names():
             if name != OWNER_FILE and not name.endswith(STARTS_END):
-                store.fetch(name, folder / name)
+                store.fetch(name, partial / name)
+        now = owner_of(store)
+        if now is not None and now != seen:
+            raise held(store, now)
         # Nobody works on it, as is known now.
         store.remove(OWNER_FILE)
+        partial.rename(folder)
     except OSError as error:
-        with suppress(OSError):
-            shutil.rmtree(folder)
         raise unusable("--resume", uri, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
