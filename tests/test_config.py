@@ -273,7 +273,7 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, content: str | Non
 def test_a_study_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(json.dumps({"version": 1, "config": {}}))
     with pytest.raises(
-        ValueError, match=r"study of version 7, got .* of version 1, whose trials .*\. Go on with"
+        ValueError, match=r"study of version 8, got .* of version 1, whose trials .*\. Go on with"
     ):
         load_study_file(tmp_path)
 
