@@ -270,7 +270,7 @@ def test_a_damaged_log_is_named_with_its_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def begin(prepared: Any, _: object) -> None:
+    def begin(prepared: Any, *_: object) -> None:
         write_json(prepared.config.folder / "study.json", study_content(prepared) | {"runs": []})
         raise KeyboardInterrupt
 
