@@ -6,11 +6,12 @@ import os
 import secrets
 import socket
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -119,3 +120,12 @@ def unwritable(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror or type(error).__name__
     return None
+
+
+def unpack(archive: Path | IO[bytes], folder: Path) -> None:
+    """Unpack a tar archive below a folder; nothing in it lands elsewhere, or is owned by others."""
+    source = {"name": archive} if isinstance(archive, Path) else {"fileobj": archive}
+    with tarfile.open(**source) as opened:
+        # Python before 3.11.4 has no filters. Archives are our own.
+        known = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        opened.extractall(folder, **known)

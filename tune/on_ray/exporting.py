@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import ray
 
-from alrq_core.files import partial_path
+from alrq_core.files import partial_path, unpack
 from tune.report.exporting import Export
 
 FOLDER = "model"
@@ -26,8 +26,7 @@ def export_on_node(export: Export, target: Path) -> None:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     partial = partial_path(target)
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        archive.extractall(partial, filter="data")
+    unpack(io.BytesIO(packed), partial)
     (partial / FOLDER).rename(target)
     partial.rmdir()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from alrq_core.caches import STORED, caches_folder
-from alrq_core.files import partial_path, spared
+from alrq_core.files import partial_path, spared, unpack
 from tune.study.store import Store
 
 
@@ -82,8 +82,7 @@ class StudyFiles:
             OSError: It can't be read.
         """
         if self.fetch(f"{name}.tar"):
-            with tarfile.open(self.path(f"{name}.tar")) as archive:
-                archive.extractall(self.path(name).parent, filter="data")
+            unpack(self.path(f"{name}.tar"), self.path(name).parent)
             self.path(f"{name}.tar").unlink()
 
     def send_folder(self, name: str) -> None:
