@@ -60,6 +60,8 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
         console = Console(width=PLAIN_WIDTH)
     if export is not None:
         return _export(console, export, given)
+    if "report" in given or "compare" in given:
+        return _pages(console, given)
     if "caches" in given:
         return _caches(console, given)
     with ExitStack() as held:
@@ -168,15 +170,36 @@ def _export(console: Console, study: str, given: dict[str, Any]) -> int:
     return 0
 
 
+def _pages(console: Console, given: dict[str, Any]) -> int:
+    """Write the report of a study, or a comparison of several; return the exit code."""
+    flag = "report" if "report" in given else "compare"
+    value = _alone(flag, given)
+    if flag == "compare":
+        from tune.report.page.compare import write_comparison
+
+        _say(console, f"wrote {write_comparison([Path(study) for study in value])}")
+        return 0
+    from tune.report.page.page import write_report
+
+    _say(console, f"wrote {write_report(Path(value))}, and its figures")
+    return 0
+
+
+def _alone(flag: str, given: dict[str, Any]) -> Any:
+    """Return the value of a flag with which no other goes."""
+    value = given.pop(flag)
+    if given:
+        raise ValueError(
+            f"`--{flag}` must stand alone, got it with {len(given)} other flags. Leave them out."
+        )
+    return value
+
+
 def _caches(console: Console, given: dict[str, Any]) -> int:
     """Show what the caches hold, after removing what is above a limit; return the exit code."""
     from tune.report.caches import caches_shown
 
-    limit = given.pop("caches")
-    if given:
-        raise ValueError(
-            f"`--caches` must stand alone, got it with {len(given)} other flags. Leave them out."
-        )
+    limit = _alone("caches", given)
     if limit is not None:
         _keep_caches_small(console, limit)
     line, table = caches_shown()
@@ -241,6 +264,7 @@ def _fetched(uri: str, given: dict[str, Any], dry_run: bool) -> Path:
 
 def _report(console: Console, result: Any, attempt: Attempt) -> int:
     """Print how a study ended; return the exit code."""
+    from tune.report.failing import failure_groups
     from tune.report.table import closing_table, cost_table
 
     for path in result.files:
@@ -270,11 +294,13 @@ def _report(console: Console, result: Any, attempt: Attempt) -> int:
             file=sys.stderr,
         )
         return EXIT_FAILED
-    for trial in failed:
-        print(f"failed: {trial.id}: {trial.reason}")
+    for group in failure_groups(result.state):
+        _say(console, group.line)
     for line in result.evidence:
         _say(console, line)
     _say(console, result.verdict.text)
+    for line in result.ways_on:
+        _say(console, line)
     return 0
 
 

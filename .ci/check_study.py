@@ -71,7 +71,7 @@ def main(results: Path, name: str, budget: int) -> None:
     check({"nothing", "+"} < set(compared) <= kinds, "a finalist has controls")
     for kind, seeds in compared.items():
         check(seeds == SEEDS, f"{kind}: {seeds} seeds")
-    files = ("front.json", "front.png", "study.json", "optuna.journal", "confirmation.json")
+    files = ("front.json", "report.html", "study.json", "optuna.journal", "confirmation.json")
     for file in (*files, "mcnemar.csv", "visibility.json"):
         check((study / file).stat().st_size > 0, f"{file} was written")
     check(any((study / "tensorboard").rglob("events.out.tfevents.*")), "TensorBoard logs")

@@ -127,5 +127,5 @@ def unpack(archive: Path | IO[bytes], folder: Path) -> None:
     source = {"name": archive} if isinstance(archive, Path) else {"fileobj": archive}
     with tarfile.open(**source) as opened:
         # Python before 3.11.4 has no filters. Archives are our own.
-        known = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        known: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         opened.extractall(folder, **known)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict, replace
 from pathlib import Path
 from zlib import crc32
 
 import numpy as np
 from sklearn.metrics import f1_score
 
+from alrq_core.files import write_json
 from alrq_core.recipe import Recipe
 from alrq_core.records import TestScore, TrialReport
 from alrq_core.sensitivity.table import flat_table
@@ -17,6 +19,7 @@ from search_spaces.spaces import make_space
 from tune.search.proposer import Proposer
 from tune.search.searchers import Setting
 from tune.search.tried import Tried
+from tune.study.config import STUDY_FILE, STUDY_VERSION, StudyConfig
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.plan import Plan
 from tune.study.replay import replay_search
@@ -104,10 +107,11 @@ def make_study(
     deadline: float | None = None,
     reference: str | None = None,
     screen: int = 0,
+    blocks: int = 3,
     listeners: tuple[Listener, ...] = (),
 ) -> Study:
     """Return a study that goes on from what the log in `folder` holds."""
-    inventory = make_inventory()
+    inventory = make_inventory(blocks)
     log = EventLog(folder / LOG_NAME)
     events = list(log.read())
     state = StudyState(inventory.names).replay(events)
@@ -183,3 +187,19 @@ def drive(
             if advance(study, trial, loss_of):
                 running.append(trial)
     return reports
+
+
+def save_study(study: Study, **flags: object) -> Path:
+    """Write what a study's folder has beside its log, and return the folder."""
+    config = StudyConfig(name=study.folder.name, recipe=RECIPE, budget=study.plan.budget)
+    config = replace(config, **flags)  # type: ignore[arg-type]
+    machine = {"processor": "made-up", "cores": 2, "device": "cpu", "compute_dtype": "float32"}
+    content = {
+        "version": STUDY_VERSION,
+        "config": config.to_json(),
+        "inventory": asdict(study.plan.space.inventory),
+        "splits": {"source": "made up", "train": 80, "validation": 40, "test": len(LABELS)},
+        "runs": [{"versions": {"alrq": "0"}, "machine": machine, "commit": None}],
+    }
+    write_json(study.folder / STUDY_FILE, content)
+    return study.folder

@@ -136,7 +136,8 @@ def test_result_files_agree_with_the_log(finished: tuple[Path, Any]) -> None:
     assert {event["kept_step"] for event in trained} <= {0, 4}
     names = {path.name for path in output.iterdir()}
     assert {"results_B-FP_custom_s.json", "all_results.json", "experiment_summary.csv"} <= names
-    assert (study / "front.png").stat().st_size > 10_000
+    assert (study / "report.html").stat().st_size > 10**6
+    assert (study / "figures/differences.pdf").read_bytes().startswith(b"%PDF")
     runs = sum(e["event"] == "tested" for e in events(output))
     compared = (study / "mcnemar.csv").read_text(encoding="utf-8").splitlines()
     assert len(compared) == 1 + runs * (runs - 1) // 2

@@ -1,4 +1,4 @@
-"""The result files, the closing table and the picture, from a simulated study."""
+"""The result files and the closing table, from a simulated study."""
 
 import csv
 import io
@@ -15,7 +15,6 @@ from alrq_core.recipe import Recipe
 from search_spaces.allocation import from_json
 from tests.simulated import LABELS, drive, make_inventory, make_study
 from tune.report.confirmation import Confirmed, confirmed
-from tune.report.plots import draw_front
 from tune.report.recommendation import Verdict, recommend, recommendation_line
 from tune.report.results import write_results, write_study_tables
 from tune.report.summary import SUMMARY_COLUMNS
@@ -357,11 +356,3 @@ def test_under_a_limit_the_best_that_fits_is_named(state: StudyState) -> None:
     )
     nothing = recommendation_line([large], None, 2.0, 12_000_000)
     assert nothing.endswith("no interval against B-FP stays above -2.")
-
-
-@pytest.mark.parametrize("confirmed_too", [True, False])
-def test_the_picture_is_drawn(tmp_path: Path, state: StudyState, confirmed_too: bool) -> None:
-    rows = confirmed(state, INVENTORY, LABELS) if confirmed_too else []
-    draw_front(tmp_path / "front.png", state, rows, recommend(rows, 100.0, None), "a caption")
-
-    assert (tmp_path / "front.png").read_bytes()[:4] == b"\x89PNG"

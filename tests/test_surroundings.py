@@ -78,7 +78,7 @@ def test_a_closed_terminal_ends_a_study_as_ctrl_c_does(hung_up: tuple[Path, int,
     study, code, shown = hung_up
 
     assert code == 130, shown
-    assert (study / "trials.parquet").is_file() and (study / "front.png").is_file()
+    assert (study / "trials.parquet").is_file() and (study / "report.html").is_file()
 
 
 def test_nothing_around_a_study_reaches_its_trials(hung_up: tuple[Path, int, str]) -> None:

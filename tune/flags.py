@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_search(parser.add_argument_group("how it is searched"))
     _add_recipe(parser.add_argument_group("how every trial is trained"))
     _add_places(parser.add_argument_group("where it runs and writes"))
+    _add_after(parser.add_argument_group("instead of a run"))
     return parser
 
 
@@ -270,6 +271,30 @@ def _add_places(group: Any) -> None:
         metavar="PATH",
         help="go on with a study, also by its URI in a storage; --budget may grow",
     )
+    group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
+    group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan and the corners of the space, and end",
+    )
+    group.add_argument(
+        "--debug", action="store_true", help="show a mistake's traceback beside its one line"
+    )
+
+
+def _add_after(group: Any) -> None:
+    group.add_argument(
+        "--report",
+        metavar="STUDY",
+        help="write report.html, and its figures, of a study that runs, or has ended",
+    )
+    group.add_argument(
+        "--compare",
+        metavar="STUDY",
+        nargs="+",
+        help="write comparison.html, of several studies on the same axes",
+    )
     group.add_argument("--export", metavar="STUDY", help="write a confirmed trial, ready to load")
     group.add_argument("--trial", metavar="ID", help="the trial that --export writes")
     group.add_argument("--to", metavar="DIR", help="the new folder that --export makes")
@@ -280,8 +305,6 @@ def _add_places(group: Any) -> None:
         help="what --export writes: alrq; transformers, for it and vLLM; or gguf, for llama.cpp "
         "(default: alrq)",
     )
-    group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
-    group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
     group.add_argument(
         "--caches",
         type=cache_limit,
@@ -290,14 +313,6 @@ def _add_places(group: Any) -> None:
         metavar="20GB",
         help="show what is kept of models for later studies; with a size, remove what was unused "
         "longest until the rest fits (0: all)",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and the corners of the space, and end",
-    )
-    group.add_argument(
-        "--debug", action="store_true", help="show a mistake's traceback beside its one line"
     )
 
 

@@ -78,14 +78,18 @@ class Confirmed:
 
 
 def confirmed(
-    state: StudyState, inventory: Inventory, labels: np.ndarray, comparator: str = COMPARATOR
+    state: StudyState,
+    inventory: Inventory,
+    labels: np.ndarray | None,
+    comparator: str = COMPARATOR,
 ) -> list[Confirmed]:
     """Return what was confirmed, from the smallest to the largest.
 
     Args:
         state: All trials.
         inventory: The target modules.
-        labels: True class of each test sequence; empty for language modelling.
+        labels: True class of each test sequence; empty for language modelling. None where they are
+            not at hand: F1 then has no interval.
         comparator: See `Confirmed`.
     """
     runs: dict[str, list[TrialState]] = {}
@@ -104,7 +108,7 @@ def _row(
     comparator: str,
     reference: list[TrialState] | None,
     inventory: Inventory,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
 ) -> Confirmed:
     tests = [run.test for run in runs if run.test is not None]
     scores = np.array([test.scores for test in tests])
@@ -183,9 +187,9 @@ def _share(table: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _f1_interval(tests: list[TestScore], labels: np.ndarray) -> tuple[float, float] | None:
+def _f1_interval(tests: list[TestScore], labels: np.ndarray | None) -> tuple[float, float] | None:
     """Return the interval of the macro F1; None where a run's predictions were not kept."""
-    if not all(test.predictions for test in tests):
+    if labels is None or not all(test.predictions for test in tests):
         return None
     return _share(f1_table(np.array([test.predictions for test in tests]), labels))
 

@@ -1,15 +1,16 @@
-"""Writes what a study found: tables, the front with its picture, the recommendation."""
+"""Writes what a study found: tables, the recommendation, the report with its figures."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from alrq_core.files import write_json
+from alrq_core.files import spared, write_json
 from tune.report.confirmation import Confirmed, confirmed
 from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
 from tune.report.mcnemar import write_mcnemar
-from tune.report.plots import draw_front
+from tune.report.page.page import write_report
 from tune.report.recommendation import Verdict, constant_answer, judge
 from tune.report.results import write_results, write_study_tables
+from tune.report.ways_on import ways_on
 from tune.study.finalists import compared_finalist
 from tune.study.prepare import Prepared
 from tune.study.state import StudyState
@@ -29,6 +30,7 @@ class StudyResult:
         files: The result files.
         skipped: Files among the results that are no results, in words.
         evidence: What was worth its cost, and what the search was compared to, in words.
+        ways_on: What would lead to a recommendation, where there is none.
     """
 
     state: StudyState
@@ -39,6 +41,7 @@ class StudyResult:
     files: list[Path]
     skipped: list[str]
     evidence: list[str]
+    ways_on: list[str]
 
 
 def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
@@ -54,6 +57,8 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
         max_memory_bytes=config.max_memory_bytes,
         finished=end.finished,
     )
+    sequences, limit = len(prepared.task.test), config.max_memory_bytes
+    ways = [] if verdict.row else ways_on(rows, config.margin, limit, sequences)
     write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
@@ -61,10 +66,8 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     ordered, compared = agreements(state, table), comparisons(state, rows, found, comparator)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
     files, skipped = write_results(config, prepared.task.splits, state, rows, verdict)
-    if any(trial.reports for trial in state.trials.values()):
-        picture = config.folder / "front.png"
-        draw_front(picture, state, rows, verdict.row, _caption(prepared, state))
-        files.append(picture)
+    with spared(config.folder, "the report"):
+        files.append(write_report(config.folder))
     return StudyResult(
         state=state,
         confirmed=rows,
@@ -74,26 +77,5 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
         files=files,
         skipped=skipped,
         evidence=evidence_lines(ordered, compared),
-    )
-
-
-def _caption(prepared: Prepared, state: StudyState) -> str:
-    config, recipe = prepared.config, prepared.config.recipe
-    ended = sum(trial.status not in ("running", "paused") for trial in state.of_role("search"))
-    searched = f"{ended} trials, {config.searcher} with {config.scheduler}; "
-    return (
-        f"{config.model} on {config.task}, space {config.space}: "
-        f"{'' if prepared.space.fixed else searched}"
-        f"{recipe.max_steps} steps of {recipe.batch_size} at learning rate "
-        f"{recipe.learning_rate:g}{_started(prepared)}, at most {recipe.max_length} tokens; "
-        f"{len(prepared.task.validation)} validation and {len(prepared.task.test)} test sequences"
-    )
-
-
-def _started(prepared: Prepared) -> str:
-    if prepared.reference is None:
-        return ""
-    tuning = prepared.config.recipe.tuning
-    return (
-        f" from nothing, {tuning.max_steps} at {tuning.learning_rate:g} from {prepared.reference}"
+        ways_on=ways,
     )

@@ -259,8 +259,15 @@ class StudyConfig:
         return StudyConfig(**{**data, **typed})
 
 
-def load_study_file(folder: Path) -> dict[str, Any]:
+def load_study_file(
+    folder: Path, flag: str = "--resume", any_version: bool = False
+) -> dict[str, Any]:
     """Return the content of a study's `study.json`.
+
+    Args:
+        folder: The study.
+        flag: That named it.
+        any_version: Whether an earlier release may have begun it.
 
     Raises:
         ValueError: The folder is no study.
@@ -271,12 +278,12 @@ def load_study_file(folder: Path) -> dict[str, Any]:
         content["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"`--resume` must be the folder of a study, got {str(folder)!r} without a readable "
+            f"`{flag}` must be the folder of a study, got {str(folder)!r} without a readable "
             f"{STUDY_FILE}. Give a folder below results/{STUDIES_FOLDER}."
         ) from error
-    if content.get("version") != STUDY_VERSION:
+    if content.get("version") != STUDY_VERSION and not any_version:
         raise ValueError(
-            f"`--resume` must be a study of version {STUDY_VERSION}, got {str(folder)!r} of "
+            f"`{flag}` must be a study of version {STUDY_VERSION}, got {str(folder)!r} of "
             f"version {content.get('version')}, whose trials were made in another way. Go on with "
             "the release that began it, or start a new one."
         )

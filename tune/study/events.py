@@ -171,10 +171,22 @@ def decode_event(line: str) -> Event:
     Raises:
         ValueError: Not one of our lines.
     """
+    return decode_timed(line)[1]
+
+
+def decode_timed(line: str) -> tuple[float | None, Event]:
+    """Return when an event was logged, in seconds since 1970, and the event.
+
+    Raises:
+        ValueError: Not one of our lines.
+    """
     content = json.loads(line)
     if not isinstance(content, dict):
         raise ValueError(f"`event` must be a JSON object, got the line {line[:80]!r}.")
-    content.pop("logged", None)
+    return content.pop("logged", None), _decoded(content, line)
+
+
+def _decoded(content: dict[str, Any], line: str) -> Event:
     kind = _KINDS.get(content.pop("event", None))
     if kind is None:
         raise ValueError(f"`event` must be one of {', '.join(_KINDS)}, got the line {line[:80]!r}.")
@@ -207,7 +219,12 @@ class EventLog:
     _file: IO[bytes] | None = field(default=None, repr=False)
 
     def read(self) -> Iterator[Event]:
-        """Yield all events. A last line that a crash cut short is left out.
+        """Yield all events: see `timed`."""
+        return (event for _, event in self.timed())
+
+    def timed(self) -> Iterator[tuple[float | None, Event]]:
+        """Yield all events, each after the time when it was logged. A last line that a crash cut
+        short is left out.
 
         Raises:
             ValueError: The log is of another version, a line before the last is not an event, or
@@ -218,7 +235,7 @@ class EventLog:
         lines = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                event = decode_event(line.decode("utf-8"))
+                logged, event = decode_timed(line.decode("utf-8"))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"`{self.path}` must hold one event a line, got line {number} that is none "
@@ -229,7 +246,7 @@ class EventLog:
             if isinstance(event, Tested):
                 score = with_predictions(self.path.parent, event.trial, event.score)
                 event = Tested(trial=event.trial, score=score)
-            yield event
+            yield logged, event
 
     def append(self, event: Event) -> None:
         """Write one event, with the time, and wait until it and its predictions are on disk.

@@ -28,7 +28,7 @@ class Streak:
         if isinstance(event, Completed | Paused | Stopped):
             self.reasons.clear()
         elif isinstance(event, Failed) and state.trials[event.trial].role in ROLES:
-            if self.reasons and _words(self.reasons[-1]) != _words(event.reason):
+            if self.reasons and words(self.reasons[-1]) != words(event.reason):
                 self.reasons.clear()
             self.reasons.append(event.reason)
 
@@ -38,6 +38,6 @@ class Streak:
         return self.reasons[-1] if len(self.reasons) >= FAILURES else None
 
 
-def _words(reason: str) -> str:
+def words(reason: str) -> str:
     """Return a reason without what tells trials apart: steps, bytes, names with a number."""
     return re.sub(r"\S*\d\S*", "", reason)

@@ -1,0 +1,187 @@
+"""What a report says of a study that ended, runs, failed, or recommends nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import run_search
+from alrq_core.files import write_json
+from search_spaces.allocation import Allocation, Choice
+from tests.simulated import LABELS, bytes_help, drive, make_inventory, make_study, save_study
+from tests.test_confirmation import trial
+from tune.report.answer import answer
+from tune.report.confirmation import Confirmed, confirmed
+from tune.report.facts import Facts, read_facts
+from tune.report.failing import OTHERWISE, failure_groups
+from tune.report.learned import module_costs
+from tune.report.recommendation import Verdict
+from tune.report.results import write_results
+from tune.report.tables import report_tables
+from tune.report.ways_on import ways_on
+from tune.study.config import StudyConfig
+from tune.study.events import Failed
+from tune.study.state import StudyState
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> Facts:
+    """A study that recommends the largest of what its search found."""
+    study = make_study(tmp_path / "studies/s", budget=12, searcher="alrq", reference="B-FP")
+    drive(study)
+    folder = save_study(study)
+    rows = confirmed(study.state, make_inventory(), LABELS)
+    best = next(row for row in reversed(rows) if row.role == "search")
+    config = StudyConfig(name="s", output_dir=str(tmp_path))
+    verdict = Verdict(row=best, text=f"Recommended: {best.trial} *, whatever.")
+    write_results(config, "made up", study.state, rows, verdict)
+    return read_facts(folder)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path) -> None:
+    (tmp_path / "studies/s").mkdir(parents=True)
+
+
+def test_what_is_recommended_comes_first_with_its_evidence(ended: Facts) -> None:
+    said = answer(ended)
+    row, reference = ended.row(ended.recommended), ended.reference
+    assert row is not None and reference is not None and row.difference_interval is not None
+    low, high = row.difference_interval
+
+    assert said.headline.startswith(f"Use {row.trial}: {row.memory_bytes / 1e6:.2f} MB instead of ")
+    evidence = " ".join(said.points)
+    assert f"{low:+.1f} and {high:+.1f} at 95 % confidence" in evidence
+    assert f"Over {len(row.seeds)} fresh seeds and 40 test sequences" in evidence
+    assert said.ways_on == ()
+    assert ended.runner_up is not None and ended.runner_up.allocation != row.allocation
+
+
+def test_more_confirmed_runs_make_a_recommendation_old(ended: Facts) -> None:
+    content = json.loads((ended.folder / "confirmation.json").read_text())
+    content["confirmed"][0]["seeds"].pop()
+    write_json(ended.folder / "confirmation.json", content)
+    said = answer(read_facts(ended.folder))
+
+    assert said.headline == "The study has not ended: what follows may change."
+
+
+@pytest.mark.parametrize("reports", [0, 1, 5, 15, 30])
+def test_a_running_study_says_what_there_is(tmp_path: Path, reports: int) -> None:
+    study = make_study(tmp_path / "studies/s", budget=12, searcher="alrq", reference="B-FP")
+    drive(study, reports=reports)
+    found = read_facts(save_study(study))
+    said = answer(found)
+
+    assert found.recommended is None
+    assert "not ended" in " ".join(said.points)
+    assert bool(report_tables(found)) == bool(found.state.trials)
+
+
+def test_tables_have_all_trials_and_matrices(ended: Facts) -> None:
+    tables = {table.name: table for table in report_tables(ended)}
+
+    assert len(tables["trials"].rows) == len(ended.state.trials)
+    assert [row[0] for row in tables["confirmed"].rows] == [row.trial for row in ended.rows]
+    assert [row[0] for row in tables["modules"].rows] == list(ended.inventory.names)
+    for table in tables.values():
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
+def test_a_folder_without_a_study_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_search.main(["--report", str(tmp_path)]) == 2
+    assert "`--report` must be the folder of a study" in capsys.readouterr().err
+    assert run_search.main(["--report", str(tmp_path), "--budget", "3"]) == 2
+    assert "`--report` must stand alone" in capsys.readouterr().err
+    assert run_search.main(["--compare", str(tmp_path)]) == 2
+    assert "`--compare` must name 2 to 6 studies, got 1" in capsys.readouterr().err
+
+
+def test_an_older_study_can_be_looked_at(ended: Facts) -> None:
+    path = ended.folder / "study.json"
+    write_json(path, json.loads(path.read_text()) | {"version": 7})
+    assert run_search.main(["--report", str(ended.folder)]) == 0
+    assert (ended.folder / "report.html").is_file()
+    assert (ended.folder / "figures/differences.png").read_bytes().startswith(b"\x89PNG")
+
+
+def row(name: str, size: int, difference: float, half: float, role: str = "search") -> Confirmed:
+    inventory = make_inventory()
+    allocation = Allocation(dict.fromkeys(inventory.names, Choice(3, 4)))
+    state = StudyState(inventory.names)
+    state.add(trial("x", "search", "alrq", 0, allocation))
+    made = Confirmed(
+        **{field: None for field in Confirmed.__dataclass_fields__}  # type: ignore[arg-type]
+    )
+    return replace(
+        made,
+        trial=name,
+        role=role,  # type: ignore[arg-type]
+        memory_bytes=size,
+        metric="accuracy",
+        comparator="B-FP",
+        difference=difference,
+        difference_interval=(difference - half, difference + half),
+    )
+
+
+REFERENCE = row("B-FP", 46_000_000, 0.0, 0.0, "baseline")
+
+
+def test_a_wide_interval_asks_for_more_sequences() -> None:
+    # Half as wide is what the margin leaves, so four times as many.
+    found = ways_on([row("t1", 9_000_000, -1.0, 2.0), REFERENCE], 2.0, None, 500)
+    assert "about 2,000 test sequences instead of 500" in found[0]
+    assert "--margin 3.1" in found[1]
+    assert "--bits" in found[2]
+
+
+def test_a_loss_beyond_the_margin_is_not_a_matter_of_sequences() -> None:
+    found = ways_on([row("t1", 9_000_000, -4.0, 0.5), REFERENCE], 2.0, 10_000_000, 500)
+    assert len(found) == 2
+    assert "--margin 4.6" in found[0] and "10.00 MB (--max-memory)" in found[1]
+
+
+def test_what_passes_or_was_not_compared_needs_no_way_on() -> None:
+    assert ways_on([row("t1", 9_000_000, -1.0, 0.5), REFERENCE], 2.0, None, 500) == []
+    assert ways_on([REFERENCE], 2.0, None, 500) == []
+    assert ways_on([row("t1", 9_000_000, -4.0, 0.5)], 2.0, 1_000_000, 500) == []
+
+
+def test_failures_are_grouped_by_reason_with_what_helps() -> None:
+    inventory = make_inventory()
+    state = StudyState(inventory.names)
+    allocation = Allocation(dict.fromkeys(inventory.names, Choice(3, 4)))
+    reasons = {
+        "t001": "out of memory with micro-batches of 8, at a peak of 4.02 GB. CUDA says no",
+        "t002": "out of memory with micro-batches of 4, at a peak of 3.98 GB. CUDA says no",
+        "t003": "validation loss became nan at step 25",
+        "t004": "KeyError: 'weight'",
+    }
+    for name, reason in reasons.items():
+        state.add(replace(trial(name, "search", "alrq", 0, allocation), status="running"))
+        state.apply(Failed(trial=name, reason=reason))
+    memory, diverged, unknown = failure_groups(state)
+
+    assert memory.trials == ("t001", "t002") and "--device-memory" in memory.advice
+    assert diverged.trials == ("t003",) and "--learning-rate" in diverged.advice
+    assert unknown.advice == OTHERWISE
+    assert memory.line.startswith("failed: 2 (t001, t002): out of memory with micro-batches of 8")
+
+
+def test_costs_of_modules_follow_what_trials_lost(tmp_path: Path) -> None:
+    """Few bits of one module are made to cost much more than the table says."""
+    folder = tmp_path / "studies/s"
+    study = make_study(folder, budget=60, searcher="random", reference="B-FP")
+    dear = make_inventory().names[0]
+    drive(study, lambda t, step: bytes_help(t, step) + (t.allocation.choices[dear].bits == 2))
+    found = read_facts(save_study(study))
+    assert found.table is not None
+    costs = module_costs(found.state, found.table)
+    changes = {name: cost.learned / cost.predicted for name, cost in costs.items()}
+
+    assert set(costs) == set(make_inventory().names)
+    assert max(changes, key=lambda name: changes[name]) == dear

@@ -1,0 +1,151 @@
+"""What each module was predicted to cost, and what the trials taught of it."""
+
+from typing import Any
+
+from search_spaces.inventory import Inventory
+from tune.report.facts import Facts
+from tune.report.figures.allocations import heat_map, kinds
+from tune.report.figures.style import (
+    BITS_RAMP,
+    OTHER,
+    Figure,
+    Spec,
+    figure,
+    grouped,
+    quantity,
+    tooltip,
+)
+from tune.report.learned import ModuleCost, module_costs
+from tune.study.state import TrialState
+
+# Divergences of single modules are thousandths of a nat.
+UNIT = 1e3
+# In per cent: what is less has the same colour in all studies.
+LEAST_CHANGE = 10.0
+# Between less and more than predicted; after `PuOr` of Brewer's ColorBrewer, which colour-blind
+# people can read.
+CHANGES = ("#5e3c99", "#b2abd2", "#f7f7f7", "#fdb863", "#b35806")
+
+
+def module_maps(facts: Facts) -> list[Figure]:
+    """Return what each module's fewest bits are expected to cost, and by how much the trials
+    changed that; none where no table was measured, or no trial was judged.
+    """
+    if facts.table is None or not (costs := module_costs(facts.state, facts.table)):
+        return []
+    named = kinds(facts.inventory)
+    rows = [
+        _row(name, facts.inventory, named[name], costs[name]) for name in named if name in costs
+    ]
+    order = list(dict.fromkeys(named.values()))
+    most = max(LEAST_CHANGE, *(abs(row["change"]) for row in rows))
+    highest = max(row["learned"] for row in rows)
+    cost = {
+        "field": "learned",
+        "type": "quantitative",
+        "scale": {"type": "sqrt", "domain": [0, highest], "range": list(BITS_RAMP)},
+        "legend": {"orient": "top", "title": "thousandths of a nat", "gradientLength": 180},
+    }
+    change = {
+        "field": "change",
+        "type": "quantitative",
+        "scale": {"domain": [-most, 0, most], "range": list(CHANGES[::2])},
+        "legend": {"orient": "top", "title": "% of what was predicted", "gradientLength": 180},
+    }
+    shown = tooltip(
+        module="module",
+        bits="bits",
+        rank="rank",
+        predicted="predicted (0.001 nats)#",
+        learned="learned (0.001 nats)#",
+        change="change (%)#",
+    )
+    labelled = [row | {"label": _short(row["learned"])} for row in rows]
+    for row in labelled:
+        row["pale"] = row["learned"] < 0.4 * highest
+    changed = [row | {"label": f"{row['change']:+.0f}".replace("-0", "0")} for row in rows]
+    for row in changed:
+        row["pale"] = abs(row["change"]) < 0.6 * most
+    return [
+        Figure(
+            name="modules-cost",
+            title="What each matrix costs at its fewest bits",
+            text=(
+                "Divergence from the reference that this matrix alone brings about, as the model "
+                "of the search expects it after all trials. Dark matrices are where bits pay."
+            ),
+            spec=heat_map(labelled, order, cost, shown),
+        ),
+        Figure(
+            name="modules-change",
+            title="What the trials changed of the prediction",
+            text=(
+                "Against the visibility table, which was measured before any trial. Small numbers "
+                "say that the trials had little to add to it, not that it is right."
+            ),
+            spec=heat_map(changed, order, change, shown),
+        ),
+    ]
+
+
+def _row(name: str, inventory: Inventory, kind: str, cost: ModuleCost) -> dict[str, Any]:
+    block = next(target.block for target in inventory.targets if target.name == name)
+    return {
+        "module": name,
+        "block": block,
+        "kind": kind,
+        "bits": cost.choice.bits,
+        "rank": cost.choice.rank,
+        "predicted": UNIT * cost.predicted,
+        "learned": UNIT * cost.learned,
+        "change": 100 * (cost.learned / cost.predicted - 1) if cost.predicted else 0.0,
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def predictions(facts: Facts) -> Figure | None:
+    """Return what trials were judged by, over what the table predicts of them."""
+    if facts.table is None:
+        return None
+    judged = [trial for trial in facts.searched if trial.comparable]
+    if len(judged) < 2:
+        return None
+    rows = [_predicted(facts, trial) for trial in judged]
+    started = judged[0].reference is not None
+    what = "divergence of the start" if started else "validation loss"
+    point: Spec = {
+        "mark": {"type": "point", "filled": True, "size": 55, "opacity": 0.8},
+        "encoding": {
+            "x": quantity("predicted", "divergence, predicted (nats, log scale)", type="log"),
+            "y": quantity("objective", f"{what} (nats, log scale)", type="log"),
+            "color": grouped([OTHER])["color"] | {"legend": None},
+            "tooltip": tooltip(
+                trial="trial",
+                **{"megabytes": "MB#", "predicted": "predicted#", "objective": what + "#"},
+            ),
+        },
+    }
+    return Figure(
+        name="predictions",
+        title="Predicted, and found",
+        text=(
+            "Each dot is a trial. The visibility table adds up what each module's bits and rank "
+            "would do alone. Only the order counts, not the scale: the search learns that from "
+            "the trials."
+        ),
+        spec=figure([point], rows),
+    )
+
+
+def _predicted(facts: Facts, trial: TrialState) -> dict[str, Any]:
+    assert facts.table is not None and trial.judged is not None
+    return {
+        "trial": trial.id,
+        "group": OTHER,
+        "megabytes": trial.memory_bytes / 1e6,
+        "predicted": max(facts.table.predict(trial.allocation), 1e-6),
+        "objective": max(trial.judged.objective, 1e-5),
+    }

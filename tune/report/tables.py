@@ -1,0 +1,177 @@
+"""The tables of a report: rows that a page sorts and hands out as CSV."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces.allocation import from_json
+from search_spaces.costs import average_bits, average_rank, module_bytes
+from tune.report.confirmation import Confirmed
+from tune.report.facts import Facts
+from tune.study.state import TrialState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: Of its file, and of its place in the page.
+        title: What it has.
+        columns: Titles with units.
+        rows: Numbers and texts; None for nothing.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[list[Any]]
+
+
+def report_tables(facts: Facts) -> list[Table]:
+    """Return all tables that have a row."""
+    found = [confirmed_table(facts), _trials(facts)]
+    if facts.chosen is not None:
+        found += [_modules(facts, facts.chosen), *_receipts(facts, facts.chosen)]
+    return [table for table in found if table.rows]
+
+
+def confirmed_table(facts: Facts) -> Table:
+    """Return what was confirmed, from the smallest to the largest."""
+    metric = facts.rows[0].metric.replace("_", " ") if facts.rows else ""
+    unit = "%" if metric == "perplexity" else "points"
+    scale = 1 if metric == "perplexity" else 100
+    return Table(
+        name="confirmed",
+        title="Confirmed on the test split",
+        columns=(
+            "allocation",
+            "role",
+            "MB",
+            "average bits",
+            "average rank",
+            f"test {metric}" + ("" if scale == 1 else " (%)"),
+            "from",
+            "to",
+            f"difference ({unit})",
+            "difference from",
+            "difference to",
+            "validation loss",
+            "seeds",
+            "trained s",
+            "peak GB",
+        ),
+        rows=[_confirmed_row(row, scale) for row in facts.rows],
+    )
+
+
+def _confirmed_row(row: Confirmed, scale: int) -> list[Any]:
+    low, high = row.difference_interval or (None, None)
+    return _rounded(
+        row.trial,
+        row.role,
+        row.memory_bytes / 1e6,
+        row.average_bits,
+        row.average_rank,
+        scale * row.value,
+        scale * row.interval[0],
+        scale * row.interval[1],
+        row.difference,
+        low,
+        high,
+        row.validation_loss,
+        len(row.seeds),
+        row.train_seconds,
+        row.peak_memory_bytes / 1e9,
+    )
+
+
+def _trials(facts: Facts) -> Table:
+    return Table(
+        name="trials",
+        title="All trials",
+        columns=(
+            "trial",
+            "role",
+            "chosen by",
+            "status",
+            "MB",
+            "average bits",
+            "average rank",
+            "step",
+            "divergence",
+            "validation loss",
+            "trained s",
+            "reason",
+        ),
+        rows=[_trial_row(facts, trial) for trial in facts.state.trials.values()],
+    )
+
+
+def _trial_row(facts: Facts, trial: TrialState) -> list[Any]:
+    judged, last = trial.judged, trial.last
+    return _rounded(
+        trial.id,
+        trial.role,
+        trial.origin,
+        trial.status,
+        trial.memory_bytes / 1e6,
+        average_bits(trial.final, facts.inventory),
+        average_rank(trial.final, facts.inventory),
+        last.step if last else None,
+        judged.divergence if judged else None,
+        last.loss if last else None,
+        sum(report.train_seconds for report in trial.reports),
+        trial.reason,
+    )
+
+
+def _modules(facts: Facts, row: Confirmed) -> Table:
+    choices = from_json(row.allocation).choices
+    return Table(
+        name="modules",
+        title=f"Matrices of {row.trial}",
+        columns=("module", "block", "part", "shape", "bits", "method", "group", "rank", "KB"),
+        rows=[
+            _rounded(
+                target.name,
+                target.block if target.block >= 0 else None,
+                target.part,
+                f"{target.out_features} x {target.in_features}",
+                choices[target.name].bits,
+                choices[target.name].method,
+                choices[target.name].group_size or None,
+                choices[target.name].rank,
+                module_bytes(target, choices[target.name]) / 1e3,
+            )
+            for target in facts.inventory.modules
+        ],
+    )
+
+
+def _receipts(facts: Facts, row: Confirmed) -> Sequence[Table]:
+    """Return the receipt of the first seed: what was read back from the built model."""
+    runs = [trial for trial in facts.state.confirmed_runs() if trial.source == row.trial]
+    path = facts.folder / "receipts" / f"{runs[0].id}.json" if runs else None
+    if path is None or not path.is_file():
+        return []
+    modules = json.loads(path.read_text(encoding="utf-8"))["modules"]
+    rows = [
+        _rounded(
+            name,
+            entry["module_class"].rpartition(".")[2],
+            entry["bits"],
+            entry["method"],
+            entry["rank"],
+            entry["stored_bytes"],
+            f"{entry['checksum']:08x}",
+        )
+        for name, entry in modules.items()
+    ]
+    columns = ("module", "class", "bits", "method", "rank", "stored bytes", "CRC-32 of its codes")
+    return [Table(name="receipt", title=f"Receipt of {runs[0].id}", columns=columns, rows=rows)]
+
+
+def _rounded(*values: Any) -> list[Any]:
+    return [float(f"{v:.6g}") if isinstance(v, float) else v for v in values]
