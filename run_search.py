@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from tune.flags import (
 )
 from tune.mistakes import Attempt, print_anything, tell
 
+Form = Literal["shown", "quiet", "json"]
 RECIPE_FLAGS = (
     "learning_rate",
     "max_steps",
@@ -52,12 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: bool) -> int:
     """Run what the flags ask for; return the exit code."""
-    export = given.pop("export", None)
+    export, quiet = given.pop("export", None), given.pop("quiet", False)
+    form: Form = "json" if given.pop("json", False) else "quiet" if quiet else "shown"
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+    width = None if Console().is_terminal else PLAIN_WIDTH
+    shown = Console(width=width)
+    # What is said around a study, and not of it.
+    console = shown if form == "shown" else Console(width=width, quiet=True)
+    if "watch" in given:
+        return _watch(shown, given, form)
     if export is not None:
         return _export(console, export, given)
     if "report" in given or "compare" in given:
@@ -99,13 +104,13 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
 
             mirror = held.enter_context(mirrored(config, partial(_say, console)))
             attempt.study, attempt.budget = config.folder, config.budget
-            end = run_study(prepared, console, mirror)
+            end = run_study(prepared, shown, mirror, form)
         from tune.report.finish import finish
 
         result = finish(prepared, end)
         if mirror is not None:
             mirror.add(result.files)
-        return _report(console, result, attempt)
+        return _report(shown, result, attempt, form)
 
 
 def _prepared(config: Any, resume: str | None, console: Console, dry_run: bool, hosts: Any) -> Any:
@@ -167,6 +172,18 @@ def _export(console: Console, study: str, given: dict[str, Any]) -> int:
             export_on_node(found, target)
     way = f"alrq_core.load({given['to']!r})" if form == "alrq" else "the lines in its README.md"
     print(f"wrote {found.trial} to {given['to']}. Load it with: {way}")
+    return 0
+
+
+def _watch(console: Console, given: dict[str, Any], form: Form) -> int:
+    """Show a study that another process runs; return the exit code."""
+    study = Path(_alone("watch", given))
+    from tune.report.watch import watch
+
+    worked = watch(study, console, form)
+    if form == "shown":
+        when = "any longer" if worked else "now"
+        _say(console, f"Nobody works on {study} {when}. Its report: --report {study}")
     return 0
 
 
@@ -262,8 +279,14 @@ def _fetched(uri: str, given: dict[str, Any], dry_run: bool) -> Path:
     return folder
 
 
-def _report(console: Console, result: Any, attempt: Attempt) -> int:
+def _report(console: Console, result: Any, attempt: Attempt, form: Form) -> int:
     """Print how a study ended; return the exit code."""
+    if form == "json":
+        print(result.line)
+    # Of which `--json` keeps the usual one to itself.
+    output = sys.stderr if form == "json" else sys.stdout
+    if form != "shown":
+        console = Console(quiet=True)
     from tune.report.failing import failure_groups
     from tune.report.table import closing_table, cost_table
 
@@ -282,7 +305,7 @@ def _report(console: Console, result: Any, attempt: Attempt) -> int:
         )
         return EXIT_FAILED
     if not result.finished:
-        print(f"Interrupted. Go on with: {attempt.way_on}")
+        print(f"Interrupted. Go on with: {attempt.way_on}", file=output)
         return EXIT_INTERRUPTED
     trials = list(result.state.trials.values())
     failed = [trial for trial in trials if trial.status == "failed"]
@@ -298,6 +321,8 @@ def _report(console: Console, result: Any, attempt: Attempt) -> int:
         _say(console, group.line)
     for line in result.evidence:
         _say(console, line)
+    if form == "quiet":
+        print(f"{result.verdict.text}\n{result.page}")
     _say(console, result.verdict.text)
     for line in result.ways_on:
         _say(console, line)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alrq_core.adapters.adalora import AdaptiveRanks
 from alrq_core.adapters.reference import Reference, adapters_of
@@ -106,6 +106,8 @@ class TrialRun:
             self.model, context.task, context.recipe, self.compute_dtype, self._device
         )
         self._best: Kept | None = None
+        # Losses of the steps since the last report, and the seconds that they took.
+        self._trained: tuple[list[Tensor], float] = [], 0.0
 
     def _build(self) -> AdaptiveRanks | None:
         """Build the model, with head and adapters started; return AdaLoRA's adapters."""
@@ -151,10 +153,10 @@ class TrialRun:
             TrainingDivergedError: The training loss is not finite.
             ReceiptError: An adapter got no gradients, or the base weights changed.
         """
-        started = time.perf_counter()
-        self.model.train()
-        with self.randomness:
-            train_loss = self._train_to(step)
+        self.train(step)
+        losses, train_seconds = self._trained
+        self._trained = [], 0.0
+        train_loss = float(torch.stack(losses).mean()) if losses else 0.0
         trained = time.perf_counter()
         last = step == self.recipe.max_steps
         if last:
@@ -169,7 +171,7 @@ class TrialRun:
         report = result.trial_report(
             step=step,
             train_loss=train_loss,
-            train_seconds=trained - started,
+            train_seconds=train_seconds,
             eval_seconds=time.perf_counter() - trained,
             peak_memory_bytes=peak_memory_bytes(self._device),
             start=apart,
@@ -178,6 +180,25 @@ class TrialRun:
             report = self._kept(report, result.losses, last)
         self.reports.append(report)
         return report
+
+    def train(self, step: int) -> None:
+        """Train up to `step` optimiser steps in all, without a report: for callers that want to
+        tell how far it is. After the first step gradients are probed.
+
+        Raises:
+            TrainingDivergedError: The training loss is not finite.
+            ReceiptError: An adapter got no gradients.
+        """
+        started = time.perf_counter()
+        losses, seconds = self._trained
+        self.model.train()
+        with self.randomness:
+            if self.step == 0 < step:
+                losses += self.training.train_to(1)
+                if self.training.trained:
+                    self._probe()
+            losses += self.training.train_to(step)
+        self._trained = losses, seconds + time.perf_counter() - started
 
     def divergence(self) -> float:
         """Return the mean divergence from the reference, over what starts are scored on."""
@@ -239,16 +260,6 @@ class TrialRun:
         if self.allocation.final_rank is None or self.training.adaptive is not None:
             return self.allocation
         return self.allocation.with_ranks(self.receipt.ranks)
-
-    def _train_to(self, step: int) -> float:
-        """Do the steps up to `step`; return their mean loss. After the first, probe gradients."""
-        losses = []
-        if self.step == 0 < step:
-            losses += self.training.train_to(1)
-            if self.training.trained:
-                self._probe()
-        losses += self.training.train_to(step)
-        return float(torch.stack(losses).mean()) if losses else 0.0
 
     def _probe(self) -> None:
         """Check that an evaluation in the middle leaves the gradients alive.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from alrq_core.adapters.reference import Reference
-from alrq_core.sensitivity.shifts import Shifts, answer_shifts
+from alrq_core.sensitivity.shifts import Shifts, answer_shifts, finished
 from alrq_core.sensitivity.table import ModuleVisibility, VisibilityTable
 from benchmarks.codes import half_interval
 from benchmarks.setups import load
@@ -87,7 +87,7 @@ def main() -> None:
     ratios: dict[str, list[float]] = {name: [] for name in ARMS}
     for path in given.references:
         reference = Reference.load(path, space.inventory.names)
-        shifts = answer_shifts(context, space, reference)
+        shifts = finished(answer_shifts(context, space, reference))
         seen, other = (Landscape(shifts, space, slice(start, None, 2)) for start in (0, 1))
         best = tables_best(space, seen.table())
         for name, (screened, own) in ARMS.items():

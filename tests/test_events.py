@@ -11,11 +11,12 @@ from alrq_core.records import TestScore
 from search_spaces.spaces import make_space
 from tests.simulated import make_inventory, make_report
 from tune.study.events import (
-    Calibrated,
     Completed,
     Event,
     EventLog,
     Failed,
+    Planned,
+    Progressed,
     Proposed,
     Reported,
     Started,
@@ -54,7 +55,9 @@ EVENTS: list[Event] = [
     Failed(trial="t002", reason='it said "no"\nand ended'),
     recorded.Tested(trial="t3", score=RIGHT_AND_WRONG),
     recorded.Tested(trial="t4", score=WINDOWS),
-    Calibrated(made=3, wanted=144),
+    Progressed(work="codes", made=3, wanted=144),
+    Progressed(work="training", made=20, wanted=60, trial="t1"),
+    Planned(started=25, plain=8),
     Completed(trial="t003"),
 ]
 

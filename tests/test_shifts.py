@@ -13,7 +13,7 @@ from alrq_core.data.encode import collate
 from alrq_core.data.losses import logits_of
 from alrq_core.recipe import Recipe
 from alrq_core.records import TaskKind
-from alrq_core.sensitivity.shifts import Shifts, answer_shifts, visibility_table
+from alrq_core.sensitivity.shifts import Shifts, answer_shifts, finished, visibility_table
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from search_spaces.formats import Formats
@@ -34,7 +34,7 @@ class Setting:
         run.advance(16)
         self.reference: Reference = run.reference()
         self.space: Space = make_space("joint", context.inventory, Formats(backend="hqq"))
-        self.shifts: Shifts = answer_shifts(context, self.space, self.reference)
+        self.shifts: Shifts = finished(answer_shifts(context, self.space, self.reference))
 
     def divergence(self, name: str, choice: Choice) -> float:
         """The divergence of the reference with one module changed."""

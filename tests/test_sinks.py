@@ -1,28 +1,19 @@
 """TensorBoard and W&B get what the log has; progress is readable on a terminal and in a file."""
 
-import io
-import itertools
-import json
-import re
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from search_spaces.spaces import make_space
 from tests.simulated import (
     advance,
     bytes_help,
     drive,
     make_inventory,
-    make_report,
     make_study,
     score,
 )
-from tune.report.progress import Progress
 from tune.report.sinks import TensorBoard, Wandb, readable_parameters
 from tune.study.events import LOG_NAME, Completed, Event, EventLog, Paused, Stopped
 from tune.study.study import Outcome
@@ -147,76 +138,3 @@ def test_real_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sink.close()
 
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-
-
-def follow(folder: Path, console: Console, loss_nan: str = "") -> None:
-    progress = Progress(console, make_space("joint", make_inventory()), 8, "accuracy")
-    study = make_study(folder, budget=8, listeners=(progress,))
-    with progress:
-        drive(study, lambda t, s: float("nan") if t.id == loss_nan else bytes_help(t, s))
-
-
-def test_the_end_is_estimated_from_paused_trials_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = itertools.chain([0.0], itertools.repeat(3600.0))
-    monkeypatch.setattr("tune.report.progress.time.monotonic", lambda: next(times))
-    output = io.StringIO()
-    follow(tmp_path, Console(file=output, width=120))
-    counts = r"(\d) completed, (\d) stopped, (\d) failed, (\d) paused.*about (\d+) min"
-    found = [[int(n) for n in line] for line in re.findall(counts, output.getvalue())]
-
-    assert any(paused for *_, paused, _ in found)
-    for *settled, minutes in found:
-        assert minutes == round(60 / sum(settled) * (8 - sum(settled)))
-
-
-def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
-    output = io.StringIO()
-    follow(tmp_path, Console(file=output, width=120), loss_nan="t002")
-    text = output.getvalue()
-
-    assert "\x1b" not in text
-    assert re.search(r"t001  step     2  loss \d\.\d{4}  accuracy 0\.8000  \d\.\d\d MB", text)
-    assert "t002  failed: validation loss became nan at step 2" in text
-    counts = r"8 of 8 trials: \d completed, \d stopped, 1 failed, 0 paused, 0 running"
-    assert re.search(counts, text)
-    assert "search ends in about" in text
-    assert "confirmation: " in text
-    assert max(len(line) for line in text.splitlines()) < 200
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_making_of_codes_is_shown_with_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("tune.report.progress.time.monotonic", lambda: now[0])
-    output = io.StringIO()
-    console = Console(file=output, width=120, force_terminal=terminal)
-    progress = Progress(console, make_space("joint", make_inventory()), 8, "accuracy")
-    study = make_study(tmp_path, budget=8, listeners=(progress,))
-    with closing(study.log), progress:
-        trial = study.next_trial()
-        assert trial is not None
-        for made in (40, 70, 100):
-            study.take(trial.id, Outcome(codes=(made, 200)))
-            now[0] += 6.0
-        study.take(trial.id, Outcome(report=make_report(8, 0.5)))
-    text = output.getvalue()
-
-    assert "calibrating: 40 of 200 codes" in text
-    assert "calibrating: 70 of 200 codes, ready in about 26 s" in text
-    assert "calibrating: 100 of 200 codes, ready in about 20 s" in text
-    assert text.rfind("calibrating") < text.rfind("step")
-
-
-def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
-    output = io.StringIO()
-    follow(tmp_path, Console(file=output, width=120, force_terminal=True))
-    text = output.getvalue()
-
-    assert "Best front so far" in text
-    assert "running: " in text
-    assert json.dumps("\x1b")[1:-1] not in text
-    assert "\x1b" in text

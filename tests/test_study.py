@@ -29,12 +29,12 @@ from tune.search.searchers import SEARCHERS
 from tune.study.confirming import CONFIRM_SEEDS, START_SEEDS
 from tune.study.events import (
     LOG_NAME,
-    Calibrated,
     Completed,
     Event,
     EventLog,
     Failed,
     Paused,
+    Progressed,
     Promoted,
     Proposed,
     Reported,
@@ -44,7 +44,7 @@ from tune.study.events import (
 from tune.study.finalists import TOLERANCES, compared_finalist
 from tune.study.schedulers import SCHEDULERS, START_FACTOR
 from tune.study.state import StudyState, TrialState
-from tune.study.study import WORKER_RESTARTS, Outcome, Study, load_study_table
+from tune.study.study import WORKER_RESTARTS, Outcome, Progress, Study, load_study_table
 
 INVENTORY = make_inventory()
 
@@ -285,16 +285,21 @@ def test_how_far_codes_are_is_logged_by_tenths(tmp_path: Path) -> None:
         assert second is not None
         for made in range(25):
             for trial in (first, second):
-                assert study.take(trial.id, Outcome(codes=(made, 25))) == "continue"
+                assert (
+                    study.take(trial.id, Outcome(progress=Progress("codes", made, 25)))
+                    == "continue"
+                )
         for made in range(20):
-            assert study.take(first.id, Outcome(starts=(made, 20))) == "continue"
-    told = [event for event in events(tmp_path) if isinstance(event, Calibrated)]
+            assert (
+                study.take(first.id, Outcome(progress=Progress("starts", made, 20))) == "continue"
+            )
+    told = [event for event in events(tmp_path) if isinstance(event, Progressed)]
     codes, starts = told[:10], told[10:]
 
     assert [event.made for event in codes] == [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]
-    assert {(event.wanted, event.starts_from) for event in codes} == {(25, None)}
+    assert {(event.wanted, event.trial) for event in codes} == {(25, None)}
     assert [event.made for event in starts] == [*range(0, 20, 2)]
-    assert {(event.wanted, event.starts_from) for event in starts} == {(20, first.id)}
+    assert {(event.wanted, event.trial) for event in starts} == {(20, first.id)}
     assert StudyState(INVENTORY.names).replay(events(tmp_path)) == study.state
 
 
@@ -305,7 +310,7 @@ def test_a_paused_trial_that_goes_on_may_wait_for_codes(tmp_path: Path) -> None:
             while advance(study, trial, bytes_help):
                 pass
         assert trial is not None
-        assert study.take(trial.id, Outcome(codes=(1, 2))) == "continue"
+        assert study.take(trial.id, Outcome(progress=Progress("codes", 1, 2))) == "continue"
 
     assert trial.status == "running"
 

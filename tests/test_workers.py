@@ -72,8 +72,10 @@ def test_a_node_that_does_not_see_the_study_says_so(bert_folder: Path, tmp_path:
 def first_without_codes(worker: AllocationTrainable) -> tuple[Outcome, list[tuple[int, int]]]:
     """Return the first outcome of another kind, and what was told of codes before."""
     told: list[tuple[int, int]] = []
-    while (outcome := worker.step()[OUTCOME]).codes is not None:
-        told.append(outcome.codes)
+    outcome: Outcome = worker.step()[OUTCOME]
+    while outcome.progress is not None and outcome.progress.work == "codes":
+        told.append((outcome.progress.made, outcome.progress.wanted))
+        outcome = worker.step()[OUTCOME]
     return outcome, told
 
 
@@ -107,16 +109,29 @@ def test_a_worker_tells_how_far_its_codes_are(
     assert first.report.loss == again.report.loss
 
 
-def test_a_reference_tells_how_far_the_starts_from_it_are(
+def test_a_reference_tells_how_far_all_is_that_follows_it(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tune.on_ray.workers.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("tune.on_ray.workers.TELL_STEPS", 1)
+    monkeypatch.setattr("tune.on_ray.workers.TELL_STEPS_SECONDS", 0.0)
     worker = worker_with_a_trial(bert_folder, tmp_path, role="reference")
     outcomes = [first_without_codes(worker)[0]]
-    while outcomes[-1].starts is not None:
+    while outcomes[-1].progress is not None:
         outcomes.append(worker.step()[OUTCOME])
+    told = [outcome.progress for outcome in outcomes[:-1]]
+    by_work = {
+        work: [p for p in told if p.work == work] for work in ("training", "starts", "table")
+    }
 
-    assert [outcome.starts for outcome in outcomes] == [*((n, 12) for n in range(12)), None]
+    assert [p.work for p in told] == [w for w, of in by_work.items() for _ in of]
+    assert [(p.made, p.wanted) for p in by_work["training"]] == [
+        (step, RECIPE.max_steps) for step in range(1, RECIPE.max_steps)
+    ]
+    assert [(p.made, p.wanted) for p in by_work["starts"]] == [(n, 12) for n in range(12)]
+    # Batches, and the formats of the embedding.
+    wanted = by_work["table"][0].wanted
+    assert [(p.made, p.wanted) for p in by_work["table"]] == [(n, wanted) for n in range(wanted)]
     assert outcomes[-1].report.step == RECIPE.max_steps
     assert outcomes[-1].table.modules.keys() == set(worker._context.inventory.names)
     assert (tmp_path / "references/t7.safetensors").is_file()

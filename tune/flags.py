@@ -274,6 +274,14 @@ def _add_places(group: Any) -> None:
     group.add_argument("--address", help="a Ray cluster to join, auto for the one on this machine")
     group.add_argument("--wandb", metavar="PROJECT", help="log to W&B, offline without a key")
     group.add_argument(
+        "--quiet", action="store_true", help="print failures, and at the end the answer alone"
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print one event a line, as the study's log has them, and at the end the answer",
+    )
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan and the corners of the space, and end",
@@ -284,6 +292,9 @@ def _add_places(group: Any) -> None:
 
 
 def _add_after(group: Any) -> None:
+    group.add_argument(
+        "--watch", metavar="STUDY", help="show a study that another process runs, until it ends"
+    )
     group.add_argument(
         "--report",
         metavar="STUDY",
@@ -327,6 +338,8 @@ def parse_flags(arguments: Sequence[str] | None) -> tuple[dict[str, Any], str | 
             f"`--text-pair-column` must be left out, got {given['text_pair_column']}: pairs of "
             "sentences can't be learnt. Join them into one column."
         )
+    if "quiet" in given and "json" in given:
+        parser.error("`--quiet` and `--json` exclude each other, got both. Leave one out.")
     if "epochs" in given and "max_steps" in given:
         parser.error("`--epochs` and `--max-steps` exclude each other, got both. Leave one out.")
     flags = {"trial": "--trial", "to": "--to", "form": "--as"}

@@ -11,9 +11,9 @@ backward pass gives it for every error of every module.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from search_spaces.spaces import Space
 
 # Of all sequences together, where they are drawn: their mean square is then off by a twelfth.
 LEAST_DIRECTIONS = 300
+Found = TypeVar("Found")
+# Work that tells how much of it is done, of how much, before each part.
+Steps = Generator[tuple[int, int], None, Found]
 # Module name -> format -> choices of ranks x sequences, or x directions of sequences.
 Shifts = dict[str, dict[Format, Tensor]]
 # Module name -> each format with the error of its weight, out x in, and the halves of its
@@ -40,8 +43,9 @@ Errors = Callable[[str], Iterator[tuple[Format, Tensor, Tensor | None, Tensor | 
 
 def answer_shifts(
     context: TrialContext, space: Space, reference: Reference, embeddings: bool = True
-) -> Shifts:
-    """Return how far each choice of a space moves the reference's answers, sequence by sequence.
+) -> Steps[Shifts]:
+    """Yield how many batches are done, of how many; return how far each choice of a space moves
+    the reference's answers, sequence by sequence.
 
     Half the mean square of a row is the divergence that this choice alone brings about, and of a
     sum over modules that of all of them together. A start counts as it is made: codes of the base
@@ -73,8 +77,10 @@ def answer_shifts(
     found = _Collector(errors, space, copies, turns * copies * len(tokens))
     generator = torch.Generator().manual_seed(0)
     score = partial(context.answer_scores, generator=generator)
+    batches = sum(1 for _ in context.batches(tokens, copies))
     for turn in range(turns):
-        for batch in context.batches(tokens, copies):
+        for number, batch in enumerate(context.batches(tokens, copies)):
+            yield turn * batches + number, turns * batches
             draw = turn * copies + np.arange(len(batch.rows)) % copies
             found.columns = draw * len(tokens) + batch.rows
             collect_gradients(model, names, [batch], found, score)
@@ -84,7 +90,25 @@ def answer_shifts(
 def visibility_table(
     context: TrialContext, space: Space, reference: Reference, resolution: float
 ) -> VisibilityTable:
-    """Return the divergence that each choice alone brings about.
+    """Return what `measure_table` does, at once."""
+    return finished(measure_table(context, space, reference, resolution))
+
+
+def finished(steps: Steps[Found]) -> Found:
+    """Return what work in steps comes to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Found = end.value
+            return found
+
+
+def measure_table(
+    context: TrialContext, space: Space, reference: Reference, resolution: float
+) -> Steps[VisibilityTable]:
+    """Yield how many batches are done, of how many; return the divergence that each choice alone
+    brings about.
 
     Of linear layers to first order. Embeddings are few, have no adapter that would keep their
     errors small, and are what all else reads: what they lose is measured. First order saw 0.027
@@ -110,7 +134,9 @@ def visibility_table(
             "Use joint, bits or rank."
         )
     started = time.perf_counter()
-    shifts = answer_shifts(context, space, reference, embeddings=False)
+    tried = [(e.name, of) for e in space.inventory.embeddings for of in space.formats_of(e.name)]
+    steps = answer_shifts(context, space, reference, embeddings=False)
+    shifts, batches = yield from _followed(steps, len(tried))
     modules = {}
     for name in (target.name for target in space.inventory.targets):
         ranks = _ranks(space, name)
@@ -121,15 +147,29 @@ def visibility_table(
                 for stored, rows in shifts[name].items()
             },
         )
-    for name in (embedding.name for embedding in space.inventory.embeddings):
-        lost = {of: (_lost(context, reference, name, of),) for of in space.formats_of(name)}
-        modules[name] = ModuleVisibility(ranks=_ranks(space, name), damage=lost)
+    lost: dict[str, dict[Format, tuple[float]]] = {}
+    for number, (name, stored) in enumerate(tried):
+        yield batches + number, batches + len(tried)
+        lost.setdefault(name, {})[stored] = (_lost(context, reference, name, stored),)
+    for name, damage in lost.items():
+        modules[name] = ModuleVisibility(ranks=_ranks(space, name), damage=damage)
     return VisibilityTable(
         modules=modules,
         resolution=resolution,
         sequences=len(context.parts.scored),
         seconds=round(time.perf_counter() - started, 2),
     )
+
+
+def _followed(steps: Steps[Found], more: int) -> Steps[tuple[Found, int]]:
+    """Yield how far work is that so many other parts follow; return its result, and its parts."""
+    parts = 0
+    while True:
+        try:
+            done, parts = next(steps)
+        except StopIteration as end:
+            return end.value, parts
+        yield done, parts + more
 
 
 def _lost(context: TrialContext, reference: Reference, name: str, stored: Format) -> float:

@@ -30,7 +30,7 @@ from tune.on_ray.nodes import (
 from tune.on_ray.references import forget_corrections
 from tune.on_ray.shared import check_shared
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
-from tune.report.progress import Progress
+from tune.report.progress import Form, Progress, Subject
 from tune.report.sinks import TensorBoard, Wandb
 from tune.search.proposer import Proposer
 from tune.search.searchers import Setting
@@ -72,13 +72,16 @@ def check_cluster(prepared: Prepared, tell: Tell) -> None:
     check_shared(Store(str(existing)), "--output-dir", tell)
 
 
-def run_study(prepared: Prepared, console: Console, mirror: Mirror | None = None) -> StudyEnd:
+def run_study(
+    prepared: Prepared, console: Console, mirror: Mirror | None = None, form: Form = "shown"
+) -> StudyEnd:
     """Run or go on with a study until it is finished or interrupted.
 
     Args:
         prepared: The study; its folder exists, and Ray has started.
         console: Where progress is shown.
         mirror: Of its folder, by which nodes of a cluster hand files on.
+        form: How progress is shown.
     """
     config, folder = prepared.config, prepared.config.folder
     log = EventLog(folder / LOG_NAME)
@@ -94,7 +97,9 @@ def run_study(prepared: Prepared, console: Console, mirror: Mirror | None = None
     log.append(started)
     state.apply(started)
     plan = _plan(prepared, events, state)
-    progress = Progress(console, prepared.space, plan.search_size, prepared.task.metric)
+    size = len(prepared.space.points) or plan.search_size
+    subject = Subject(config=config, size=size, metric=prepared.task.metric)
+    progress = Progress(console, subject, form)
     sinks = _sinks(prepared)
     began = next((event for event in events if isinstance(event, Started)), started).time
     study = Study(

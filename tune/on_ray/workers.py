@@ -23,7 +23,8 @@ from alrq_core.memory.machine import free_device_memory, out_of_memory, peak_mem
 from alrq_core.receipt import ReceiptError
 from alrq_core.recipe import Recipe
 from alrq_core.records import TrialReport
-from alrq_core.sensitivity.shifts import visibility_table
+from alrq_core.sensitivity.shifts import Steps, measure_table
+from alrq_core.sensitivity.table import VisibilityTable
 from alrq_core.training import TrainingDivergedError
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, decode
@@ -37,7 +38,7 @@ from tune.study.checkpoints import checkpoint_name
 from tune.study.config import STUDY_FILE
 from tune.study.schedulers import rungs_of
 from tune.study.store import Store
-from tune.study.study import Outcome
+from tune.study.study import Outcome, Progress
 
 OUTCOME = "outcome"
 # Exit code of a process whose device has failed.
@@ -46,6 +47,8 @@ REASON_LENGTH = 300
 UNSHARED = "the study's folder {} is not what its driver sees, on {}: all nodes must share it"
 # Between reports of how many codes or starts are made.
 TELL_SECONDS = 2.0
+# Steps, and seconds, between those of how far training is.
+TELL_STEPS, TELL_STEPS_SECONDS = 10, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,7 @@ class AllocationTrainable(ray_tune.Trainable):
         self._untold: list[TrialReport] = []
         # Of a reference that is trained, until what trials need that start from it is made.
         self._ended: Outcome | None = None
+        self._table: Steps[VisibilityTable] | None = None
         self._reported = -1
         return True
 
@@ -129,7 +133,7 @@ class AllocationTrainable(ray_tune.Trainable):
                 # On a node that joined the cluster after the study had begun.
                 return {OUTCOME: self._failed(UNSHARED.format(self._context.folder, hostname()))}
             if (codes := self._codes_so_far()) is not None:
-                return {OUTCOME: Outcome(codes=codes)}
+                return {OUTCOME: Outcome(progress=Progress("codes", *codes))}
             outcome = self._ended or self._rung_that_fits()
             return {OUTCOME: outcome if self._ended is None else self._after_starts()}
         except torch.AcceleratorError as error:
@@ -182,13 +186,27 @@ class AllocationTrainable(ray_tune.Trainable):
             self._untold = self._from_checkpoint(self._run)
         if self._untold:
             return self._outcome(self._untold.pop(0))
-        report = self._run.advance(next(s for s in self._rungs if s > self._reported))
+        step = next(s for s in self._rungs if s > self._reported)
+        if (progress := self._train_towards(self._run, step)) is not None:
+            return Outcome(progress=progress)
+        report = self._run.advance(step)
         # What was measured counts all the same; without the file it is trained again after a crash.
         name = checkpoint_name(spec.trial)
         with spared(self._files.path(name).parent, f"checkpoint of {spec.trial}"):
             self._run.save_checkpoint(self._files.path(name))
             self._files.send(name)
         return self._outcome(report)
+
+    def _train_towards(self, run: TrialRun, step: int) -> Progress | None:
+        """Train for a while; return how far it is, or None once it is nearly there.
+
+        Of the search's own trials, whose rungs are near, nobody waits for one.
+        """
+        while self._spec.confirm and run.step + TELL_STEPS < step:
+            run.train(run.step + TELL_STEPS)
+            if self._tells(TELL_STEPS_SECONDS):
+                return Progress("training", run.step, step)
+        return None
 
     def _from_checkpoint(self, run: TrialRun) -> list[TrialReport]:
         """Bring a new run to where its trial was, where that is known; return its reports.
@@ -226,19 +244,40 @@ class AllocationTrainable(ray_tune.Trainable):
         how the trial ended, with the table of the search.
         """
         for found in self._starts:
-            if time.monotonic() >= self._tell_at:
-                self._tell_at = time.monotonic() + TELL_SECONDS
-                return Outcome(starts=found)
-        self._references.send_starts(self._spec.trial)
-        outcome, self._ended = self._ended, None
+            if self._tells(TELL_SECONDS):
+                return Outcome(progress=Progress("starts", *found))
+        outcome, searched = self._ended, self._spec.role == "reference"
         assert outcome is not None and outcome.report is not None
-        if self._spec.role != "reference":
-            return outcome
-        resolution = outcome.report.loss_standard_error
-        table = visibility_table(
-            self._loaded(), self._context.space, self._own_reference, resolution
-        )
-        return replace(outcome, table=table)
+        if self._table is None:
+            self._references.send_starts(self._spec.trial)
+        if self._table is None and searched:
+            resolution = outcome.report.loss_standard_error
+            space, reference = self._context.space, self._own_reference
+            self._table = measure_table(self._loaded(), space, reference, resolution)
+        if searched:
+            return self._measured(outcome)
+        self._ended = None
+        return outcome
+
+    def _measured(self, outcome: Outcome) -> Outcome:
+        """Measure for a while; return how far it is, or the outcome with the table."""
+        assert self._table is not None
+        try:
+            while True:
+                found = next(self._table)
+                if self._tells(TELL_SECONDS):
+                    return Outcome(progress=Progress("table", *found))
+        except StopIteration as end:
+            self._ended = self._table = None
+            return replace(outcome, table=end.value)
+
+    def _tells(self, seconds: float) -> bool:
+        """Whether it is time to tell how far work is, and not again for so many seconds."""
+        now = time.monotonic()
+        if now < self._tell_at:
+            return False
+        self._tell_at = now + seconds
+        return True
 
     @property
     def _own_reference(self) -> Reference:
@@ -260,8 +299,7 @@ class AllocationTrainable(ray_tune.Trainable):
         if self._codes is None:
             return None
         for found in self._codes:
-            if time.monotonic() >= self._tell_at:
-                self._tell_at = time.monotonic() + TELL_SECONDS
+            if self._tells(TELL_SECONDS):
                 return found
         self._codes = None
         # What libraries and base model hold stays: to search it for garbage before each trial

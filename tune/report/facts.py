@@ -141,7 +141,7 @@ def read_facts(folder: Path) -> Facts:
         ValueError: No study, or one whose files can't be read.
     """
     content = load_study_file(folder, flag="--report", any_version=True)
-    inventory = _inventory(content["inventory"])
+    inventory = inventory_of(content["inventory"])
     state = StudyState(inventory.names)
     times: list[tuple[float, bool]] = []
     for logged, event in EventLog(folder / LOG_NAME).timed():
@@ -172,7 +172,8 @@ def read_facts(folder: Path) -> Facts:
     )
 
 
-def _inventory(content: dict[str, Any]) -> Inventory:
+def inventory_of(content: dict[str, Any]) -> Inventory:
+    """Return the inventory that a study has kept."""
     modules = {
         name: tuple(TargetModule(**module) for module in content[name])
         for name in ("targets", "embeddings")

@@ -1,5 +1,6 @@
 """Writes what a study found: tables, the recommendation, the report with its figures."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from alrq_core.files import spared, write_json
 from tune.report.confirmation import Confirmed, confirmed
 from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
 from tune.report.mcnemar import write_mcnemar
-from tune.report.page.page import write_report
+from tune.report.page.page import REPORT_FILE, write_report
 from tune.report.recommendation import Verdict, constant_answer, judge
 from tune.report.results import write_results, write_study_tables
 from tune.report.ways_on import ways_on
@@ -31,6 +32,7 @@ class StudyResult:
         skipped: Files among the results that are no results, in words.
         evidence: What was worth its cost, and what the search was compared to, in words.
         ways_on: What would lead to a recommendation, where there is none.
+        page: The report.
     """
 
     state: StudyState
@@ -42,6 +44,23 @@ class StudyResult:
     skipped: list[str]
     evidence: list[str]
     ways_on: list[str]
+    page: Path
+
+    @property
+    def line(self) -> str:
+        """What ends the lines of `--json`, in the form of events."""
+        row = self.verdict.row
+        return json.dumps(
+            {
+                "event": "ended",
+                "finished": self.finished,
+                "recommendation": None if row is None else row.trial,
+                "text": self.verdict.text,
+                "ways_on": self.ways_on,
+                "report": str(self.page),
+                "files": [str(path) for path in self.files],
+            }
+        )
 
 
 def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
@@ -78,4 +97,5 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
         skipped=skipped,
         evidence=evidence_lines(ordered, compared),
         ways_on=ways,
+        page=config.folder / REPORT_FILE,
     )

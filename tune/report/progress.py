@@ -1,30 +1,57 @@
-"""Shows a study's progress: a live view in a terminal, plain lines anywhere else."""
+"""Shows a study's progress: a live screen in a terminal, plain lines or JSON anywhere else."""
 
 import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
-from search_spaces.costs import average_rank, format_bytes
-from search_spaces.inventory import Inventory
-from search_spaces.spaces import Space
+from search_spaces.costs import format_bytes
+from search_spaces.spaces import SEARCHED
+from tune.report.pace import Pace
+from tune.report.screen import PLOT_HEIGHT, WIDTH, Moment, duration, moment, render
+from tune.study.config import StudyConfig
 from tune.study.events import (
-    Calibrated,
     Completed,
-    Ended,
     Event,
     Failed,
-    Paused,
-    Proposed,
+    Planned,
+    Progressed,
     Reported,
     Role,
     Stopped,
+    logged_line,
 )
-from tune.study.state import UNENDED, Status, StudyState, TrialState
+from tune.study.state import STATUSES, UNENDED, StudyState
 
-FRONT_ROWS = 8
+Form = Literal["shown", "quiet", "json"]
+# Lines of a screen beside its plot, and reports by which throughput is told.
+OTHER_LINES, WINDOW = 18, 40
+# A study of many trials is not looked at anew for each event.
+MANY, PAUSE_SECONDS = 200, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What progress is shown of.
+
+    Attributes:
+        config: Of the study.
+        size: Trials of the search, or configurations of a fixed space.
+        metric: `accuracy`, `perplexity` or `exact_match`.
+    """
+
+    config: StudyConfig
+    size: int
+    metric: str
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the space is a fixed one."""
+        return self.config.space not in SEARCHED
 
 
 class Progress:
@@ -34,26 +61,34 @@ class Progress:
         console: Where it prints.
     """
 
-    def __init__(self, console: Console, space: Space, search_size: int, metric: str) -> None:
+    def __init__(
+        self,
+        console: Console,
+        subject: Subject,
+        form: Form = "shown",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Prepare to follow a study.
 
         Args:
-            console: A terminal, or anything else for plain lines.
-            space: What is searched; of a fixed one its configurations are counted.
-            search_size: Trials of the search.
-            metric: `accuracy`, `perplexity` or `exact_match`.
+            console: A terminal for a screen, or anything else for plain lines.
+            subject: The study.
+            form: What is printed: `quiet` for nothing but failures, `json` for an event a line.
+            clock: Seconds since 1970.
         """
         self.console = console
-        self._size = len(space.points) or search_size
-        self._role: Role = "baseline" if space.fixed else "search"
-        self._metric = metric
-        self._inventory = space.inventory
-        self._started = time.monotonic()
-        self._settled_before: int | None = None
-        # Time and number when codes, or starts from a reference, were first told of.
-        self._first_told: dict[str | None, tuple[float, int]] = {}
-        self._prepared = ""
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._subject, self._form, self._clock = subject, form, clock
+        self._pace = Pace(subject.config, subject.size, subject.fixed)
+        self._times: deque[float] = deque(maxlen=WINDOW)
+        self._moment: Moment | None = None
+        self._live: Live | None = None
+        if console.is_terminal and form == "shown":
+            self._live = Live(
+                console=console,
+                get_renderable=self._view,
+                refresh_per_second=2,
+                vertical_overflow="crop",
+            )
 
     def __enter__(self) -> "Progress":
         if self._live is not None:
@@ -66,108 +101,90 @@ class Progress:
 
     def __call__(self, event: Event, state: StudyState) -> None:
         """Show one event."""
-        if self._settled_before is None:
-            new = 1 if isinstance(event, Ended | Paused) else 0
-            self._settled_before = self._settled(state) - new
-        line = self._line(event, state)
+        now = self._clock()
+        self.learn(now, event, state)
+        if self._form == "json":
+            print(logged_line(event, now), file=self.console.file, flush=True)
+            return
         if self._live is not None:
-            if line is not None and isinstance(event, Failed):
-                self.tell(line)
-            self._live.update(self._view(state), refresh=True)
-        elif line is not None:
+            self._look(now, state)
+        important = isinstance(event, Failed)
+        plain = self._live is None and self._form == "shown"
+        if (important or plain) and (line := self._line(event, state, now)) is not None:
             self.tell(line)
+
+    def learn(self, now: float, event: Event, state: StudyState) -> None:
+        """Take in an event without showing it."""
+        self._pace.take(now, event, state)
+        if isinstance(event, Reported):
+            self._times.append(now)
+
+    def show(self, state: StudyState) -> Moment:
+        """Show, on a screen, what is known by now; return it."""
+        now = self._clock()
+        self._moment = moment(self._subject.config, self._pace, state, now, self._per_minute(now))
+        return self._moment
 
     def tell(self, line: str) -> None:
         """Print a line that belongs to no event, above what is shown live."""
+        if self._form == "json":
+            return
         console = self.console if self._live is None else self._live.console
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _line(self, event: Event, state: StudyState) -> str | None:
-        """Return an event in words; None for one that nobody needs to see."""
-        if isinstance(event, Proposed):
+    def _look(self, now: float, state: StudyState) -> None:
+        many = len(state.trials) > MANY
+        if self._moment is None or not many or now - self._moment.time >= PAUSE_SECONDS:
+            self.show(state)
+
+    def _view(self) -> RenderableType:
+        """Return the screen; called by a thread of its own, which must not read the state."""
+        if self._moment is None:
+            return ""
+        height = max(3, min(PLOT_HEIGHT, self.console.height - OTHER_LINES))
+        self.console.width = min(self.console.width, WIDTH)
+        return render(self._moment, self._clock(), height)
+
+    def _per_minute(self, now: float) -> float | None:
+        """Return the reports a minute, of the last so many."""
+        if len(self._times) < 2:
             return None
-        self._prepared = self._prepared_line(event) if isinstance(event, Calibrated) else ""
-        if isinstance(event, Calibrated):
-            return self._prepared
+        return 60 * (len(self._times) - 1) / max(1e-3, now - self._times[0])
+
+    def _line(self, event: Event, state: StudyState, now: float) -> str | None:
+        """Return an event in words; None for one that nobody needs to see."""
+        if isinstance(event, Progressed | Planned):
+            return self._phase_line(state, now)
         if isinstance(event, Reported):
             trial = state.trials[event.trial]
-            report = event.report
+            report, metric = event.report, self._subject.metric
             apart = "" if report.divergence is None else f"divergence {report.divergence:.4f}  "
             return (
                 f"{event.trial:>9}  step {report.step:>5}  {apart}loss {report.loss:.4f}  "
-                f"{self._metric} {getattr(report, self._metric):.4f}  "
-                f"{format_bytes(trial.memory_bytes)}"
+                f"{metric} {getattr(report, metric):.4f}  {format_bytes(trial.memory_bytes)}"
             )
         if isinstance(event, Failed):
             return f"{event.trial:>9}  failed: {event.reason}"
         if isinstance(event, Stopped | Completed):
             word = "stopped" if isinstance(event, Stopped) else "completed"
-            return f"{event.trial:>9}  {word}  [{self._counts(state)}]"
+            return (
+                f"{event.trial:>9}  {word}  [{self._counts(state)}; {self._phase_line(state, now)}]"
+            )
         return None
 
-    def _prepared_line(self, event: Calibrated) -> str:
-        """Return how many are made, and how long the others take at this run's pace."""
-        now = time.monotonic()
-        since, before = self._first_told.setdefault(event.starts_from, (now, event.made))
-        new = event.made - before
-        left = (now - since) / new * (event.wanted - event.made) if new else 0.0
-        end = f", ready in about {left:.0f} s" if new else ""
-        if event.starts_from is not None:
-            done = f"{event.made} of {event.wanted} modules"
-            return f"making starts from {event.starts_from}: {done}{end}"
-        return f"calibrating: {event.made} of {event.wanted} codes{end}"
+    def _phase_line(self, state: StudyState, now: float) -> str:
+        """Return what is done now, how far it is, and when it ends."""
+        phases = self._pace.phases(now, state)
+        if not phases:
+            return "begun"
+        phase = phases[-1]
+        amount = f": {phase.done} of {phase.total} {phase.unit}" if phase.total > 1 else ""
+        left = phase.seconds_left
+        end = "" if left is None else f", about {duration(left)} left"
+        return f"{phase.title}{amount}{end}"
 
     def _counts(self, state: StudyState) -> str:
-        every: tuple[Status, ...] = ("completed", "stopped", "failed", "paused", "running")
-        parts = ", ".join(f"{state.count([self._role], [one])} {one}" for one in every)
-        ended = state.count([self._role]) - state.count([self._role], UNENDED)
-        text = f"{ended} of {self._size} trials: {parts}"
-        confirm = state.count(["confirm"])
-        if confirm:
-            done = confirm - state.count(["confirm"], ["running"])
-            text += f"; confirmation: {done} runs done"
-        left = self._seconds_left(state)
-        return text + (f"; search ends in about {left / 60:.0f} min" if left else "")
-
-    def _seconds_left(self, state: StudyState) -> float | None:
-        """Return the time until the search ends, from this run's pace.
-
-        Paused trials count like ended ones: half of them never go on, and those that do have their
-        share of the time so far.
-        """
-        settled = self._settled(state)
-        new = settled - (self._settled_before or 0)
-        left = self._size - settled
-        if new < 2 or left <= 0:
-            return None
-        return (time.monotonic() - self._started) / new * left
-
-    def _settled(self, state: StudyState) -> int:
-        return state.count([self._role]) - state.count([self._role], ["running"])
-
-    def _view(self, state: StudyState) -> Group:
-        table = Table(title="Best front so far", title_justify="left")
-        for column in ("trial", "memory", "average rank", "validation loss", self._metric):
-            table.add_column(column, justify="left" if column == "trial" else "right")
-        front = state.front()
-        for trial in front[:FRONT_ROWS]:
-            table.add_row(*_row(trial, self._metric, self._inventory))
-        more = f"and {len(front) - FRONT_ROWS} more" if len(front) > FRONT_ROWS else ""
-        running = ", ".join(
-            f"{trial.id} (step {trial.last.step if trial.last else 0})"
-            for trial in state.with_status("running")
-        )
-        head = [Text(line) for line in (self._counts(state), f"running: {running}", self._prepared)]
-        return Group(*head, table, Text(more))
-
-
-def _row(trial: TrialState, metric: str, inventory: Inventory) -> tuple[str, ...]:
-    report = trial.judged
-    assert report is not None
-    return (
-        trial.id,
-        format_bytes(trial.memory_bytes),
-        f"{average_rank(trial.allocation, inventory):.1f}",
-        f"{report.loss:.4f}",
-        f"{getattr(report, metric):.4f}",
-    )
+        role: Role = "baseline" if self._subject.fixed else "search"
+        parts = ", ".join(f"{state.count([role], [one])} {one}" for one in STATUSES)
+        ended = state.count([role]) - state.count([role], UNENDED)
+        return f"{ended} of {self._subject.size} trials: {parts}"

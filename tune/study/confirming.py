@@ -1,5 +1,6 @@
 """What a study confirms with fresh seeds once its search is over, and what that is compared to."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from search_spaces.fixed import fixed_allocation
 from search_spaces.spaces import Space
 from tune.search.proposer import Proposer
 from tune.study.controls import Control, controls, longer
-from tune.study.events import Proposed, Role
+from tune.study.events import Planned, Proposed, Role
 from tune.study.finalists import compared_finalist, finalists
 from tune.study.state import StudyState, TrialState
 
@@ -67,6 +68,15 @@ class Confirmation:
                 )
         known = [t for t in self.state.of_role("control") if t.status == "completed"]
         return self._run([*self.finalists(expected), *(t for t in known if t.id in wanted)])
+
+    def planned(self) -> Planned:
+        """Return how many runs there are in all, those included that have been."""
+        expected, runs = self.proposer.expected_losses(), Counter[bool]()
+        for source in self.finalists(expected):
+            runs[source.reference is not None] += self._seeds(source) - (source.test is not None)
+        for control in self._controls(expected):
+            runs[control.started] += start_seeds(self.budget) if control.started else CONFIRM_SEEDS
+        return Planned(started=runs[True], plain=runs[False])
 
     def _controls(self, expected: Mapping[str, float]) -> Iterator[Control]:
         found = compared_finalist(self.state, expected)

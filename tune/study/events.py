@@ -15,6 +15,9 @@ from tune.study.predictions import with_predictions, write_predictions
 VERSION = 3
 LOG_NAME = "events.jsonl"
 ERROR_LENGTH = 120
+# What `progressed` was called when it knew of codes and starts alone.
+EARLIER = "calibrated"
+Work = Literal["codes", "training", "starts", "table"]
 Role = Literal["reference", "baseline", "screen", "search", "control", "confirm"]
 
 
@@ -54,19 +57,34 @@ class Proposed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """Workers make what trials need: the codes of the base weights, or starts from a reference.
+class Progressed:
+    """How far work is that takes long and that no report tells of.
 
     Attributes:
-        made: Codes that are there, those of earlier studies included; or modules whose corrections
-            are.
-        wanted: Codes of all modules, in all formats of the space; or modules.
-        starts_from: The trial that starts are made from; None for codes.
+        work: `codes` of the base weights, in all formats of the space; a trial's `training`, in
+            steps; `starts` from a trial, module by module; or the search's `table`, in batches.
+        made: What is there, that of earlier studies included.
+        wanted: All of it.
+        trial: Whose it is; None for codes, which are all trials'.
     """
 
+    work: Work
     made: int
     wanted: int
-    starts_from: str | None = None
+    trial: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The search is over: how many runs confirm what it found, controls among them.
+
+    Attributes:
+        started: Those that start from a reference.
+        plain: Those that learn the task from nothing.
+    """
+
+    started: int
+    plain: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +165,18 @@ class Completed:
 
 
 Ended = Stopped | Failed | Completed
-Event = Started | Proposed | Calibrated | Reported | Tested | Realised | Paused | Promoted | Ended
+Event = (
+    Started
+    | Proposed
+    | Progressed
+    | Planned
+    | Reported
+    | Tested
+    | Realised
+    | Paused
+    | Promoted
+    | Ended
+)
 _KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 
 
@@ -163,6 +192,11 @@ def encode_event(event: Event) -> str:
     present = {k: v for k, v in content.items() if v is not None and v is not False}
     kind = {"event": type(event).__name__.lower()}
     return json.dumps(kind | present, separators=(",", ":"))
+
+
+def logged_line(event: Event, logged: float) -> str:
+    """Return an event as the log has it: with its time, in seconds since 1970."""
+    return f'{encode_event(event)[:-1]},"logged":{logged:.2f}}}'
 
 
 def decode_event(line: str) -> Event:
@@ -187,6 +221,10 @@ def decode_timed(line: str) -> tuple[float | None, Event]:
 
 
 def _decoded(content: dict[str, Any], line: str) -> Event:
+    if content.get("event") == EARLIER:
+        trial = content.pop("starts_from", None)
+        work = "codes" if trial is None else "starts"
+        content |= {"event": "progressed", "work": work, "trial": trial}
     kind = _KINDS.get(content.pop("event", None))
     if kind is None:
         raise ValueError(f"`event` must be one of {', '.join(_KINDS)}, got the line {line[:80]!r}.")
@@ -257,8 +295,7 @@ class EventLog:
             write_predictions(self.path.parent, event.trial, event.score)
         if self._file is None:
             self._file = self._open()
-        line = f'{encode_event(event)[:-1]},"logged":{time.time():.2f}}}\n'
-        self._file.write(line.encode("utf-8"))
+        self._file.write(f"{logged_line(event, time.time())}\n".encode())
         self._file.flush()
         os.fsync(self._file.fileno())
 

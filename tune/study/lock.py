@@ -48,3 +48,16 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
         file.flush()
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a process works on a study, as far as its file system keeps locks."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:
+            # Shared, so that two who ask don't take each other for one who works; and for a moment.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -60,6 +60,12 @@ class Plan:
         return self.late or self._without_reference or self._tried("search") >= self.search_size
 
     @property
+    def search_ended(self) -> bool:
+        """Whether the search is over and its finalists can no longer change."""
+        unended = self.state.count({"baseline", *SEARCHED}, UNENDED)
+        return self.search_closed and not unended
+
+    @property
     def late(self) -> bool:
         """Whether the time of the search is over."""
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -96,7 +102,7 @@ class Plan:
         reference, what is confirmed whatever it finds.
         """
         reference = self.state.trials.get(REFERENCE_TRIAL)
-        if self.search_closed and not self._unended_search():
+        if self.search_ended:
             return self.confirmation.next()
         if self.search_closed or (reference is not None and reference.status == "running"):
             return self.confirmation.baselines()
@@ -141,7 +147,3 @@ class Plan:
             return None
         found = self.space.anchors(self.anchors, self.max_memory_bytes)
         return found[number] if number < len(found) else None
-
-    def _unended_search(self) -> bool:
-        """Tell whether finalists may still change."""
-        return self.state.count({"baseline", *SEARCHED}, UNENDED) > 0

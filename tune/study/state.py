@@ -12,11 +12,12 @@ from search_spaces.allocation import Allocation, decode
 from tune.search.front import front
 from tune.search.tried import Tried
 from tune.study.events import (
-    Calibrated,
     Completed,
     Event,
     Failed,
     Paused,
+    Planned,
+    Progressed,
     Promoted,
     Proposed,
     Realised,
@@ -152,7 +153,7 @@ class StudyState:
 
     def apply(self, event: Event) -> None:
         """Take one event in."""
-        if isinstance(event, Calibrated):
+        if isinstance(event, Progressed | Planned):
             return
         if isinstance(event, Started):
             self.budgets.append(event.budget)

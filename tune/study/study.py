@@ -13,17 +13,19 @@ from alrq_core.recipe import Recipe
 from alrq_core.records import Receipt, TestScore, TrialReport
 from alrq_core.sensitivity.table import VisibilityTable
 from tune.study.events import (
-    Calibrated,
     Completed,
     Event,
     EventLog,
     Failed,
     Paused,
+    Planned,
+    Progressed,
     Promoted,
     Realised,
     Reported,
     Stopped,
     Tested,
+    Work,
 )
 from tune.study.failures import Streak
 from tune.study.finalists import REFERENCE_TRIAL
@@ -35,11 +37,20 @@ from tune.study.state import StudyState, TrialState
 TABLE_FILE = "visibility.json"
 # Times that a trial whose worker was lost begins anew.
 WORKER_RESTARTS = 2
-# Times that a study tells how far codes or starts are, from 0 on.
+# Times that a study tells how far a piece of work is, from 0 on.
 TOLD_PARTS = 10
 # Whether a worker goes on with the trial that it has.
 Decision = Literal["continue", "stop"]
 Listener = Callable[[Event, StudyState], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a worker is with what takes long: see `Progressed`."""
+
+    work: Work
+    made: int
+    wanted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +62,7 @@ class Outcome:
         receipt: What was really built; None if building failed.
         test: The score of a confirmed trial, with its last report.
         table: What was measured around the search's reference, with its report.
-        codes: How many codes are there, of how many, from a worker that is making them.
-        starts: Of how many modules there are corrections, of how many, from a worker that makes the
-            starts from this trial.
+        progress: How far work is that takes long: see `Progressed`.
         error: Why the trial can't go on.
     """
 
@@ -61,8 +70,7 @@ class Outcome:
     receipt: Receipt | None = None
     test: TestScore | None = None
     table: VisibilityTable | None = None
-    codes: tuple[int, int] | None = None
-    starts: tuple[int, int] | None = None
+    progress: Progress | None = None
     error: str | None = None
 
 
@@ -90,7 +98,8 @@ class Study:
     _orphans: list[str] = field(default_factory=list)
     _streak: Streak = field(default_factory=Streak)
     _lost: Counter[str] = field(default_factory=Counter)
-    _told: dict[str | None, int] = field(default_factory=dict)
+    _told: dict[tuple[Work, str | None], int] = field(default_factory=dict)
+    _planned: Planned | None = None
     _ladder: Ladder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +119,8 @@ class Study:
         promoted = self._promoted()
         if promoted is not None:
             return promoted
+        if self.plan.search_ended:
+            self._tell_plan()
         proposed = self.plan.next()
         if proposed is None:
             return None
@@ -141,10 +152,9 @@ class Study:
         trial = self.state.trials[trial_id]
         if trial.status != "running":
             return "stop"
-        for told, starts_from in ((outcome.codes, None), (outcome.starts, trial_id)):
-            if told is not None:
-                self._tell_prepared(*told, starts_from)
-                return "continue"
+        if outcome.progress is not None:
+            self._tell_progress(trial_id, outcome.progress)
+            return "continue"
         if outcome.receipt is not None:
             write_json(self.folder / f"receipts/{trial_id}.json", outcome.receipt.to_json())
         report = outcome.report
@@ -163,11 +173,22 @@ class Study:
             return "stop"
         return self._decide(trial, outcome)
 
-    def _tell_prepared(self, made: int, wanted: int, starts_from: str | None) -> None:
-        parts = TOLD_PARTS * made // wanted
-        if parts > self._told.get(starts_from, -1):
-            self._told[starts_from] = parts
-            self._record(Calibrated(made=made, wanted=wanted, starts_from=starts_from))
+    def _tell_plan(self) -> None:
+        planned = self.plan.confirmation.planned()
+        if planned != self._planned:
+            self._planned = planned
+            self._record(planned)
+
+    def _tell_progress(self, trial_id: str, progress: Progress) -> None:
+        whose = None if progress.work == "codes" else trial_id
+        parts = TOLD_PARTS * progress.made // progress.wanted
+        if parts > self._told.get((progress.work, whose), -1):
+            self._told[progress.work, whose] = parts
+            self._record(
+                Progressed(
+                    work=progress.work, made=progress.made, wanted=progress.wanted, trial=whose
+                )
+            )
 
     def _rungs(self, trial: TrialState) -> tuple[int, ...]:
         return rungs_of(self.recipe, trial.role, trial.reference is not None)

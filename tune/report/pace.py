@@ -1,0 +1,266 @@
+"""What a study does now, how far that is, and how long it takes still."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from statistics import fmean
+
+from tune.study.config import StudyConfig
+from tune.study.events import (
+    Ended,
+    Event,
+    Paused,
+    Planned,
+    Progressed,
+    Promoted,
+    Proposed,
+    Reported,
+    Role,
+    Work,
+)
+from tune.study.finalists import REFERENCE_TRIAL
+from tune.study.schedulers import RUNG_FACTOR, SCHEDULERS, START_FACTOR, rungs_of
+from tune.study.state import StudyState, TrialState
+
+CONFIRMING: tuple[Role, ...] = ("control", "confirm")
+DOES: Mapping[Work, tuple[str, str]] = {
+    "codes": ("calibrating", "codes"),
+    "training": ("training the reference", "steps"),
+    "starts": ("making starts", "matrices"),
+    "table": ("measuring what matrices cost", "batches"),
+}
+
+
+# Reports that say more than what was known before: by the factor of a scheduler, the shares of
+# trials that reached each rung, in searches of 12 to 100 that were recorded or made up.
+FEW = 3
+PASSED: Mapping[int, Sequence[float]] = {RUNG_FACTOR: (1.0, 0.62, 0.5), START_FACTOR: (1.0, 0.35)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One part of a study.
+
+    Attributes:
+        title: What is done in it, or just now.
+        done, total: How far it is, of how much; the latter 0 where that is not known.
+        unit: Of both.
+        seconds_left: Until its end, or that of what is done just now; None before that is known.
+    """
+
+    title: str
+    done: int
+    total: int
+    unit: str
+    seconds_left: float | None = None
+
+
+@dataclass
+class _Told:
+    """What was told of one work, first and last."""
+
+    first: tuple[float, int]
+    last: tuple[float, int]
+    wanted: int
+
+
+@dataclass
+class Pace:
+    """Follows the events of one run of a study.
+
+    What is left of trials and of confirmation is the time that workers took for rungs of the same
+    kind, as far as they are not begun or not yet over, shared among the workers.
+
+    Attributes:
+        config: Of the study.
+        size: Trials of the search, or configurations of a fixed space.
+        fixed: Whether the space is one.
+    """
+
+    config: StudyConfig
+    size: int
+    fixed: bool
+    _planned: Planned | None = None
+    _told: dict[tuple[Work, str | None], _Told] = field(default_factory=dict)
+    # Since when a worker has had a trial, or is at its rung; and the most that ran at a time.
+    _since: dict[str, float] = field(default_factory=dict)
+    _workers: int = 1
+    # Seconds by whether a trial confirms, whether it started from a reference, and steps.
+    _costs: dict[tuple[bool, bool, int], list[float]] = field(default_factory=dict)
+    # Of each report: steps, and the seconds of training and of scoring.
+    _parts: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def take(self, time: float, event: Event, state: StudyState) -> None:
+        """Take in an event, after the state did.
+
+        Args:
+            time: Seconds since whenever.
+            event: What happened.
+            state: All trials.
+        """
+        if isinstance(event, Planned):
+            self._planned = event
+        elif isinstance(event, Progressed):
+            now = time, event.made
+            told = self._told.setdefault((event.work, event.trial), _Told(now, now, event.wanted))
+            told.last = now
+        elif isinstance(event, Ended | Paused):
+            self._since.pop(event.trial, None)
+        elif isinstance(event, Reported):
+            self._count(time, state.trials[event.trial])
+            self._since[event.trial] = time
+        elif isinstance(event, Proposed | Promoted):
+            self._since[event.trial] = time
+            self._workers = max(self._workers, len(self._since))
+
+    def _count(self, time: float, trial: TrialState) -> None:
+        """Take in what the last report of a trial took."""
+        report = trial.reports[-1]
+        before = trial.reports[-2].step if len(trial.reports) > 1 else 0
+        steps = report.step - before
+        self._parts.append((steps, report.train_seconds, report.eval_seconds))
+        # What an earlier run began is not known.
+        if trial.id in self._since:
+            key = trial.role in CONFIRMING, trial.reference is not None, steps
+            self._costs.setdefault(key, []).append(time - self._since[trial.id])
+
+    def phases(self, time: float, state: StudyState) -> list[Phase]:
+        """Return the parts of the study that have begun, in order; the last is the present one."""
+        found = []
+        if ("codes", None) in self._told:
+            found.append(self._linear(time, "codes", None))
+        if (reference := state.trials.get(REFERENCE_TRIAL)) is not None:
+            found += self._reference(time, reference, bool(found))
+        if state.count(["screen"]):
+            done = state.count(["screen"]) - state.count(["screen"], ["running"])
+            found.append(
+                Phase(title="screening", done=done, total=self.config.screen, unit="starts")
+            )
+        if self.fixed or state.count(["search"]):
+            found.append(self._trials(time, state))
+        # What an earlier release logged has no plan.
+        if self._planned is not None or state.count(["control"]):
+            planned = self._planned or Planned(started=0, plain=0)
+            found.append(self._confirming(time, state, planned))
+        if len(found) > 1 and ("codes", None) in self._told:
+            # They are told of by tenths, and what follows needs them all.
+            found[0] = replace(found[0], done=found[0].total)
+        return found
+
+    def _reference(self, time: float, trial: TrialState, after_codes: bool) -> list[Phase]:
+        if trial.status != "running":
+            return [Phase(title=f"reference {trial.status}", done=1, total=1, unit="")]
+        works: tuple[Work, ...] = ("table", "starts", "training")
+        for work in works:
+            if (work, REFERENCE_TRIAL) in self._told:
+                return [self._linear(time, work, REFERENCE_TRIAL)]
+        codes = self._told.get(("codes", None))
+        begun = codes is None or codes.last[1] == codes.wanted
+        return [Phase(title=DOES["training"][0], done=0, total=0, unit="")] if begun else []
+
+    def _linear(self, time: float, work: Work, trial: str | None) -> Phase:
+        """Return a work of many equal parts."""
+        told = self._told[work, trial]
+        (first, begun), (last, made) = told.first, told.last
+        left = None
+        if made > begun:
+            pace = (last - first) / (made - begun)
+            left = max(0.0, pace * (told.wanted - made) - (time - last))
+        title, unit = DOES[work]
+        return Phase(title=title, done=made, total=told.wanted, unit=unit, seconds_left=left)
+
+    def _trials(self, time: float, state: StudyState) -> Phase:
+        role: Role = "baseline" if self.fixed else "search"
+        trials, unit = state.of_role(role), "configurations" if self.fixed else "trials"
+        started = any(trial.reference is not None for trial in trials)
+        factor = 1
+        if SCHEDULERS[self.config.scheduler].pauses and not self.fixed:
+            factor = START_FACTOR if started else RUNG_FACTOR
+        left = 0.0
+        for rung, steps in enumerate(self._steps(role, started)):
+            reached = sum(self._reached(trial) >= rung for trial in trials)
+            left += max(0.0, self._expected(trials, rung, factor) - reached) * self._cost(
+                False, started, steps
+            )
+        done = sum(trial.status != "running" for trial in trials)
+        if factor > 1 and left:
+            # What passes last is trained while the others have nothing to do.
+            longest = max(self._cost(False, started, steps) for steps in self._steps(role, started))
+            left += (self._workers - 1) * longest
+        seconds = None
+        if any(trial.reports for trial in trials):
+            seconds = self._seconds_left(time, False, left, state)
+        return Phase(title=unit, done=done, total=self.size, unit=unit, seconds_left=seconds)
+
+    def _expected(self, trials: Sequence[TrialState], rung: int, factor: int) -> float:
+        """Return how many trials will reach a rung: in the share of those so far.
+
+        More pass than the scheduler's part, since the order changes while others come.
+        """
+        if rung == 0:
+            return self.size
+        passed = sum(self._reached(trial) >= rung for trial in trials)
+        reported = sum(bool(trial.reports) for trial in trials)
+        if reported == self.size:
+            return passed
+        if factor == 1:
+            return self.size
+        return self.size * (passed + FEW * PASSED[factor][rung]) / (reported + FEW)
+
+    def _reached(self, trial: TrialState) -> int:
+        """Return the highest rung that a worker has begun with."""
+        return len(trial.reports) - (trial.status != "running")
+
+    def _confirming(self, time: float, state: StudyState, planned: Planned) -> Phase:
+        runs = [trial for role in CONFIRMING for trial in state.of_role(role)]
+        left = 0.0
+        for started, wanted in ((True, planned.started), (False, planned.plain)):
+            begun = sum((trial.reference is not None) == started for trial in runs)
+            steps = self._steps("confirm", started)
+            whole = sum(self._cost(True, started, each) for each in steps)
+            left += max(0, wanted - begun) * whole
+        done = sum(trial.status != "running" for trial in runs)
+        known = any(trial.reports for trial in runs)
+        return Phase(
+            title="confirming",
+            done=done,
+            total=max(done, planned.started + planned.plain) if self._planned else 0,
+            unit="runs",
+            seconds_left=self._seconds_left(time, True, left, state) if known else None,
+        )
+
+    def _seconds_left(
+        self, time: float, confirming: bool, unbegun: float, state: StudyState
+    ) -> float:
+        """Return the time until what is not begun, and what runs, is done by all workers."""
+        running, others = [0.0], [0.0]
+        for trial in state.with_status("running"):
+            started, late = trial.reference is not None, trial.role in CONFIRMING
+            steps = self._steps(trial.role, started)
+            costs = [self._cost(late, started, each) for each in steps[len(trial.reports) :]]
+            spent = time - self._since.get(trial.id, time)
+            # What searches may be stopped at its next rung.
+            rest = max(0.0, sum(costs[:1]) - spent) + sum(costs[1:]) * late
+            (running if late == confirming else others).append(rest)
+        # Others hold a worker for which something waits.
+        waiting = unbegun + sum(running) + (sum(others) if unbegun else 0.0)
+        return float(max(*running, waiting / self._workers))
+
+    def _steps(self, role: Role, started: bool) -> list[int]:
+        """Return the steps of each rung, from the one before."""
+        return [b - a for a, b in pairwise((0, *rungs_of(self.config.recipe, role, started)))]
+
+    def _cost(self, late: bool, started: bool, steps: int) -> float:
+        """Return the seconds that a worker takes for so many steps and their report: the mean so
+        far, or by what all trials took for a step and for scoring.
+
+        What the first starts take to be scored is mostly what their workers do once.
+        """
+        known = self._costs.get((late, started, steps), [])
+        if known and (steps or late):
+            return fmean(known)
+        if len(known) >= FEW:
+            return fmean(sorted(known)[:-1])
+        trained = sum(steps for steps, _, _ in self._parts)
+        each = sum(seconds for _, seconds, _ in self._parts) / max(1, trained)
+        return steps * each + fmean([seconds for _, _, seconds in self._parts] or [0.0])
