@@ -108,6 +108,10 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
         from tune.report.finish import finish
 
         result = finish(prepared, end)
+        if config.wandb is not None:
+            from tune.report.sinks import send_report
+
+            send_report(config, prepared.inventory, result.state)
         if mirror is not None:
             mirror.add(result.files)
         return _report(shown, result, attempt, form)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import vl_convert
 
-from search_spaces.inventory import Inventory, TargetModule
+from search_spaces.inventory import Inventory, TargetModule, kinds
 from tests.simulated import drive, make_study, save_study
 from tune.report.facts import Facts, read_facts
 from tune.report.figures import allocations, fronts, memory, modules, searching
@@ -190,7 +190,7 @@ def test_kinds_with_the_same_last_name_stay_apart() -> None:
         )
         for name in names
     )
-    found = allocations.kinds(Inventory(model="m", targets=targets, other_parameters=0))
+    found = kinds(Inventory(model="m", targets=targets, other_parameters=0))
 
     assert list(found.values()) == ["attention output", "output", "attention query"]
 

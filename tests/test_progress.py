@@ -186,7 +186,9 @@ def test_what_is_left_is_right_within_a_third(
     for title, found in told.items():
         end = found[-1][0]
         # Once something of each kind has ended, and but for the last moments.
-        judged = [(left, end - at) for at, left in found[len(found) // 4 :] if end - at > 12 * scale]
+        judged = [
+            (left, end - at) for at, left in found[len(found) // 4 :] if end - at > 12 * scale
+        ]
         close = [left is not None and abs(left - truth) <= truth / 3 for left, truth in judged]
         wrong = [pair for pair, right in zip(judged, close, strict=True) if not right]
         assert len(judged) > 3 and not wrong, (title, wrong)

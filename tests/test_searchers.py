@@ -125,7 +125,7 @@ def test_optuna_is_told_the_truth_about_each_trial(tmp_path: Path) -> None:
         assert optunas.user_attrs["memory_bytes"] == trial.memory_bytes
         assert optunas.user_attrs["rungs"] == len(trial.reports)
         if trial.status == "completed":
-            assert optunas.values == [trial.reports[-1].loss, float(trial.memory_bytes)]
+            assert optunas.values == [trial.reports[-1].loss, trial.memory_bytes / 1e6]
         else:
             assert optunas.values is None
     assert "nan" in known["t006"].user_attrs["reason"]
@@ -151,5 +151,5 @@ def test_every_modules_bits_and_rank_are_visible(tmp_path: Path) -> None:
     params = load_optuna(tmp_path).trials[0].params
     name = INVENTORY.names[2]
 
-    assert params[f"{name}.bits"] == trial.allocation.choices[name].bits
-    assert params[f"{name}.rank"] == trial.allocation.choices[name].rank
+    assert params["01.attention.query.bits"] == trial.allocation.choices[name].bits
+    assert params["01.attention.query.rank"] == trial.allocation.choices[name].rank

@@ -1,11 +1,16 @@
 """TensorBoard and W&B get what the log has; progress is readable on a terminal and in a file."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from search_spaces.allocation import Allocation, Choice
 from tests.simulated import (
     advance,
     bytes_help,
@@ -14,7 +19,10 @@ from tests.simulated import (
     make_study,
     score,
 )
-from tune.report.sinks import TensorBoard, Wandb, readable_parameters
+from tests.wandb_server import wandb_server
+from tune.report.picture import allocation_picture
+from tune.report.sinks import TensorBoard, Wandb, readable_parameters, send_report
+from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, Completed, Event, EventLog, Paused, Stopped
 from tune.study.study import Outcome
 
@@ -28,11 +36,11 @@ def test_tensorboard_has_a_run_a_trial(tmp_path: Path) -> None:
     sink.close()
     for trial in study.state.trials.values():
         run = EventAccumulator(str(tmp_path / "tb" / trial.id)).Reload()
-        points = [(event.step, event.value) for event in run.Scalars("loss")]
+        points = [(event.step, event.value) for event in run.Scalars("quality/validation_loss")]
         assert points == [(r.step, pytest.approx(r.loss)) for r in trial.reports]
-        assert "train_loss" in run.Tags()["scalars"]
+        assert "training/loss" in run.Tags()["scalars"]
         if trial.role == "confirm":
-            assert run.Scalars("test_accuracy")
+            assert run.Scalars("test/accuracy")
         plugin = run.PluginTagToContent("hparams")
         assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugin)
     assert any(trial.promoted_step for trial in study.state.trials.values())
@@ -69,6 +77,33 @@ def test_sinks_go_on_where_an_earlier_run_was_cut(
     assert cut.__name__ in {type(e).__name__ for e in EventLog(log).read()}
 
 
+def test_tensorboard_shows_the_allocation(tmp_path: Path) -> None:
+    sink = TensorBoard(tmp_path / "tb", INVENTORY)
+    study = make_study(tmp_path, budget=2, listeners=(sink,))
+    drive(study)
+    sink.close()
+    run = EventAccumulator(str(tmp_path / "tb/t001")).Reload()
+    [image] = run.Images("allocation")
+    [final] = run.Scalars("final/validation_loss")
+    picture = allocation_picture(study.state.trials["t001"].allocation, INVENTORY)
+
+    assert (image.height, image.width) == picture.shape[:2]
+    assert final.value == pytest.approx(study.state.trials["t001"].reports[-1].loss)
+
+
+def test_bits_and_ranks_have_their_colours() -> None:
+    allocations = [
+        Allocation(dict.fromkeys(INVENTORY.names, Choice(bits, rank)))
+        for bits, rank in ((2, 0), (4, 0), (2, 32))
+    ]
+    low, more_bits, more_rank = (allocation_picture(one, INVENTORY) for one in allocations)
+    half = low.shape[1] // 2
+
+    assert (low[:, :half] != more_bits[:, :half]).any()
+    assert (low[:, half:] == more_bits[:, half:]).all()
+    assert (low[:, half + 30 :] != more_rank[:, half + 30 :]).any()
+
+
 def test_parameters_are_few_and_readable(tmp_path: Path) -> None:
     study = make_study(tmp_path, budget=2)
     drive(study)
@@ -76,7 +111,14 @@ def test_parameters_are_few_and_readable(tmp_path: Path) -> None:
 
     assert parameters["average_bits"] == 16
     assert parameters["average_rank"] == 8
-    assert len(parameters) <= 6
+    assert {k: v for k, v in parameters.items() if k.startswith("bits_")} == {
+        "bits_early_blocks": 16,
+        "bits_middle_blocks": 16,
+        "bits_late_blocks": 16,
+        "bits_attention_query": 16,
+        "bits_output": 16,
+    }
+    assert len(parameters) <= 12
 
 
 class FakeRun:
@@ -137,4 +179,81 @@ def test_real_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     drive(study, reports=3)
     sink.close()
 
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) >= 1
+
+
+def test_real_wandb_keeps_report_and_front_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (tmp_path / "studies/s").mkdir(parents=True)
+    study = make_study(tmp_path / "studies/s", budget=5)
+    drive(study)
+    config = StudyConfig(name="s", output_dir=str(tmp_path), wandb="project")
+    send_report(config, INVENTORY, study.state)
+    assert not (tmp_path / "studies/s/wandb").exists()
+    (tmp_path / "studies/s/report.html").write_text("the page")
+    send_report(config, INVENTORY, study.state)
+    [table] = (tmp_path / "studies/s/wandb").glob("offline-run-*/files/media/table/front*.json")
+    content = json.loads(table.read_text(encoding="utf-8"))
+
+    assert content["columns"][:3] == ["trial", "status", "megabytes"]
+    assert [row[0] for row in content["data"]] == [trial.id for trial in study.state.front()]
+    [log] = (tmp_path / "studies/s/wandb").glob("offline-run-*/*.wandb")
+    assert b"s-report" in log.read_bytes() and b"report.html" in log.read_bytes()
+
+
+KEY = "0123456789" * 4
+STUDY = """
+import sys
+from pathlib import Path
+from tests.simulated import drive, make_inventory, make_study
+from tune.report.sinks import Wandb, send_report
+from tune.study.config import StudyConfig
+
+folder = Path(sys.argv[1])
+sink = Wandb("project", "s", folder, make_inventory())
+study = make_study(folder, space="B-FP", listeners=(sink,))
+drive(study)
+sink.close()
+study = make_study(folder / "studies/s", budget=3)
+drive(study)
+(folder / "studies/s/report.html").write_text("the page")
+config = StudyConfig(name="s", output_dir=str(folder), wandb="project")
+send_report(config, make_inventory(), study.state)
+"""
+
+
+def test_a_server_of_wandb_gets_runs_front_and_report_and_nobody_the_key(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    (tmp_path / "studies/s").mkdir(parents=True)
+    with wandb_server() as server:
+        names = {"HOME": tmp_path, "WANDB_DATA_DIR": tmp_path, "WANDB_BASE_URL": server.uri}
+        told = {name: str(value) for name, value in names.items()} | {"WANDB_API_KEY": KEY}
+        process = subprocess.run(
+            [sys.executable, "-c", STUDY, str(tmp_path)],
+            env=os.environ | told,
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert process.returncode == 0, process.stderr
+    runs = {of["displayName"]: of for of in server.of("UpsertBucket") if of["displayName"]}
+
+    assert set(runs) == {"s-B-FP", "s-B-FP-s2", "s-B-FP-s3", "s-report"}
+    assert {run["groupName"] for run in runs.values()} == {"s"}
+    assert {run["jobType"] for run in runs.values()} == {"baseline", "confirm", "report"}
+    histories = str(server.streams)
+    assert "quality/validation_loss" in histories and "training/loss" in histories
+    assert server.files["report.html"] == b"the page"
+    [table] = [content for name, content in server.files.items() if "table/front" in name]
+    assert json.loads(table)["columns"][0] == "trial"
+    assert server.keys == {KEY}
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert KEY.encode() not in path.read_bytes(), path
+    assert KEY not in process.stdout + process.stderr

@@ -1,39 +1,58 @@
 """Sends every report to TensorBoard and, if asked, to Weights & Biases, from the driver alone."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams
 
+from alrq_core.records import TrialReport
 from search_spaces.costs import average_bits, average_rank
-from search_spaces.inventory import Inventory
+from search_spaces.inventory import Inventory, kinds
+from tune.report.page.page import REPORT_FILE
+from tune.report.picture import allocation_picture
+from tune.study.config import StudyConfig
 from tune.study.events import Ended, Event, Paused, Reported, Tested
 from tune.study.state import StudyState, TrialState
 
-METRICS = (
-    "loss",
-    "divergence",
-    "train_loss",
-    "accuracy",
-    "f1",
-    "perplexity",
-    "exact_match",
-    "peak_memory_bytes",
-)
+# Fields of a report to what they are called there, by the section that they stand in.
+METRICS = {
+    "divergence": "quality/divergence",
+    "loss": "quality/validation_loss",
+    "accuracy": "quality/accuracy",
+    "f1": "quality/f1",
+    "perplexity": "quality/perplexity",
+    "exact_match": "quality/exact_match",
+    "train_loss": "training/loss",
+    "peak_memory_bytes": "training/peak_memory_gigabytes",
+}
+DEPTHS = ("early", "middle", "late")
 
 
 def readable_parameters(trial: TrialState, inventory: Inventory) -> dict[str, str | float]:
-    """Return the few numbers by which people tell trials apart."""
-    return {
+    """Return the few numbers by which people tell trials apart.
+
+    Bits are means over modules: of all, of each kind, and of each third of the blocks.
+    """
+    found: dict[str, str | float] = {
         "role": trial.role,
         "average_bits": round(average_bits(trial.allocation, inventory), 3),
         "average_rank": round(average_rank(trial.allocation, inventory), 2),
         "memory_megabytes": round(trial.memory_bytes / 1e6, 3),
         "seed": trial.seed,
     }
+    named, last = kinds(inventory), max((t.block for t in inventory.targets), default=0)
+    parts: dict[str, list[int]] = {f"bits_{depth}_blocks": [] for depth in DEPTHS}
+    for target in inventory.targets:
+        if target.name in named:
+            bits = trial.allocation.choices[target.name].bits
+            depth = DEPTHS[target.block * len(DEPTHS) // (last + 1)]
+            parts[f"bits_{depth}_blocks"].append(bits)
+            parts.setdefault(f"bits_{named[target.name].replace(' ', '_')}", []).append(bits)
+    return found | {name: round(fmean(bits), 2) for name, bits in parts.items() if bits}
 
 
 class TensorBoard:
@@ -49,7 +68,7 @@ class TensorBoard:
         """Write one event."""
         if isinstance(event, Reported):
             writer = self._writer(event.trial)
-            for name, value in _metrics(event).items():
+            for name, value in _metrics(event.report).items():
                 writer.add_scalar(name, value, event.report.step)
             writer.flush()
         elif isinstance(event, Paused):
@@ -58,17 +77,19 @@ class TensorBoard:
             if event.trial in self._writers:
                 self._writers.pop(event.trial).close()
         elif isinstance(event, Tested):
-            self._writer(event.trial).add_scalar(f"test_{event.score.metric}", event.score.value, 0)
+            tag = f"test/{event.score.metric}"
+            self._writer(event.trial).add_scalar(tag, event.score.value, 0)
         elif isinstance(event, Ended):
             trial = state.trials[event.trial]
-            writer = self._writer(event.trial)
-            values = {} if trial.last is None else {"final/loss": trial.last.loss}
+            writer, values = self._writer(event.trial), _ends(trial)
             parameters = readable_parameters(trial, self._inventory) | {"status": trial.status}
             # The writer's own `add_hparams` would open a second file, or this one anew.
             for summary in hparams(parameters, values):
                 writer.file_writer.add_summary(summary)
             for name, value in values.items():
                 writer.add_scalar(name, value, 0)
+            picture = allocation_picture(trial.final, self._inventory)
+            writer.add_image("allocation", picture, 0, dataformats="HWC")
             writer.close()
             del self._writers[event.trial]
 
@@ -84,6 +105,18 @@ class TensorBoard:
             suffix = f".{len(list(folder.glob('*')))}"
             self._writers[trial_id] = SummaryWriter(str(folder), filename_suffix=suffix)
         return self._writers[trial_id]
+
+
+def _ends(trial: TrialState) -> dict[str, float]:
+    """Return the few numbers by which trials are sorted."""
+    found: dict[str, float] = {}
+    if trial.judged is not None and trial.judged.divergence is not None:
+        found["final/divergence"] = trial.judged.divergence
+    if trial.last is not None:
+        found["final/validation_loss"] = trial.last.loss
+    if trial.test is not None:
+        found[f"final/test_{trial.test.metric}"] = trial.test.value
+    return found
 
 
 class Wandb:
@@ -108,10 +141,10 @@ class Wandb:
         """Send one event."""
         if isinstance(event, Reported):
             run = self._run(state.trials[event.trial])
-            run.log(_metrics(event), step=event.report.step)
+            run.log(_metrics(event.report), step=event.report.step)
         elif isinstance(event, Tested):
             run = self._run(state.trials[event.trial])
-            run.summary[f"test_{event.score.metric}"] = event.score.value
+            run.summary[f"test/{event.score.metric}"] = event.score.value
         elif isinstance(event, Ended):
             trial = state.trials[event.trial]
             run = self._run(trial)
@@ -126,18 +159,64 @@ class Wandb:
         for run in self._runs.values():
             run.finish()
 
+    def send_report(self, page: Path, front: Sequence[TrialState]) -> None:
+        """Send a study's report as an artefact, and its front as a table, in a run of their own.
+
+        Args:
+            page: The report.
+            front: Of the search.
+        """
+        import wandb
+
+        rows = [_front_row(trial, self._inventory) for trial in front]
+        run = self._begin(f"{self._study}-report", "report", {})
+        if rows:
+            data = [list(row.values()) for row in rows]
+            run.log({"front": wandb.Table(columns=list(rows[0]), data=data)})
+        artefact = wandb.Artifact(f"{self._study}-report", type="report")
+        artefact.add_file(str(page))
+        run.log_artifact(artefact)
+        run.finish()
+
     def _run(self, trial: TrialState) -> Any:
         if trial.id not in self._runs:
-            self._runs[trial.id] = self._init(
-                project=self._project,
-                group=self._study,
-                name=f"{self._study}-{trial.id}",
-                config=readable_parameters(trial, self._inventory),
-                dir=str(self._folder),
-                mode=self._mode,
-                reinit="create_new",
-            )
+            parameters = readable_parameters(trial, self._inventory)
+            name = f"{self._study}-{trial.id}"
+            self._runs[trial.id] = self._begin(name, trial.role, parameters)
         return self._runs[trial.id]
+
+    def _begin(self, name: str, kind: str, parameters: Mapping[str, Any]) -> Any:
+        return self._init(
+            project=self._project,
+            group=self._study,
+            name=name,
+            job_type=kind,
+            config=dict(parameters),
+            dir=str(self._folder),
+            mode=self._mode,
+            reinit="create_new",
+        )
+
+
+def send_report(config: StudyConfig, inventory: Inventory, state: StudyState) -> None:
+    """Send the report of a study, where one was written, to its project on W&B."""
+    page = config.folder / REPORT_FILE
+    if config.wandb is not None and page.is_file():
+        sink = Wandb(config.wandb, config.name, config.folder, inventory)
+        sink.send_report(page, state.front())
+
+
+def _front_row(trial: TrialState, inventory: Inventory) -> dict[str, str | float | None]:
+    assert trial.judged is not None
+    return {
+        "trial": trial.id,
+        "status": trial.status,
+        "megabytes": trial.memory_bytes / 1e6,
+        "divergence": trial.judged.divergence,
+        "validation_loss": trial.judged.loss,
+        "average_bits": average_bits(trial.allocation, inventory),
+        "average_rank": average_rank(trial.allocation, inventory),
+    }
 
 
 def wandb_init() -> Callable[..., Any]:
@@ -165,6 +244,7 @@ def _has_key() -> bool:
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8", errors="replace")
 
 
-def _metrics(event: Reported) -> Mapping[str, float]:
-    found = {name: getattr(event.report, name) for name in METRICS}
-    return {name: value for name, value in found.items() if value is not None}
+def _metrics(report: TrialReport) -> Mapping[str, float]:
+    found = {tag: getattr(report, name) for name, tag in METRICS.items()}
+    found[METRICS["peak_memory_bytes"]] = report.peak_memory_bytes / 1e9
+    return {tag: value for tag, value in found.items() if value is not None}

@@ -32,13 +32,16 @@ class Journal:
         numbers: Trial id to Optuna's number of the trial.
     """
 
-    def __init__(self, folder: Path, space: Space, sampler: BaseSampler | None) -> None:
+    def __init__(
+        self, folder: Path, space: Space, sampler: BaseSampler | None, objective: str
+    ) -> None:
         """Start an empty study in `folder`, over what may be there.
 
         Args:
             folder: Of the study.
             space: What is searched.
             sampler: Draws what is asked for; None where nothing is.
+            objective: What is minimised beside megabytes, for the dashboard.
         """
         self._space = space
         # In a fixed space nothing is drawn.
@@ -54,7 +57,7 @@ class Journal:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.set_metric_names(["objective", "memory_bytes"])
+            self._study.set_metric_names([objective, "memory (MB)"])
         self.numbers: dict[str, int] = {}
 
     def ask(self, trial_id: str) -> Trial:
@@ -114,7 +117,7 @@ class Journal:
         for key, value in details.items():
             storage.set_trial_user_attr(frozen._trial_id, key, value)
         if trial.ended == "completed" and trial.objective is not None:
-            self._study.tell(number, [trial.objective, float(trial.memory_bytes)])
+            self._study.tell(number, [trial.objective, trial.memory_bytes / 1e6])
         elif trial.ended == "stopped":
             self._study.tell(number, state=TrialState.PRUNED)
         elif trial.ended == "failed":

@@ -43,7 +43,8 @@ class Proposer:
         self._sampler: FittingSampler | None = None
         if self._searcher != OWN:
             self._sampler = FittingSampler(self._make(0), setting.space, self._fitting)
-        self._journal = Journal(folder, setting.space, self._sampler)
+        objective = "divergence" if setting.rungs[0] == 0 else "validation loss"
+        self._journal = Journal(folder, setting.space, self._sampler, objective)
 
     def use_table(self, table: VisibilityTable) -> None:
         """Propose by this table from now on."""

@@ -1,6 +1,5 @@
 """Heat maps over blocks and kinds of module: an allocation's bits and ranks, and what they cost."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,38 +7,16 @@ import numpy as np
 
 from search_spaces.allocation import Allocation, Choice, from_json
 from search_spaces.costs import module_bytes
-from search_spaces.inventory import Inventory, TargetModule
+from search_spaces.inventory import Inventory, kinds
 from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts
 from tune.report.figures.style import BITS_RAMP, RANKS_RAMP, Figure, Spec, figure, tooltip
 
 CELL = 22
-# Parts of names that tell no two modules of a block apart.
-IDLE = ("self", "self_attn", "mlp", "dense", "layer", "attn")
 # Steps of a ramp on which dark text is read better than white.
 PALE = 3
 RANKS = (0, 2, 4, 8, 16, 32)
 BITS = (2, 3, 4, 8, 16)
-
-
-def kinds(inventory: Inventory) -> dict[str, str]:
-    """Return the target modules inside of blocks, each with what it is called there, in few words.
-
-    `encoder.layer.3.attention.output.dense` is an `attention output`.
-    """
-    inside = [target for target in inventory.targets if target.block >= 0]
-    parts = {target.name: _inside(target) for target in inside}
-    short = {
-        whole: " ".join(part for part in whole.split(".") if part not in IDLE) or whole
-        for whole in set(parts.values())
-    }
-    clear = len(set(short.values())) == len(short)
-    return {name: short[whole] if clear else whole for name, whole in parts.items()}
-
-
-def _inside(target: TargetModule) -> str:
-    """Return a module's name after the number of its block."""
-    return re.split(rf"\.{target.block}\.", target.name, maxsplit=1)[-1]
 
 
 def heat_map(

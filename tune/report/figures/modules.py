@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from search_spaces.inventory import Inventory
+from search_spaces.inventory import Inventory, kinds
 from tune.report.facts import Facts
-from tune.report.figures.allocations import heat_map, kinds
+from tune.report.figures.allocations import heat_map
 from tune.report.figures.style import (
     BITS_RAMP,
     OTHER,
