@@ -54,6 +54,20 @@ vLLM fuses query, key and value, and gate and up: it reads allocations that give
 
 """
 ENCODER = "vLLM does not serve quantised encoders for classification as far as we know.\n\n"
+EXACT = """\
+## With alrq
+
+```python
+import alrq_core
+
+loaded = alrq_core.load(FOLDER)
+print(loaded.model, loaded.tokenizer, loaded.label_names)
+```
+
+Logits are those of the trial, to the last digit. The adapter alone is in `{adapter}/`, in PEFT's
+form.
+
+"""
 LLAMA_CPP = """\
 ## With llama.cpp
 
@@ -116,6 +130,17 @@ def llama_card(run: TrialRun, types: list[str], file_bytes: int) -> str:
     )
     held = " in `model.gguf`" + (", and the adapter in `adapter.gguf`" if adapted else "")
     return _card(run, ("gguf", "gguf"), file_bytes, held, lines)
+
+
+def exact_card(run: TrialRun, adapter: str, file_bytes: int) -> str:
+    """Return the card of a folder that alrq itself loads, in Markdown.
+
+    Args:
+        run: Trained.
+        adapter: Folder of the adapter alone.
+        file_bytes: Of the packed weights.
+    """
+    return _card(run, ("alrq", "alrq"), file_bytes, "", EXACT.format(adapter=adapter))
 
 
 def _card(run: TrialRun, about: tuple[str, str], file_bytes: int, held: str, loading: str) -> str:

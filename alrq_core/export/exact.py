@@ -20,6 +20,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from alrq_core.adapters.lora import attach_adapters, frozen_layer
+from alrq_core.export.card import exact_card
 from alrq_core.export.parts import (
     PEFT_FOLDER,
     named_config,
@@ -86,6 +87,8 @@ def write_exactly(run: TrialRun, folder: Path, _: str) -> None:
         "files": {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    card = exact_card(run, PEFT_FOLDER, (folder / WEIGHTS).stat().st_size)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def save(

@@ -36,7 +36,7 @@ def answer(facts: Facts) -> Answer:
     row, reference = facts.chosen, facts.reference
     points = [facts.text]
     if row is not None and reference is not None:
-        points += _quality(facts, row, reference)
+        points += quality(facts, row, reference)
     ended = facts.recommended is None and facts.rows and facts.text.startswith("No recommendation:")
     sequences, limit = int(facts.splits["test"]), facts.config.max_memory_bytes
     ways = ways_on(facts.rows, facts.config.margin, limit, sequences) if ended else []
@@ -66,7 +66,8 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     return "The study has not ended: what follows may change."
 
 
-def _quality(facts: Facts, row: Confirmed, reference: Confirmed) -> list[str]:
+def quality(facts: Facts, row: Confirmed, reference: Confirmed) -> list[str]:
+    """Return what an allocation saves and loses, in two sentences; none without a comparison."""
     if row.difference is None or row.difference_interval is None:
         return []
     low, high = row.difference_interval

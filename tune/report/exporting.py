@@ -15,6 +15,8 @@ from alrq_core.recipe import Recipe
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation
 from search_spaces.inventory import Inventory
+from tune.report.facts import read_facts
+from tune.report.model_card import Evidence, evidence
 from tune.study.checkpoints import checkpoint_name
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, EventLog
@@ -41,6 +43,7 @@ class Export:
         step: That it was trained to.
         checkpoint: What its file holds.
         form: See `find_export`.
+        evidence: What the study measured of it, for the card; None for nothing.
     """
 
     inventory: Inventory
@@ -52,6 +55,7 @@ class Export:
     step: int
     checkpoint: bytes
     form: str
+    evidence: Evidence | None
 
     def write(self, target: Path, name: str | None = None) -> None:
         """Write the trial into a new folder.
@@ -75,7 +79,12 @@ class Export:
                 f"{self.step}, got one of step {run.reports[-1].step}. Go on with the study, which "
                 "brings it."
             )
-        save(run, target, FORMS[self.form], name)
+        save(run, target, self._write, name)
+
+    def _write(self, run: TrialRun, folder: Path, name: str) -> None:
+        FORMS[self.form](run, folder, name)
+        if self.evidence is not None:
+            self.evidence.add_to(folder)
 
 
 def check_export(form: str, target: Path) -> None:
@@ -129,6 +138,7 @@ def find_export(
         step=trial.reports[-1].step,
         checkpoint=(study / checkpoint_name(trial.id)).read_bytes(),
         form=form,
+        evidence=evidence(read_facts(study), trial.source),
     )
 
 

@@ -24,7 +24,7 @@ from tune.report.tables import report_tables
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
 # Of a figure in a file, in points, and of the letters of a line of its caption.
-FILE_WIDTH, CAPTION_WIDTH = 640, 110
+FILE_WIDTH, CAPTION_WIDTH, FILE_SCALE = 640, 110, 2
 THEMES = ("light", "dark")
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
@@ -150,11 +150,19 @@ def _write_figures(facts: Facts) -> None:
         spec = captioned(figure, one_line(facts))
         svg = vl_convert.vegalite_to_svg(spec, config=theme("light"))
         for ending, content in (
-            ("png", vl_convert.svg_to_png(svg, scale=2)),
+            ("png", vl_convert.svg_to_png(svg, scale=FILE_SCALE)),
             ("pdf", vl_convert.svg_to_pdf(svg)),
         ):
             with replaced(target / f"{figure.name}.{ending}") as partial:
                 partial.write_bytes(content)
+
+
+def figure_png(figure: Figure, line: str) -> bytes:
+    """Return a figure as a picture, with all conditions in its caption."""
+    png: bytes = vl_convert.vegalite_to_png(
+        captioned(figure, line), config=theme("light"), scale=FILE_SCALE
+    )
+    return png
 
 
 def captioned(figure: Figure, line: str) -> Spec:
