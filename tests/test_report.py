@@ -51,6 +51,8 @@ def test_what_is_recommended_comes_first_with_its_evidence(ended: Facts) -> None
     low, high = row.difference_interval
 
     assert said.headline.startswith(f"Use {row.trial}: {row.memory_bytes / 1e6:.2f} MB instead of ")
+    assert f"at most {-low:.1f} points worse than B-FP" in said.headline or low >= 0
+    assert {"B-FP", "t...", "B-FP+"} <= {name for name, _ in said.names}
     evidence = " ".join(said.points)
     assert f"{low:+.1f} and {high:+.1f} at 95 % confidence" in evidence
     assert f"Over {len(row.seeds)} fresh seeds and 40 test sequences" in evidence

@@ -17,7 +17,8 @@ class Answer:
     Attributes:
         headline: One sentence.
         points: The evidence for it, a sentence or two each.
-        compared: How the finalist does beside its controls.
+        compared: How the finalist with controls does beside them, and which that is.
+        names: What trials are called, and what they are.
         numbers: A few, each with what it is and what it stands beside.
         ways_on: What would change that nothing is recommended.
         caution: What must not be read into it.
@@ -26,6 +27,7 @@ class Answer:
     headline: str
     points: tuple[str, ...]
     compared: tuple[str, ...]
+    names: tuple[tuple[str, str], ...]
     numbers: tuple[tuple[str, str, str], ...]
     ways_on: tuple[str, ...]
     caution: tuple[str, ...]
@@ -34,7 +36,7 @@ class Answer:
 def answer(facts: Facts) -> Answer:
     """Return what a study says, as far as it has come."""
     row, reference = facts.chosen, facts.reference
-    points = [facts.text]
+    points = [facts.text.replace(" *,", ",")]
     if row is not None and reference is not None:
         points += quality(facts, row, reference)
     ended = facts.recommended is None and facts.rows and facts.text.startswith("No recommendation:")
@@ -43,7 +45,8 @@ def answer(facts: Facts) -> Answer:
     return Answer(
         headline=_headline(facts, row, reference),
         points=tuple(points),
-        compared=tuple(evidence_lines([], facts.comparisons)),
+        compared=tuple(_compared(facts)),
+        names=tuple(_names(facts)),
         numbers=tuple(_numbers(row, reference)) if row and reference else (),
         ways_on=tuple(ways),
         caution=tuple(_caution(facts)),
@@ -54,8 +57,8 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     if facts.recommended is not None and row is not None and reference is not None:
         return (
             f"Use {row.trial}: {format_bytes(row.memory_bytes)} instead of "
-            f"{format_bytes(reference.memory_bytes)}, and not measurably worse than "
-            f"{reference.trial}, by a margin of {facts.config.margin:g} {_unit(row)}."
+            f"{format_bytes(reference.memory_bytes)}, {_at_most(row)}, within the margin of "
+            f"{facts.config.margin:g}."
         )
     if not facts.rows:
         return "Nothing is confirmed yet, so nothing is recommended."
@@ -64,6 +67,45 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
         best = f" What comes nearest is {row.trial}, {role}." if row is not None else ""
         return f"No allocation is recommended.{best}"
     return "The study has not ended: what follows may change."
+
+
+def _at_most(row: Confirmed) -> str:
+    """Return the largest loss that the interval leaves."""
+    low = row.difference_interval[0] if row.difference_interval is not None else 0.0
+    if low >= 0:
+        return f"no worse than {row.comparator} at 95 % confidence"
+    return f"at most {-low:.1f} {_unit(row)} worse than {row.comparator} at 95 % confidence"
+
+
+def _compared(facts: Facts) -> list[str]:
+    lines = evidence_lines([], facts.comparisons)
+    if not lines:
+        return []
+    found = facts.comparisons[0].trial
+    why = f"{found} has controls: before any test score it was expected to be as good as B-FP."
+    if facts.recommended not in (None, found):
+        why += f" For {facts.recommended} itself none were trained."
+    return [why, *lines]
+
+
+def _names(facts: Facts) -> list[tuple[str, str]]:
+    """Return what the names of a study's allocations mean, as far as it has such."""
+    known = {
+        "B-FP": "LoRA of rank 8 on weights in 16 bits",
+        "B-Q4": "LoRA of rank 8 on weights in 4 bits (NF4), which is QLoRA",
+        "t...": "a trial of the search; -s1, -s2, ... are its fresh seeds",
+        "uniform-": "the same bits and rank everywhere, of no fewer bytes",
+        "random-": "bits and ranks drawn by chance, of no more bytes",
+        "table-": "what the visibility table alone names, without any trial, of no more bytes",
+        "nothing-": "the finalist's own bits and ranks, but learning the task from nothing",
+        "B-FP+": "B-FP, trained as many steps longer as finalists are",
+    }
+    trials = [row.trial for row in facts.rows]
+    return [
+        (name, meaning)
+        for name, meaning in known.items()
+        if any(trial.startswith(name.removesuffix("...")) for trial in trials)
+    ]
 
 
 def quality(facts: Facts, row: Confirmed, reference: Confirmed) -> list[str]:

@@ -50,7 +50,8 @@ def heat_map(
         "mark": {"type": "text", "fontSize": 10},
         "encoding": {**place, "text": {"field": "label"}, "color": paint},
     }
-    return figure([cells, labels], rows, height=110 + CELL * len(blocks))
+    around = 110 if color["legend"] is None else 165
+    return figure([cells, labels], rows, height=around + CELL * len(blocks))
 
 
 def allocation_maps(facts: Facts, row: Confirmed, place: str) -> list[Figure]:

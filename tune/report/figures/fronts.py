@@ -73,8 +73,8 @@ def differences(facts: Facts) -> Figure | None:
         text=(
             f"Right is better. Dots: mean over {len(reference.seeds)} fresh seeds and "
             f"{facts.splits['test']:,} test sequences; bars: 95 % interval of the difference. What "
-            f"stays right of the dashed line with its whole bar is not measurably worse than "
-            f"{facts.comparator}, by the margin of {margin:g} {unit}."
+            f"stays right of the dashed line with its whole bar loses less than the margin of "
+            f"{margin:g} {unit}."
         ),
         spec=figure([*lines, label, bars, points], rows, height=130 + ROW_HEIGHT * len(rows)),
     )

@@ -63,9 +63,10 @@ def module_maps(facts: Facts) -> list[Figure]:
     labelled = [row | {"label": _short(row["learned"])} for row in rows]
     for row in labelled:
         row["pale"] = row["learned"] < 0.4 * highest
-    changed = [row | {"label": f"{row['change']:+.0f}".replace("-0", "0")} for row in rows]
+    changed = [row | {"label": f"{row['change']:+.0f}"} for row in rows]
     for row in changed:
         row["pale"] = abs(row["change"]) < 0.6 * most
+        row["label"] = "0" if abs(row["change"]) < 0.5 else row["label"]
     return [
         Figure(
             name="modules-cost",
