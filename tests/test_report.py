@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 import run_search
 from alrq_core.files import write_json
@@ -16,6 +17,7 @@ from tune.report.confirmation import Confirmed, confirmed
 from tune.report.facts import Facts, read_facts
 from tune.report.failing import OTHERWISE, failure_groups
 from tune.report.learned import module_costs
+from tune.report.model_card import evidence
 from tune.report.recommendation import Verdict
 from tune.report.results import write_results
 from tune.report.tables import report_tables
@@ -58,6 +60,23 @@ def test_what_is_recommended_comes_first_with_its_evidence(ended: Facts) -> None
     assert f"Over {len(row.seeds)} fresh seeds and 40 test sequences" in evidence
     assert said.ways_on == ()
     assert ended.runner_up is not None and ended.runner_up.allocation != row.allocation
+
+
+def test_the_card_of_an_export_has_what_the_study_measured(ended: Facts, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Title\n")
+    assert ended.recommended is not None
+    found, row = evidence(ended, ended.recommended), ended.row(ended.recommended)
+    assert found is not None and row is not None
+    found.add_to(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    [result] = card.data.eval_results
+
+    assert card.data.library_name == "peft" and card.data.pipeline_tag == "text-classification"
+    assert (result.metric_type, result.dataset_split) == ("accuracy", "test")
+    assert result.metric_value == pytest.approx(row.value, abs=1e-4)
+    assert "# Title" in card.text and answer(ended).headline in card.text
+    assert "![" in card.text and (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert evidence(ended, "t999") is None
 
 
 def test_more_confirmed_runs_make_a_recommendation_old(ended: Facts) -> None:

@@ -220,7 +220,7 @@ class Pace:
             whole = sum(self._cost(True, started, each) for each in steps)
             left += max(0, wanted - begun) * whole
         done = sum(trial.status != "running" for trial in runs)
-        known = any(trial.reports for trial in runs)
+        known = self._planned is not None and any(trial.reports for trial in runs)
         return Phase(
             title="confirming",
             done=done,

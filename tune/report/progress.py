@@ -11,7 +11,7 @@ from rich.live import Live
 
 from search_spaces.costs import format_bytes
 from search_spaces.spaces import SEARCHED
-from tune.report.pace import Pace
+from tune.report.pace import DOES, Pace
 from tune.report.screen import PLOT_HEIGHT, WIDTH, Moment, duration, moment, render
 from tune.study.config import StudyConfig
 from tune.study.events import (
@@ -25,6 +25,7 @@ from tune.study.events import (
     Stopped,
     logged_line,
 )
+from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.state import STATUSES, UNENDED, StudyState
 
 Form = Literal["shown", "quiet", "json"]
@@ -153,8 +154,10 @@ class Progress:
 
     def _line(self, event: Event, state: StudyState, now: float) -> str | None:
         """Return an event in words; None for one that nobody needs to see."""
-        if isinstance(event, Progressed | Planned):
+        if isinstance(event, Planned):
             return self._phase_line(state, now)
+        if isinstance(event, Progressed):
+            return self._progressed_line(event, state, now)
         if isinstance(event, Reported):
             trial = state.trials[event.trial]
             report, metric = event.report, self._subject.metric
@@ -171,6 +174,14 @@ class Progress:
                 f"{event.trial:>9}  {word}  [{self._counts(state)}; {self._phase_line(state, now)}]"
             )
         return None
+
+    def _progressed_line(self, event: Progressed, state: StudyState, now: float) -> str | None:
+        if event.trial in (None, REFERENCE_TRIAL):
+            return self._phase_line(state, now)
+        if event.work == "training":
+            return None
+        does, unit = DOES[event.work]
+        return f"{event.trial:>9}  {does}: {event.made} of {event.wanted} {unit}"
 
     def _phase_line(self, state: StudyState, now: float) -> str:
         """Return what is done now, how far it is, and when it ends."""
