@@ -111,12 +111,12 @@ def test_parameters_are_few_and_readable(tmp_path: Path) -> None:
 
     assert parameters["average_bits"] == 16
     assert parameters["average_rank"] == 8
-    assert {k: v for k, v in parameters.items() if k.startswith("bits_")} == {
-        "bits_early_blocks": 16,
-        "bits_middle_blocks": 16,
-        "bits_late_blocks": 16,
-        "bits_attention_query": 16,
-        "bits_output": 16,
+    assert {k: v for k, v in parameters.items() if k.startswith("module_bits_")} == {
+        "module_bits_early_blocks": 16,
+        "module_bits_middle_blocks": 16,
+        "module_bits_late_blocks": 16,
+        "module_bits_attention_query": 16,
+        "module_bits_output": 16,
     }
     assert len(parameters) <= 12
 

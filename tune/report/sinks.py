@@ -45,13 +45,13 @@ def readable_parameters(trial: TrialState, inventory: Inventory) -> dict[str, st
         "seed": trial.seed,
     }
     named, last = kinds(inventory), max((t.block for t in inventory.targets), default=0)
-    parts: dict[str, list[int]] = {f"bits_{depth}_blocks": [] for depth in DEPTHS}
+    parts: dict[str, list[int]] = {f"module_bits_{depth}_blocks": [] for depth in DEPTHS}
     for target in inventory.targets:
         if target.name in named:
             bits = trial.allocation.choices[target.name].bits
             depth = DEPTHS[target.block * len(DEPTHS) // (last + 1)]
-            parts[f"bits_{depth}_blocks"].append(bits)
-            parts.setdefault(f"bits_{named[target.name].replace(' ', '_')}", []).append(bits)
+            parts[f"module_bits_{depth}_blocks"].append(bits)
+            parts.setdefault(f"module_bits_{named[target.name].replace(' ', '_')}", []).append(bits)
     return found | {name: round(fmean(bits), 2) for name, bits in parts.items() if bits}
 
 
