@@ -11,7 +11,7 @@ from rich.live import Live
 
 from search_spaces.costs import format_bytes
 from search_spaces.spaces import SEARCHED
-from tune.report.pace import DOES, Pace
+from tune.report.pace import DOES, Pace, Phase
 from tune.report.screen import PLOT_HEIGHT, WIDTH, Moment, duration, moment, render
 from tune.study.config import StudyConfig
 from tune.study.events import (
@@ -82,6 +82,8 @@ class Progress:
         self._pace = Pace(subject.config, subject.size, subject.fixed)
         self._times: deque[float] = deque(maxlen=WINDOW)
         self._moment: Moment | None = None
+        self._phases: list[Phase] = []
+        self._phases_at: float | None = None
         self._live: Live | None = None
         if console.is_terminal and form == "shown":
             self._live = Live(
@@ -134,9 +136,12 @@ class Progress:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _look(self, now: float, state: StudyState) -> None:
-        many = len(state.trials) > MANY
-        if self._moment is None or not many or now - self._moment.time >= PAUSE_SECONDS:
+        if self._stale(None if self._moment is None else self._moment.time, now, state):
             self.show(state)
+
+    def _stale(self, seen: float | None, now: float, state: StudyState) -> bool:
+        """Whether a study is to be looked at anew: at each event while it has few trials."""
+        return seen is None or len(state.trials) <= MANY or now - seen >= PAUSE_SECONDS
 
     def _view(self) -> RenderableType:
         """Return the screen; called by a thread of its own, which must not read the state."""
@@ -185,7 +190,9 @@ class Progress:
 
     def _phase_line(self, state: StudyState, now: float) -> str:
         """Return what is done now, how far it is, and when it ends."""
-        phases = self._pace.phases(now, state)
+        if self._stale(self._phases_at, now, state):
+            self._phases, self._phases_at = self._pace.phases(now, state), now
+        phases = self._phases
         if not phases:
             return "begun"
         phase = phases[-1]
