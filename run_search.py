@@ -7,22 +7,23 @@ from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
+from tune.commands import command_of, keep_caches_small, say
 from tune.flags import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     LM_BATCH_SIZE,
     LM_MAX_LENGTH,
     LM_TASKS,
+    Form,
     parse_flags,
     program,
 )
 from tune.mistakes import Attempt, print_anything, tell
 
-Form = Literal["shown", "quiet", "json"]
 RECIPE_FLAGS = (
     "learning_rate",
     "max_steps",
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: bool) -> int:
     """Run what the flags ask for; return the exit code."""
-    export, quiet = given.pop("export", None), given.pop("quiet", False)
+    quiet = given.pop("quiet", False)
     form: Form = "json" if given.pop("json", False) else "quiet" if quiet else "shown"
     # It reports at import which optional kernels it can't load.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -61,14 +62,8 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
     shown = Console(width=width)
     # What is said around a study, and not of it.
     console = shown if form == "shown" else Console(width=width, quiet=True)
-    if "watch" in given:
-        return _watch(shown, given, form)
-    if export is not None:
-        return _export(console, export, given)
-    if "report" in given or "compare" in given:
-        return _pages(console, given)
-    if "caches" in given:
-        return _caches(console, given)
+    if (command := command_of(given)) is not None:
+        return command(shown if form != "quiet" else console, given, form)
     with ExitStack() as held:
         with ExitStack() as running:
             # Imports follow the checks that need them, so that mistakes answer at once.
@@ -87,22 +82,22 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
                 from tune.on_ray.nodes import hosts as hosts_of
 
                 hosts = hosts_of(
-                    config.recipe.device, config.recipe.cpu_dtype, partial(_say, console)
+                    config.recipe.device, config.recipe.cpu_dtype, partial(say, console)
                 )
             prepared = _prepared(config, resume, console, dry_run, hosts)
             if dry_run:
                 return 0
             from tune.on_ray.run import check_cluster, run_study
 
-            check_cluster(prepared, partial(_say, console))
-            _keep_caches_small(console, None)
+            check_cluster(prepared, partial(say, console))
+            keep_caches_small(console, None)
             if resume is None:
                 from tune.study.folders import prepare_folder
 
                 held.enter_context(locked(prepare_folder(config)))
             from tune.study.mirror import mirrored
 
-            mirror = held.enter_context(mirrored(config, partial(_say, console)))
+            mirror = held.enter_context(mirrored(config, partial(say, console)))
             attempt.study, attempt.budget = config.folder, config.budget
             end = run_study(prepared, shown, mirror, form)
         from tune.report.finish import finish
@@ -135,110 +130,8 @@ def _prepared(config: Any, resume: str | None, console: Console, dry_run: bool, 
         from tune.report.sinks import wandb_init
 
         wandb_init()
-    _say(console, describe_plan(prepared))
+    say(console, describe_plan(prepared))
     return prepared
-
-
-def _export(console: Console, study: str, given: dict[str, Any]) -> int:
-    """Write one trial of a study; return the exit code."""
-    from tune.study.config import PLACES, resumed_config
-
-    places = {key: given.pop(key) for key in PLACES & set(given)}
-    form, address = given.pop("form", "alrq"), given.pop("address", None)
-    if set(given) != {"trial", "to"}:
-        raise ValueError(
-            "`--export` must come with --trial and --to (and with --model or --data where they "
-            f"have moved), got {', '.join(sorted(given)) or 'neither'}. "
-            "Write for example --export results/studies/NAME --trial t007 --to my-model."
-        )
-    from tune.study.folders import check_new_folder
-
-    target = Path(given["to"])
-    check_new_folder("--to", target)
-    from tune.report.exporting import check_export, find_export
-
-    check_export(form, target)
-    folder, trial = Path(study), given["trial"]
-    config = resumed_config(folder, places)
-    if address is None:
-        found = find_export(folder, trial, config, form)
-        found.write(target)
-    else:
-        from tune.on_ray.cluster import ray_started
-        from tune.on_ray.nodes import hosts
-
-        with ray_started(address):
-            from tune.on_ray.exporting import export_on_node
-
-            recipe = config.recipe
-            able = hosts(recipe.device, recipe.cpu_dtype, partial(_say, console))
-            found = find_export(folder, trial, config, form, able)
-            export_on_node(found, target)
-    way = f"alrq_core.load({given['to']!r})" if form == "alrq" else "the lines in its README.md"
-    print(f"wrote {found.trial} to {given['to']}. Load it with: {way}")
-    return 0
-
-
-def _watch(console: Console, given: dict[str, Any], form: Form) -> int:
-    """Show a study that another process runs; return the exit code."""
-    study = Path(_alone("watch", given))
-    from tune.report.watch import watch
-
-    worked = watch(study, console, form)
-    if form == "shown":
-        when = "any longer" if worked else "now"
-        _say(console, f"Nobody works on {study} {when}. Its report: --report {study}")
-    return 0
-
-
-def _pages(console: Console, given: dict[str, Any]) -> int:
-    """Write the report of a study, or a comparison of several; return the exit code."""
-    flag = "report" if "report" in given else "compare"
-    value = _alone(flag, given)
-    if flag == "compare":
-        from tune.report.page.compare import write_comparison
-
-        _say(console, f"wrote {write_comparison([Path(study) for study in value])}")
-        return 0
-    from tune.report.page.page import write_report
-
-    _say(console, f"wrote {write_report(Path(value))}, and its figures")
-    return 0
-
-
-def _alone(flag: str, given: dict[str, Any]) -> Any:
-    """Return the value of a flag with which no other goes."""
-    value = given.pop(flag)
-    if given:
-        raise ValueError(
-            f"`--{flag}` must stand alone, got it with {len(given)} other flags. Leave them out."
-        )
-    return value
-
-
-def _caches(console: Console, given: dict[str, Any]) -> int:
-    """Show what the caches hold, after removing what is above a limit; return the exit code."""
-    from tune.report.caches import caches_shown
-
-    limit = _alone("caches", given)
-    if limit is not None:
-        _keep_caches_small(console, limit)
-    line, table = caches_shown()
-    _say(console, line)
-    console.print(table)
-    return 0
-
-
-def _say(console: Console, line: str) -> None:
-    """Print a line as it is: brackets in it are no markup, and it is not cut."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _keep_caches_small(console: Console, limit: int | None) -> None:
-    from tune.report.caches import removed_line
-
-    if (line := removed_line(limit)) is not None:
-        _say(console, line)
 
 
 def _config(given: dict[str, Any], resume: str | None, dry_run: bool) -> Any:
@@ -295,9 +188,9 @@ def _report(console: Console, result: Any, attempt: Attempt, form: Form) -> int:
     from tune.report.table import closing_table, cost_table
 
     for path in result.files:
-        _say(console, f"wrote {path}")
+        say(console, f"wrote {path}")
     for line in result.skipped:
-        _say(console, f"skipped {line}")
+        say(console, f"skipped {line}")
     if result.confirmed:
         console.print(closing_table(result.confirmed, result.verdict.row))
         console.print(cost_table(result.confirmed))
@@ -322,14 +215,14 @@ def _report(console: Console, result: Any, attempt: Attempt, form: Form) -> int:
         )
         return EXIT_FAILED
     for group in failure_groups(result.state):
-        _say(console, group.line)
+        say(console, group.line)
     for line in result.evidence:
-        _say(console, line)
+        say(console, line)
     if form == "quiet":
         print(f"{result.verdict.text}\n{result.page}")
-    _say(console, result.verdict.text)
+    say(console, result.verdict.text)
     for line in result.ways_on:
-        _say(console, line)
+        say(console, line)
     return 0
 
 

@@ -15,9 +15,10 @@ from rich.console import Console
 
 import run_search
 from tests.simulated import RECIPE, advance, bytes_help, drive, make_report, make_study, save_study
+from tune.flags import Form
 from tune.report import watch as watching
 from tune.report.pace import Pace
-from tune.report.progress import Form, Progress, Subject
+from tune.report.progress import Progress, Subject
 from tune.report.screen import duration, moment, plot, render
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, EventLog, decode_event

@@ -4,13 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from search_spaces.formats import BACKENDS, FOUR_BIT, GROUP_SIZE, GROUP_SIZES
 from search_spaces.spaces import SPACES
 from tune.flag_values import cache_limit, device, memory, number, when, whole, whole_list
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+# How a study is shown while it runs.
+Form = Literal["shown", "quiet", "json"]
 LM_TASKS = ("wikitext2", "sft", "text")
 LM_MAX_LENGTH, LM_BATCH_SIZE = 256, 4
 

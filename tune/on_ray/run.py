@@ -18,6 +18,7 @@ from rich.console import Console
 from alrq_core.files import write_json
 from alrq_core.memory.host import PROCESS_BASELINE_BYTES, common
 from alrq_core.memory.prediction import base_bytes
+from tune.flags import Form
 from tune.on_ray.bridge import StudyScheduler, StudySearcher
 from tune.on_ray.nodes import (
     Places,
@@ -30,7 +31,7 @@ from tune.on_ray.nodes import (
 from tune.on_ray.references import forget_corrections
 from tune.on_ray.shared import check_shared
 from tune.on_ray.workers import AllocationTrainable, WorkerContext
-from tune.report.progress import Form, Progress, Subject
+from tune.report.progress import Progress, Subject
 from tune.report.sinks import TensorBoard, Wandb
 from tune.search.proposer import Proposer
 from tune.search.searchers import Setting

@@ -4,13 +4,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from search_spaces.costs import format_bytes
 from search_spaces.spaces import SEARCHED
+from tune.flags import Form
 from tune.report.pace import DOES, Pace, Phase
 from tune.report.screen import PLOT_HEIGHT, WIDTH, Moment, duration, moment, render
 from tune.study.config import StudyConfig
@@ -28,7 +28,6 @@ from tune.study.events import (
 from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.state import STATUSES, UNENDED, StudyState
 
-Form = Literal["shown", "quiet", "json"]
 # Lines of a screen beside its plot, and reports by which throughput is told.
 OTHER_LINES, WINDOW = 18, 40
 # A study of many trials is not looked at anew for each event.

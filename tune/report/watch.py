@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from search_spaces.fixed import FIXED
+from tune.flags import Form
 from tune.report.facts import inventory_of
-from tune.report.progress import Form, Progress, Subject
+from tune.report.progress import Progress, Subject
 from tune.report.screen import render, without_ends
 from tune.study.config import StudyConfig, load_study_file
 from tune.study.events import LOG_NAME, Event, Reported, decode_timed
