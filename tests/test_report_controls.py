@@ -75,8 +75,11 @@ def test_every_control_is_compared_on_the_same_seeds(study: Study) -> None:
     assert all(one.difference_interval == (0.0, 0.0) and not one.beaten for one in found)
     lines = evidence_lines([], found)
     assert len(lines) == len(found) + 1
-    assert "is not shown to beat the random allocation of its size" in "\n".join(lines)
-    assert lines[-1] == "The search is not shown to beat allocations that nobody searched for."
+    assert "is not shown to differ from the random allocation of its size" in "\n".join(lines)
+    assert lines[-1] == (
+        "The search is not shown to beat the uniform allocation and the random allocation, which "
+        "nobody searched for."
+    )
     assert not evidence_json([], found)["comparisons"][0]["beaten"]
 
 
@@ -91,7 +94,10 @@ def test_a_search_that_beats_its_controls_says_so(study: Study) -> None:
 
     assert found
     assert all(one.beaten for one in found)
-    assert "beats the random allocation of its size: test loss 0.3000 at" in "\n".join(lines)
+    assert (
+        "beats the random allocation of its size: test loss (lower is better) 0.3000 at"
+        in "\n".join(lines)
+    )
     assert "not shown" not in "\n".join(lines)
 
 

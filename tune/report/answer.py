@@ -9,6 +9,20 @@ from tune.report.facts import Facts
 from tune.report.figures.fronts import metric_name
 from tune.report.ways_on import ways_on
 
+WORDS = {
+    "finalist": "a trial of the search's front that is trained again with fresh seeds",
+    "reference": "the 16-bit fine-tune of a seed, from which trials of that seed start",
+    "start": "a trial before its first step: its codes, and the adapter that brings them nearest "
+    "to the reference",
+    "divergence": "how far answers are from the reference's (Kullback-Leibler, in nats)",
+    "visibility table": "what each matrix's bits and rank alone would do to the reference's "
+    "answers, measured once before the search",
+    "rung": "a step at which trials are judged, and may be stopped",
+    "control": "an allocation that is there to compare with, and never recommended",
+    "margin": "what --margin says may be lost: 2 unless told",
+    "receipt": "what was read back from the built model: classes, bits, bytes, checksums",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -18,7 +32,8 @@ class Answer:
         headline: One sentence.
         points: The evidence for it, a sentence or two each.
         compared: How the finalist with controls does beside them, and which that is.
-        names: What trials are called, and what they are.
+        others: The other finalists.
+        names: Words and names, and what they mean.
         numbers: A few, each with what it is and what it stands beside.
         ways_on: What would change that nothing is recommended.
         caution: What must not be read into it.
@@ -27,6 +42,7 @@ class Answer:
     headline: str
     points: tuple[str, ...]
     compared: tuple[str, ...]
+    others: tuple[str, ...]
     names: tuple[tuple[str, str], ...]
     numbers: tuple[tuple[str, str, str], ...]
     ways_on: tuple[str, ...]
@@ -46,8 +62,9 @@ def answer(facts: Facts) -> Answer:
         headline=_headline(facts, row, reference),
         points=tuple(points),
         compared=tuple(_compared(facts)),
+        others=tuple(_others(facts)),
         names=tuple(_names(facts)),
-        numbers=tuple(_numbers(row, reference)) if row and reference else (),
+        numbers=tuple(_numbers(facts, row, reference)) if row and reference else (),
         ways_on=tuple(ways),
         caution=tuple(_caution(facts)),
     )
@@ -57,7 +74,7 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     if facts.recommended is not None and row is not None and reference is not None:
         return (
             f"Use {row.trial}: {format_bytes(row.memory_bytes)} instead of "
-            f"{format_bytes(reference.memory_bytes)}, {_at_most(row)}, within the margin of "
+            f"{format_bytes(reference.memory_bytes)}, {_loss(row)}; the margin is "
             f"{facts.config.margin:g}."
         )
     if not facts.rows:
@@ -69,12 +86,22 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     return "The study has not ended: what follows may change."
 
 
-def _at_most(row: Confirmed) -> str:
-    """Return the largest loss that the interval leaves."""
-    low = row.difference_interval[0] if row.difference_interval is not None else 0.0
-    if low >= 0:
-        return f"no worse than {row.comparator} at 95 % confidence"
-    return f"at most {-low:.1f} {_unit(row)} worse than {row.comparator} at 95 % confidence"
+def _loss(row: Confirmed) -> str:
+    """Return how far an allocation is from the comparator: the estimate and its interval."""
+    if row.difference is None or row.difference_interval is None:
+        return f"not compared with {row.comparator}"
+    low, high = (_in_words(row, bound) for bound in row.difference_interval)
+    metric = row.metric.replace("_", " ")
+    return (
+        f"with a test {metric} about {_in_words(row, row.difference)} than {row.comparator}'s "
+        f"({low} to {high} at 95 % confidence)"
+    )
+
+
+def _in_words(row: Confirmed, difference: float) -> str:
+    """Return a difference of the test metric in words: a perplexity that is better is lower."""
+    lower = (difference < 0) != (row.metric == "perplexity")
+    return f"{abs(difference):.1f} {_unit(row)} {'lower' if lower else 'higher'}"
 
 
 def _compared(facts: Facts) -> list[str]:
@@ -82,9 +109,12 @@ def _compared(facts: Facts) -> list[str]:
     if not lines:
         return []
     found = facts.comparisons[0].trial
-    why = f"{found} has controls: before any test score it was expected to be as good as B-FP."
+    why = (
+        f"Controls were trained for {found}, which was expected to be as good as "
+        f"{facts.comparator} before any test score was known."
+    )
     if facts.recommended not in (None, found):
-        why += f" For {facts.recommended} itself none were trained."
+        why += f" None were for {facts.recommended}: of its size, nothing is compared."
     return [why, *lines]
 
 
@@ -101,49 +131,79 @@ def _names(facts: Facts) -> list[tuple[str, str]]:
         "B-FP+": "B-FP, trained as many steps longer as finalists are",
     }
     trials = [row.trial for row in facts.rows]
-    return [
+    named = [
         (name, meaning)
         for name, meaning in known.items()
         if any(trial.startswith(name.removesuffix("...")) for trial in trials)
     ]
+    return [*named, *WORDS.items()] if named else []
 
 
 def quality(facts: Facts, row: Confirmed, reference: Confirmed) -> list[str]:
-    """Return what an allocation saves and loses, in two sentences; none without a comparison."""
+    """Return what an allocation saves and loses, a sentence each; none without a comparison."""
     if row.difference is None or row.difference_interval is None:
         return []
-    low, high = row.difference_interval
     share = 100 * row.memory_bytes / reference.memory_bytes
-    return [
+    metric = metric_name(row).removeprefix("test ")
+    lines = [
         f"{row.trial} keeps {format_bytes(row.memory_bytes)}, {share:.0f} % of "
-        f"{reference.trial}: {row.average_bits:.2f} bits a weight on average, scales included, and "
-        f"LoRA of rank {row.average_rank:.1f} on average.",
+        f"{reference.trial}, which is LoRA on the model in {reference.average_bits:.0f} bits.",
         f"Over {len(row.seeds)} fresh seeds and {facts.splits['test']:,} test sequences, its "
-        f"{metric_name(row).removeprefix('test ')} is {_value(row)} against {_value(reference)}: "
-        f"{row.difference:+.1f} {_unit(row)}, between {low:+.1f} and {high:+.1f} at 95 % "
-        "confidence (minus is worse).",
+        f"{metric} is {_value(row)} against {_value(reference)} "
+        f"({'lower' if metric == 'perplexity' else 'higher'} is better).",
+    ]
+    longer = facts.against(f"{facts.comparator}+", row.trial)
+    if longer is not None and longer.difference is not None and longer.difference_interval:
+        low, high = (_in_words(longer, bound) for bound in longer.difference_interval)
+        lines.append(
+            f"{row.trial} had some steps more than {facts.comparator}. Against {facts.comparator} "
+            f"with as many more ({longer.comparator}) it is "
+            f"{_in_words(longer, longer.difference)} ({low} to {high})."
+        )
+    return lines
+
+
+def _others(facts: Facts) -> list[str]:
+    """Return the other finalists, which may be worth their bytes."""
+    found = [row for row in facts.rows if row.role == "search" and row is not facts.chosen]
+    return [
+        f"{row.trial}: {format_bytes(row.memory_bytes)}, {_loss(row)}."
+        for row in found
+        if row.difference is not None
     ]
 
 
-def _numbers(row: Confirmed, reference: Confirmed) -> list[tuple[str, str, str]]:
+def _numbers(facts: Facts, row: Confirmed, reference: Confirmed) -> list[tuple[str, str, str]]:
     low, high = row.difference_interval or (0.0, 0.0)
     saved = 1 - row.memory_bytes / reference.memory_bytes
-    difference = "-" if row.difference is None else f"{row.difference:+.1f} {_unit(row)}"
+    difference = "-" if row.difference is None else _in_words(row, row.difference)
+    whole = 8 * row.memory_bytes / _parameters(facts)
     return [
         ("deployed", format_bytes(row.memory_bytes), f"{100 * saved:.0f} % less than 16-bit LoRA"),
         (
-            f"to {reference.trial}, test {row.metric.replace('_', ' ')}",
+            f"test {row.metric.replace('_', ' ')}, to {reference.trial}",
             difference,
-            f"95 % interval {low:+.1f} to {high:+.1f}",
+            f"{_in_words(row, low)} to {_in_words(row, high)} (95 %)",
         ),
-        ("bits a weight", f"{row.average_bits:.2f}", "average, scales included"),
+        (
+            "bits a weight, in blocks",
+            f"{row.average_bits:.2f}",
+            f"scales included; {whole:.2f} over all, adapters too",
+        ),
         ("LoRA rank", f"{row.average_rank:.1f}", "average over matrices"),
         (
             "peak while training",
             f"{row.peak_memory_bytes / 1e9:.1f} GB",
-            f"{row.train_seconds:.0f} s a seed, highest of {len(row.seeds)}",
+            f"{reference.trial}: {reference.peak_memory_bytes / 1e9:.1f} GB; "
+            f"{row.train_seconds:.0f} s a seed",
         ),
     ]
+
+
+def _parameters(facts: Facts) -> int:
+    """Return the parameters of the base model."""
+    inventory = facts.inventory
+    return sum(module.weights for module in inventory.modules) + inventory.other_parameters
 
 
 def _caution(facts: Facts) -> list[str]:
@@ -154,7 +214,11 @@ def _caution(facts: Facts) -> list[str]:
         "the luck of seeds and of test sequences, and nothing else.",
         "What the search saw (divergence, or validation loss of one seed) chose the finalists. It "
         "says less about quality than the test split does.",
-        "Bytes are those of the deployed model. Training takes more: see below.",
+        "Bytes are those of the deployed model. Training takes more: see below. Nothing is said "
+        "of speed.",
+        "Intervals are paired over seeds and sequences (docs/results.md). Finalists are tested "
+        "from the largest down until one fails, so that several are no likelier to pass by luck "
+        "than one; an interval that ends near the margin is near it all the same.",
     ]
     if facts.rows and any(row.role == "control" for row in facts.rows):
         found.append(

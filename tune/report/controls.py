@@ -96,6 +96,14 @@ class Comparison:
         """Whether the found one is shown to have the lower test loss."""
         return self.difference_interval[1] < 0
 
+    @property
+    def verdict(self) -> str:
+        """What is shown of the found one, as the verb of a sentence."""
+        low, high = self.difference_interval
+        if high < 0:
+            return "beats"
+        return "is worse than" if low > 0 else "is not shown to differ from"
+
 
 def agreements(state: StudyState, table: VisibilityTable | None) -> list[Agreement]:
     """Return how table and rungs order the completed trials of the search by their last losses."""
@@ -233,16 +241,17 @@ def evidence_lines(found: Sequence[Agreement], compared: Sequence[Comparison]) -
             f"{', '.join(parts)}."
         )
     for one in compared:
-        verdict = "beats" if one.beaten else "is not shown to beat"
         difference, interval = one.loss - one.control_loss, _in_brackets(one.difference_interval, 4)
         lines.append(
-            f"{one.trial} {verdict} {KINDS[one.kind]}: test loss "
+            f"{one.trial} {one.verdict} {KINDS[one.kind]}: test loss (lower is better) "
             f"{one.loss:.4f} at {one.memory_bytes / 1e6:.2f} MB, {one.control_loss:.4f} at "
             f"{one.control_bytes / 1e6:.2f} MB; difference {difference:+.4f}{interval}, "
             f"{one.seeds} seeds.{_changed_in_words(one.changed)}"
         )
-    if any(not one.beaten for one in compared if one.kind in UNSEARCHED):
-        lines.append("The search is not shown to beat allocations that nobody searched for.")
+    unbeaten = [one.kind for one in compared if one.kind in UNSEARCHED and not one.beaten]
+    if unbeaten:
+        named = " and ".join(f"the {kind} allocation" for kind in unbeaten)
+        lines.append(f"The search is not shown to beat {named}, which nobody searched for.")
     return lines
 
 

@@ -71,6 +71,13 @@ class Facts:
         """Return what was confirmed of a trial; None for nothing."""
         return next((row for row in self.rows if row.trial == trial), None)
 
+    def against(self, comparator: str, trial: str) -> Confirmed | None:
+        """Return what was confirmed of a trial, compared with another one than usual."""
+        if self.row(comparator) is None:
+            return None
+        rows = confirmed(self.state, self.inventory, None, comparator)
+        return next((row for row in rows if row.trial == trial), None)
+
     @cached_property
     def chosen(self) -> Confirmed | None:
         """The allocation that the report is about: the recommended one, or else the best that fits,
@@ -86,20 +93,19 @@ class Facts:
 
     @cached_property
     def runner_up(self) -> Confirmed | None:
-        """The confirmed allocation of the search that is nearest to it in bytes, or its control."""
+        """What is shown beside it: the finalist with controls, or what is nearest in bytes."""
         if self.chosen is None:
             return None
         size, kinds = self.chosen.memory_bytes, ("search", "control")
-        others = [
-            row
+        found = self.comparisons[0].trial if self.comparisons else None
+        near = [
+            (row.trial != found, kinds.index(row.role), abs(row.memory_bytes - size), row.trial)
             for row in self.rows
-            if row.trial != self.chosen.trial
-            and row.role in kinds
+            if row.role in kinds
             and row.allocation != self.chosen.allocation
             and not row.trial.endswith("+")
         ]
-        near = [(kinds.index(row.role), abs(row.memory_bytes - size), row.trial) for row in others]
-        return self.row(min(near)[2]) if near else None
+        return self.row(min(near)[-1]) if near else None
 
     @cached_property
     def agreements(self) -> list[Agreement]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from search_spaces.allocation import from_json
@@ -34,7 +34,19 @@ def report_tables(facts: Facts) -> list[Table]:
     found = [confirmed_table(facts), _trials(facts)]
     if facts.chosen is not None:
         found += [_modules(facts, facts.chosen), *_receipts(facts, facts.chosen)]
-    return [table for table in found if table.rows]
+    return [_without_empty(table) for table in found if table.rows]
+
+
+def _without_empty(table: Table) -> Table:
+    """Return a table without the columns that nothing stands in."""
+    kept = [
+        at for at in range(len(table.columns)) if any(row[at] is not None for row in table.rows)
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[at] for at in kept),
+        rows=[[row[at] for at in kept] for row in table.rows],
+    )
 
 
 def confirmed_table(facts: Facts) -> Table:
@@ -49,14 +61,14 @@ def confirmed_table(facts: Facts) -> Table:
             "allocation",
             "role",
             "MB",
+            f"difference ({unit})",
+            "its 95 % from",
+            "its 95 % to",
+            f"test {metric}" + ("" if scale == 1 else " (%)"),
+            "95 % from",
+            "95 % to",
             "average bits",
             "average rank",
-            f"test {metric}" + ("" if scale == 1 else " (%)"),
-            "from",
-            "to",
-            f"difference ({unit})",
-            "difference from",
-            "difference to",
             "validation loss",
             "seeds",
             "trained s",
@@ -72,14 +84,14 @@ def _confirmed_row(row: Confirmed, scale: int) -> list[Any]:
         row.trial,
         row.role,
         row.memory_bytes / 1e6,
-        row.average_bits,
-        row.average_rank,
-        scale * row.value,
-        scale * row.interval[0],
-        scale * row.interval[1],
         row.difference,
         low,
         high,
+        scale * row.value,
+        scale * row.interval[0],
+        scale * row.interval[1],
+        row.average_bits,
+        row.average_rank,
         row.validation_loss,
         len(row.seeds),
         row.train_seconds,

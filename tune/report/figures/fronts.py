@@ -1,5 +1,6 @@
 """The confirmed allocations against the comparator, and the front of the search."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,15 +37,20 @@ def differences(facts: Facts) -> Figure | None:
         return None
     unit = "%" if reference.metric == "perplexity" else "points"
     margin, metric = facts.config.margin, metric_name(reference)
+    chosen = next((row["name"] for row in rows if row["chosen"]), "")
+    bold = {
+        "condition": {"test": f"datum.value === {json.dumps(chosen)}", "value": "bold"},
+        "value": "normal",
+    }
     y: Spec = {
         "field": "name",
         "type": "nominal",
         "sort": [row["name"] for row in sorted(rows, key=lambda row: -row["megabytes"])],
         "title": None,
-        "axis": {"labelLimit": 190, "ticks": False, "domain": False},
+        "axis": {"labelLimit": 190, "ticks": False, "domain": False, "labelFontWeight": bold},
     }
     channels = grouped(_present(rows), columns=1)
-    x = quantity("difference", f"{metric}, difference to {facts.comparator} ({unit})")
+    x = quantity("difference", f"difference to {facts.comparator} ({unit})")
     bars: Spec = {
         "mark": {"type": "rule", "strokeWidth": 2},
         "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}
@@ -64,16 +70,17 @@ def differences(facts: Facts) -> Figure | None:
     ]
     label = {
         "data": {"values": [{"at": -margin, "text": f"margin: -{margin:g}"}]},
-        "mark": {"type": "text", "align": "right", "dx": -4, "baseline": "top", "y": 2},
+        "mark": {"type": "text", "baseline": "bottom", "y": -3},
         "encoding": {"x": {"field": "at", "type": "quantitative"}, "text": {"field": "text"}},
     }
     return Figure(
         name="differences",
         title=f"What each allocation loses against {facts.comparator}",
         text=(
-            f"Right is better. Dots: mean over {len(reference.seeds)} fresh seeds and "
-            f"{facts.splits['test']:,} test sequences; bars: 95 % interval of the difference. What "
-            f"stays right of the dashed line with its whole bar loses less than the margin of "
+            f"{metric.capitalize()}; right is better. Dots: mean over {len(reference.seeds)} fresh "
+            f"seeds, or as many as are said, and {facts.splits['test']:,} test sequences; bars: "
+            f"95 % interval of the difference, which for {facts.comparator} is 0 by definition. "
+            f"What stays right of the dashed line with its whole bar loses less than the margin of "
             f"{margin:g} {unit}."
         ),
         spec=figure([*lines, label, bars, points], rows, height=130 + ROW_HEIGHT * len(rows)),
@@ -191,12 +198,14 @@ def _present(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _confirmed(facts: Facts, row: Confirmed) -> dict[str, Any]:
-    chosen = row.trial == facts.recommended
+    chosen, most = row.trial == facts.recommended, max(len(one.seeds) for one in facts.rows)
+    seeds = "" if len(row.seeds) == most else f" ({len(row.seeds)} seeds)"
     scale = 1 if row.metric == "perplexity" else 100
     low, high = row.difference_interval or (row.difference, row.difference)
     return {
         "trial": row.trial,
-        "name": f"{row.trial}  {row.memory_bytes / 1e6:.3g} MB",
+        "name": f"{row.trial}  {row.memory_bytes / 1e6:.3g} MB{seeds}",
+        "chosen": facts.chosen is not None and row.trial == facts.chosen.trial,
         "group": CHOSEN if chosen else GROUP_OF_ROLE[row.role],
         "megabytes": row.memory_bytes / 1e6,
         "value": scale * row.value,

@@ -9,7 +9,7 @@ from tune.report.facts import Facts
 from tune.report.figures.style import Figure, Spec, figure, quantity, tooltip
 
 PARTS = ("codes and scales", "adapters", "embeddings", "all else, in 16 bits")
-PART_COLOURS = ("#233e6c", "#c84e00", "#cfba53", "#949494")
+PART_COLOURS = ("#2f6fb5", "#c84e00", "#cfba53", "#949494")
 ROW_HEIGHT = 30
 
 

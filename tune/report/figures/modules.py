@@ -20,8 +20,8 @@ from tune.study.state import TrialState
 
 # Divergences of single modules are thousandths of a nat.
 UNIT = 1e3
-# In per cent: what is less has the same colour in all studies.
-LEAST_CHANGE = 10.0
+# In per cent: less than the first is no news; up to the second, colours are alike in all studies.
+LITTLE, LEAST_CHANGE = 2.0, 10.0
 # Between less and more than predicted; after `PuOr` of Brewer's ColorBrewer, which colour-blind
 # people can read.
 CHANGES = ("#5e3c99", "#b2abd2", "#f7f7f7", "#fdb863", "#b35806")
@@ -67,16 +67,24 @@ def module_maps(facts: Facts) -> list[Figure]:
     for row in changed:
         row["pale"] = abs(row["change"]) < 0.6 * most
         row["label"] = "0" if abs(row["change"]) < 0.5 else row["label"]
-    return [
+    little = max(abs(row["change"]) for row in rows) < LITTLE
+    told = f" The trials changed none of it by more than {LITTLE:g} %." if little else ""
+    found = [
         Figure(
             name="modules-cost",
             title="What each matrix costs at its fewest bits",
             text=(
                 "Divergence from the reference that this matrix alone brings about, as the model "
                 "of the search expects it after all trials. Dark matrices are where bits pay."
+                f"{told}"
             ),
             spec=heat_map(labelled, order, cost, shown),
-        ),
+        )
+    ]
+    if little:
+        return found
+    return [
+        *found,
         Figure(
             name="modules-change",
             title="What the trials changed of the prediction",

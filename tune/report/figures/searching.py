@@ -15,7 +15,7 @@ from tune.study.state import TrialState
 CURVE_POINTS = 400
 FATES = ("completed", "went on", "waits or runs", "stopped", "failed")
 # Of fates: dark for what went on, pale for what did not.
-FATE_COLOURS = ("#233e6c", "#0072b2", "#a59c74", "#cfba53", "#c84e00")
+FATE_COLOURS = ("#2f5fa8", "#62b5f0", "#a59c74", "#cfba53", "#c84e00")
 
 
 def rungs(facts: Facts) -> Figure | None:
@@ -48,8 +48,9 @@ def rungs(facts: Facts) -> Figure | None:
         name="rungs",
         title="What each rung stopped",
         text=(
-            "A trial is judged at each rung, and only the better part is trained on. Step 0 is a "
-            "start from the reference, before any training."
+            "A trial is judged at each rung, and only those that are good for their size are "
+            "trained on. Step 0 is a start from the reference, before any training: finalists are "
+            "chosen by it, so that they may be among the stopped."
         ),
         spec=figure([bar], rows, height=120 + 36 * count),
     )
@@ -80,7 +81,7 @@ def area_over_cost(facts: Facts) -> Figure | None:
         "mark": {"type": "line", "interpolate": "step-after", "point": len(rows) <= 60},
         "encoding": {
             "x": quantity("minutes", "time of trials, added up over workers (min)"),
-            "y": quantity("area", "area under the front (% of the end)"),
+            "y": quantity("area", "area beyond the front (% of the end)"),
             "color": grouped([FOUND])["color"] | {"legend": None},
             "tooltip": tooltip(
                 trial="after", trials="trials", minutes="minutes#", area="% of the end#"
@@ -89,11 +90,11 @@ def area_over_cost(facts: Facts) -> Figure | None:
     }
     return Figure(
         name="area",
-        title="What more trials brought",
+        title="When the search found what it found",
         text=(
-            "Area that the front dominates, of the root of what is minimised and the logarithm of "
-            "bytes, as the search sees them. A curve that is flat at its end says that more trials "
-            "would have brought little."
+            "Share of the end's front that was there after each trial, as the area of size and "
+            "loss that it leaves behind (hypervolume). It ends at 100 % by definition: a curve "
+            "that is flat long before says that the last trials brought little."
         ),
         spec=figure([line], rows, height=260),
     )

@@ -11,10 +11,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 # What a point stands for. Shapes differ too, so that nothing is told by colour alone.
 CHOSEN, FOUND, BASELINE, CONTROL, OTHER = (
     "recommended",
-    "found by the search",
+    "on the front of the search",
     "fixed configuration",
     "control",
-    "other trial",
+    "off the front",
 )
 GROUPS = (CHOSEN, FOUND, BASELINE, CONTROL, OTHER)
 SHAPES = ("diamond", "circle", "square", "triangle-up", "circle")

@@ -20,6 +20,7 @@ from tune.report.failing import failure_groups
 from tune.report.figures import allocations, fronts, memory, modules, searching
 from tune.report.figures.style import Figure, Spec, theme
 from tune.report.tables import report_tables
+from tune.study.state import TrialState
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
@@ -59,6 +60,7 @@ def report_page(facts: Facts) -> str:
         answer=answer(facts),
         sections=sections,
         maps=_maps(facts),
+        loaded=_loaded(facts),
         failures=failure_groups(facts.state),
         conditions=conditions(facts),
         line=one_line(facts),
@@ -132,6 +134,13 @@ def _shown(facts: Facts) -> dict[str, Confirmed]:
     """Return the allocations whose maps are shown, by their places."""
     found = {"chosen": facts.chosen, "beside": facts.runner_up}
     return {place: row for place, row in found.items() if row is not None}
+
+
+def _loaded(facts: Facts) -> TrialState | None:
+    """Return the run that an export of the allocation takes."""
+    chosen = facts.chosen
+    runs = [t for t in facts.state.confirmed_runs() if chosen and t.source == chosen.trial]
+    return runs[0] if runs else None
 
 
 def _maps(facts: Facts) -> list[dict[str, Any]]:
