@@ -9,6 +9,7 @@ from tune.report.facts import Facts
 from tune.report.figures.fronts import metric_name
 from tune.report.ways_on import ways_on
 
+PLAIN = {"B-FP": "16-bit LoRA (B-FP)", "B-Q4": "4-bit LoRA (B-Q4)"}
 WORDS = {
     "finalist": "a trial of the search's front that is trained again with fresh seeds",
     "reference": "the 16-bit fine-tune of a seed, from which trials of that seed start",
@@ -90,12 +91,21 @@ def _loss(row: Confirmed) -> str:
     """Return how far an allocation is from the comparator: the estimate and its interval."""
     if row.difference is None or row.difference_interval is None:
         return f"not compared with {row.comparator}"
-    low, high = (_in_words(row, bound) for bound in row.difference_interval)
     metric = row.metric.replace("_", " ")
     return (
-        f"with a test {metric} about {_in_words(row, row.difference)} than {row.comparator}'s "
-        f"({low} to {high} at 95 % confidence)"
+        f"with a test {metric} about {_in_words(row, row.difference)} than with "
+        f"{PLAIN.get(row.comparator, row.comparator)} ({_between(row)} at 95 % confidence)"
     )
+
+
+def _between(row: Confirmed) -> str:
+    """Return the interval of a difference in words, from its better end."""
+    assert row.difference_interval is not None
+    low, high = row.difference_interval
+    if low * high > 0:
+        near, far = sorted((abs(low), abs(high)))
+        return f"{near:.1f} to {_in_words(row, far if low > 0 else -far)}"
+    return f"{_in_words(row, high)} to {_in_words(row, low)}"
 
 
 def _in_words(row: Confirmed, difference: float) -> str:
@@ -154,11 +164,10 @@ def quality(facts: Facts, row: Confirmed, reference: Confirmed) -> list[str]:
     ]
     longer = facts.against(f"{facts.comparator}+", row.trial)
     if longer is not None and longer.difference is not None and longer.difference_interval:
-        low, high = (_in_words(longer, bound) for bound in longer.difference_interval)
         lines.append(
             f"{row.trial} had some steps more than {facts.comparator}. Against {facts.comparator} "
             f"with as many more ({longer.comparator}) it is "
-            f"{_in_words(longer, longer.difference)} ({low} to {high})."
+            f"{_in_words(longer, longer.difference)} ({_between(longer)})."
         )
     return lines
 
@@ -174,7 +183,6 @@ def _others(facts: Facts) -> list[str]:
 
 
 def _numbers(facts: Facts, row: Confirmed, reference: Confirmed) -> list[tuple[str, str, str]]:
-    low, high = row.difference_interval or (0.0, 0.0)
     saved = 1 - row.memory_bytes / reference.memory_bytes
     difference = "-" if row.difference is None else _in_words(row, row.difference)
     whole = 8 * row.memory_bytes / _parameters(facts)
@@ -183,7 +191,7 @@ def _numbers(facts: Facts, row: Confirmed, reference: Confirmed) -> list[tuple[s
         (
             f"test {row.metric.replace('_', ' ')}, to {reference.trial}",
             difference,
-            f"{_in_words(row, low)} to {_in_words(row, high)} (95 %)",
+            f"{_between(row)} (95 %)" if row.difference_interval else "no interval",
         ),
         (
             "bits a weight, in blocks",
