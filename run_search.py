@@ -62,6 +62,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
     shown = Console(width=width)
     # What is said around a study, and not of it.
     console = shown if form == "shown" else Console(width=width, quiet=True)
+    warn = partial(say, shown if form == "shown" else Console(stderr=True))
     if (command := command_of(given)) is not None:
         return command(shown if form != "quiet" else console, given, form)
     with ExitStack() as held:
@@ -89,7 +90,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
                 return 0
             from tune.on_ray.run import check_cluster, run_study
 
-            check_cluster(prepared, partial(say, console))
+            check_cluster(prepared, warn)
             keep_caches_small(console, None)
             if resume is None:
                 from tune.study.folders import prepare_folder
@@ -97,19 +98,20 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
                 held.enter_context(locked(prepare_folder(config)))
             from tune.study.mirror import mirrored
 
-            mirror = held.enter_context(mirrored(config, partial(say, console)))
+            mirror = held.enter_context(mirrored(config, warn))
             attempt.study, attempt.budget = config.folder, config.budget
             end = run_study(prepared, shown, mirror, form)
         from tune.report.finish import finish
 
         result = finish(prepared, end)
-        if config.wandb is not None:
-            from tune.report.sinks import send_report
-
-            send_report(config, prepared.inventory, result.state)
         if mirror is not None:
             mirror.add(result.files)
-        return _report(shown, result, attempt, form)
+        code = _report(shown, result, attempt, form)
+        if config.wandb is not None and result.page is not None and result.finished:
+            from tune.report.sinks import send_report
+
+            send_report(config, result.page, prepared.inventory, result.state)
+        return code
 
 
 def _prepared(config: Any, resume: str | None, console: Console, dry_run: bool, hosts: Any) -> Any:
@@ -171,7 +173,7 @@ def _fetched(uri: str, given: dict[str, Any], dry_run: bool) -> Path:
             "bring the study here and go on with it."
         )
     folder = fetched_study(uri, Path(given.get("output_dir", "results")))
-    print(f"brought {uri} to {folder}")
+    print(f"brought {uri} to {folder}", file=sys.stderr)
     given.setdefault("storage", Store(uri).above.uri)
     return folder
 
@@ -219,7 +221,7 @@ def _report(console: Console, result: Any, attempt: Attempt, form: Form) -> int:
     for line in result.evidence:
         say(console, line)
     if form == "quiet":
-        print(f"{result.verdict.text}\n{result.page}")
+        print(result.verdict.text, result.page or "", sep="\n")
     say(console, result.verdict.text)
     for line in result.ways_on:
         say(console, line)

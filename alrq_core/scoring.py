@@ -58,8 +58,9 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean loss over sequences."""
-        return float(self.losses.std(ddof=1) / sqrt(len(self.losses)))
+        """Standard error of the mean loss over sequences; of a single one, as if it were all."""
+        freedom = min(1, len(self.losses) - 1)
+        return float(self.losses.std(ddof=freedom) / sqrt(len(self.losses)))
 
     @property
     def accuracy(self) -> float | None:

@@ -199,7 +199,7 @@ def test_what_a_study_is_called_is_text(opened: Callable[..., Page], tmp_path: P
     study = make_study(folder, budget=4, searcher="alrq", reference="B-FP")
     drive(study, reports=12)
     running = study.state.with_status("running") or study.state.with_status("paused")
-    study.fail(running[0].id, "</script><img src=x onerror=alert(1)> & more")
+    study.fail(running[0].id, "</SCRIPT><img src=x onerror=alert(1)> <!-- & </script> more")
     study.log.close()
     save_study(study, name="<b>bold", model="</script><script>alert(1)</script>")
     page = opened(write_report(folder))

@@ -14,20 +14,29 @@ import pytest
 from rich.console import Console
 
 import run_search
-from tests.simulated import RECIPE, advance, bytes_help, drive, make_report, make_study, save_study
+from tests.simulated import (
+    RECIPE,
+    advance,
+    bytes_help,
+    drive,
+    make_inventory,
+    make_report,
+    make_study,
+    save_study,
+)
 from tune.flags import Form
 from tune.report import watch as watching
 from tune.report.pace import Pace
 from tune.report.progress import Progress, Subject
 from tune.report.screen import duration, moment, plot, render
 from tune.study.config import StudyConfig
-from tune.study.events import LOG_NAME, EventLog, decode_event
+from tune.study.events import LOG_NAME, Event, EventLog, decode_event
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study
 from tune.study.study import Progress as Done
 
 CONFIG = StudyConfig(name="s", recipe=RECIPE, budget=8, reference="none")
-SUBJECT = Subject(config=CONFIG, size=8, metric="accuracy")
+SUBJECT = Subject(config=CONFIG, size=8)
 
 
 def follow(folder: Path, console: Console, loss_nan: str = "", form: Form = "shown") -> Study:
@@ -193,6 +202,53 @@ def test_what_is_left_is_right_within_a_third(
         close = [left is not None and abs(left - truth) <= truth / 3 for left, truth in judged]
         wrong = [pair for pair, right in zip(judged, close, strict=True) if not right]
         assert len(judged) > 3 and not wrong, (title, wrong)
+
+
+def test_a_larger_budget_is_searched_before_it_is_confirmed(tmp_path: Path) -> None:
+    """What the first run confirmed is not taken for what the second has to."""
+    drive(make_study(tmp_path, budget=8))
+    config, state = replace(CONFIG, budget=20), StudyState(make_inventory().names)
+    study = make_study(tmp_path, budget=20)
+    pace = Pace(config, 20, fixed=False)
+    for logged, event in EventLog(tmp_path / LOG_NAME).timed():
+        state.apply(event)
+        pace.take(logged or 0.0, event, state)
+    titles: list[str] = []
+    seen: list[tuple[int, int]] = []
+
+    def follow(event: Event, state: StudyState) -> None:
+        pace.take(0.0, event, state)
+        phase = pace.phases(0.0, state)[-1]
+        titles.append(phase.title)
+        if phase.title == "confirming" and phase.total:
+            seen.append((phase.done, phase.total))
+
+    study.listeners = (follow,)
+    drive(study)
+    searching = titles.index("trials")
+    confirming = len(titles) - titles[::-1].index("trials")
+
+    assert searching < 3 and confirming > 20
+    assert seen[-1][0] == seen[-1][1] and (0, seen[-1][1]) in seen
+    assert all(done < total for done, total in seen[:-1])
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "exact_match", "accuracy"])
+def test_any_metric_can_be_watched(
+    tmp_path: Path, metric: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = io.StringIO()
+    study = make_study(tmp_path, budget=2)
+    progress = Progress(Console(file=output, width=120), SUBJECT)
+    study.listeners = (progress,)
+    trial = study.next_trial()
+    assert trial is not None
+    values = {"accuracy": None, "f1": None} | {metric: 0.25}
+    report = replace(make_report(8, 0.5), **values)
+    with closing(study.log):
+        study.take(trial.id, Outcome(report=report))
+
+    assert f"{metric} 0.2500" in output.getvalue()
 
 
 def test_a_study_that_ended_is_shown_once(

@@ -1,6 +1,7 @@
 """What a report says of a study that ended, runs, failed, or recommends nothing."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,21 +10,27 @@ from huggingface_hub import ModelCard
 
 import run_search
 from alrq_core.files import write_json
+from alrq_core.recipe import Recipe
 from search_spaces.allocation import Allocation, Choice
 from tests.simulated import LABELS, bytes_help, drive, make_inventory, make_study, save_study
 from tests.test_confirmation import trial
+from tune.flags import parse_flags
 from tune.report.answer import answer
+from tune.report.conditions import command
 from tune.report.confirmation import Confirmed, confirmed
 from tune.report.facts import Facts, read_facts
 from tune.report.failing import OTHERWISE, failure_groups
+from tune.report.finish import _page
 from tune.report.learned import module_costs
 from tune.report.model_card import evidence
+from tune.report.page.compare import write_comparison
+from tune.report.page.page import report_page
 from tune.report.recommendation import Verdict
 from tune.report.results import write_results
 from tune.report.tables import report_tables
 from tune.report.ways_on import ways_on
 from tune.study.config import StudyConfig
-from tune.study.events import Failed
+from tune.study.events import LOG_NAME, EventLog, Failed
 from tune.study.state import StudyState
 
 
@@ -152,11 +159,97 @@ def row(name: str, size: int, difference: float, half: float, role: str = "searc
 REFERENCE = row("B-FP", 46_000_000, 0.0, 0.0, "baseline")
 
 
+def test_numbers_that_are_none_leave_the_page_whole(tmp_path: Path) -> None:
+    """One sequence has no standard error, and a perplexity may be infinite."""
+    study = make_study(tmp_path / "studies/s", budget=6)
+    drive(study)
+    folder = save_study(study)
+    log = folder / "events.jsonl"
+    text = log.read_text("utf-8").replace('"loss_standard_error":0.01', '"loss_standard_error":NaN')
+    log.write_text(text, encoding="utf-8")
+    page = report_page(read_facts(folder))
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+
+    assert "NaN" not in data and json.loads(data)["figures"]["search-front"]
+
+
+def test_what_takes_the_place_of_b_fp_is_called_so(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "studies/s", budget=12, searcher="alrq", reference="B-Q4")
+    drive(study)
+    said = answer(read_facts(save_study(study, comparator="B-Q4", reference="B-Q4")))
+    text = str(said)
+
+    assert "4-bit LoRA (B-Q4)" in text and "16-bit LoRA" not in text
+    assert "B-Q4+" in dict(said.names)
+
+
+@pytest.mark.parametrize("space", ["B-FP", "B-Ada", "matrix"])
+def test_fixed_spaces_have_reports(tmp_path: Path, space: str) -> None:
+    study = make_study(tmp_path / "studies/s", space=space)
+    drive(study)
+    found = read_facts(save_study(study, space=space))
+
+    assert report_page(found) and report_tables(found)
+    assert [type(event).__name__ for event in EventLog(found.folder / LOG_NAME).read()].count(
+        "Planned"
+    ) == 1
+
+
+def test_the_command_of_a_report_begins_the_same_study(tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    study = make_study(tmp_path / "studies/s", budget=2)
+    flags = {
+        "searcher": "tpe",
+        "scheduler": "none",
+        "bits": (2, 3),
+        "reference": "none",
+        "task": "custom",
+        "data": str(tmp_path / "my data"),
+        "text_column": "the text",
+        "max_memory_bytes": 9_000_000,
+        "recipe": Recipe(max_steps=7, learning_rate=3e-4, gradient_checkpointing=True),
+    }
+    folder = save_study(study, **flags)
+    given, _, _ = parse_flags(shlex.split(command(read_facts(folder)))[2:])
+    recipe = {k: given.pop(k) for k in list(given) if k in Recipe.__dataclass_fields__}
+
+    assert Recipe(**recipe) == flags["recipe"]
+    assert {k: given[k] for k in flags if k != "recipe"} == {
+        k: v for k, v in flags.items() if k != "recipe"
+    }
+
+
+def test_young_studies_can_be_compared(tmp_path: Path) -> None:
+    folders = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        study = make_study(tmp_path / name, budget=6, searcher="alrq", reference="B-FP")
+        drive(study, reports=4)
+        folders.append(save_study(study))
+    path = write_comparison(folders, tmp_path / "c.html")
+
+    assert "2 studies, side by side" in path.read_text(encoding="utf-8")
+
+
+def test_a_report_that_fails_costs_a_study_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Path) -> Path:
+        raise KeyError("anything")
+
+    monkeypatch.setattr("tune.report.finish.write_report", fail)
+    assert _page(tmp_path) is None
+    assert (
+        f"the report was not written: KeyError: 'anything'. Try again with --report {tmp_path}"
+        in (capsys.readouterr().err)
+    )
+
+
 def test_a_wide_interval_asks_for_more_sequences() -> None:
     # Half as wide is what the margin leaves, so four times as many.
     found = ways_on([row("t1", 9_000_000, -1.0, 2.0), REFERENCE], 2.0, None, 500)
-    assert "about 2,000 test sequences instead of 500" in found[0]
-    assert "--margin 3.1" in found[1]
+    assert "at least 2,000 test sequences instead of 500" in found[0]
+    assert "--margin 3.1, in a new study" in found[1]
     assert "--bits" in found[2]
 
 

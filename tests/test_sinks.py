@@ -121,6 +121,21 @@ def test_parameters_are_few_and_readable(tmp_path: Path) -> None:
     assert len(parameters) <= 12
 
 
+def test_a_server_of_wandb_that_fails_costs_a_study_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: Any) -> FakeRun:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: init)
+    study = make_study(tmp_path, budget=2)
+    drive(study)
+    config = StudyConfig(name="s", output_dir=str(tmp_path), wandb="project")
+    send_report(config, tmp_path / "report.html", INVENTORY, study.state)
+
+    assert "W&B did not get the report: ConnectionError: nobody there" in capsys.readouterr().err
+
+
 class FakeRun:
     """Stands in for a W&B run and records what it is given."""
 
@@ -194,10 +209,9 @@ def test_real_wandb_keeps_report_and_front_offline(
     study = make_study(tmp_path / "studies/s", budget=5)
     drive(study)
     config = StudyConfig(name="s", output_dir=str(tmp_path), wandb="project")
-    send_report(config, INVENTORY, study.state)
-    assert not (tmp_path / "studies/s/wandb").exists()
-    (tmp_path / "studies/s/report.html").write_text("the page")
-    send_report(config, INVENTORY, study.state)
+    page = tmp_path / "studies/s/report.html"
+    page.write_text("the page")
+    send_report(config, page, INVENTORY, study.state)
     [table] = (tmp_path / "studies/s/wandb").glob("offline-run-*/files/media/table/front*.json")
     content = json.loads(table.read_text(encoding="utf-8"))
 
@@ -222,9 +236,10 @@ drive(study)
 sink.close()
 study = make_study(folder / "studies/s", budget=3)
 drive(study)
-(folder / "studies/s/report.html").write_text("the page")
+page = folder / "studies/s/report.html"
+page.write_text("the page")
 config = StudyConfig(name="s", output_dir=str(folder), wandb="project")
-send_report(config, make_inventory(), study.state)
+send_report(config, page, make_inventory(), study.state)
 """
 
 

@@ -99,8 +99,8 @@ def run_study(
     state.apply(started)
     plan = _plan(prepared, events, state)
     size = len(prepared.space.points) or plan.search_size
-    subject = Subject(config=config, size=size, metric=prepared.task.metric)
-    progress = Progress(console, subject, form)
+    progress = Progress(console, Subject(config=config, size=size), form)
+    progress(started, state)
     sinks = _sinks(prepared)
     began = next((event for event in events if isinstance(event, Started)), started).time
     study = Study(

@@ -1,5 +1,6 @@
 """What a study says, in a few sentences: which allocation, what it saves, how sure that is."""
 
+import re
 from dataclasses import dataclass
 
 from search_spaces.costs import format_bytes
@@ -7,12 +8,19 @@ from tune.report.confirmation import Confirmed
 from tune.report.controls import evidence_lines
 from tune.report.facts import Facts
 from tune.report.figures.fronts import metric_name
+from tune.report.recommendation import LOST
 from tune.report.ways_on import ways_on
 
+ROLES = {
+    "control": "a control",
+    "search": "found by the search",
+    "baseline": "a fixed configuration",
+}
 PLAIN = {"B-FP": "16-bit LoRA (B-FP)", "B-Q4": "4-bit LoRA (B-Q4)"}
 WORDS = {
     "finalist": "a trial of the search's front that is trained again with fresh seeds",
-    "reference": "the 16-bit fine-tune of a seed, from which trials of that seed start",
+    "reference": "the fine-tune of a seed from which trials of that seed start: B-FP, or B-Q4 "
+    "where that does not fit",
     "start": "a trial before its first step: its codes, and the adapter that brings them nearest "
     "to the reference",
     "divergence": "how far answers are from the reference's (Kullback-Leibler, in nats)",
@@ -56,7 +64,7 @@ def answer(facts: Facts) -> Answer:
     points = [facts.text.replace(" *,", ",")]
     if row is not None and reference is not None:
         points += quality(facts, row, reference)
-    ended = facts.recommended is None and facts.rows and facts.text.startswith("No recommendation:")
+    ended = facts.recommended is None and LOST in facts.text
     sequences, limit = int(facts.splits["test"]), facts.config.max_memory_bytes
     ways = ways_on(facts.rows, facts.config.margin, limit, sequences) if ended else []
     return Answer(
@@ -81,8 +89,7 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     if not facts.rows:
         return "Nothing is confirmed yet, so nothing is recommended."
     if facts.text.startswith("No recommendation:"):
-        role = "a control" if row is not None and row.role == "control" else "found by the search"
-        best = f" What comes nearest is {row.trial}, {role}." if row is not None else ""
+        best = f" What comes nearest is {row.trial}, {ROLES[row.role]}." if row is not None else ""
         return f"No allocation is recommended.{best}"
     return "The study has not ended: what follows may change."
 
@@ -139,12 +146,16 @@ def _names(facts: Facts) -> list[tuple[str, str]]:
         "table-": "what the visibility table alone names, without any trial, of no more bytes",
         "nothing-": "the finalist's own bits and ranks, but learning the task from nothing",
         "B-FP+": "B-FP, trained as many steps longer as finalists are",
+        "B-Q4+": "B-Q4, trained as many steps longer as finalists are",
     }
     trials = [row.trial for row in facts.rows]
     named = [
         (name, meaning)
         for name, meaning in known.items()
-        if any(trial.startswith(name.removesuffix("...")) for trial in trials)
+        if any(
+            re.match(r"t\d", trial) if name == "t..." else trial.startswith(name)
+            for trial in trials
+        )
     ]
     return [*named, *WORDS.items()] if named else []
 
@@ -183,11 +194,16 @@ def _others(facts: Facts) -> list[str]:
 
 
 def _numbers(facts: Facts, row: Confirmed, reference: Confirmed) -> list[tuple[str, str, str]]:
-    saved = 1 - row.memory_bytes / reference.memory_bytes
+    saved = 100 * (1 - row.memory_bytes / reference.memory_bytes)
     difference = "-" if row.difference is None else _in_words(row, row.difference)
     whole = 8 * row.memory_bytes / _parameters(facts)
     return [
-        ("deployed", format_bytes(row.memory_bytes), f"{100 * saved:.0f} % less than 16-bit LoRA"),
+        (
+            "deployed",
+            format_bytes(row.memory_bytes),
+            f"{abs(saved):.0f} % {'less' if saved >= 0 else 'more'} than "
+            f"{PLAIN.get(reference.trial, reference.trial)}",
+        ),
         (
             f"test {row.metric.replace('_', ' ')}, to {reference.trial}",
             difference,

@@ -1,10 +1,15 @@
 """The conditions under which a study's numbers hold, for captions and for the end of a report."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tune.flags import build_parser
 from tune.report.facts import Facts
+from tune.study.config import StudyConfig
 
+# Where a study ran and wrote is no part of what it was.
+UNREPEATED = ("name", "output_dir", "address", "storage", "wandb")
 LISTED = ("processor", "cores", "device", "compute_dtype", "system", "python")
 
 
@@ -55,24 +60,30 @@ def conditions(facts: Facts) -> Mapping[str, str]:
 
 
 def command(facts: Facts) -> str:
-    """Return the command that begins such a study, as far as its flags differ from the usual."""
-    config = facts.config
-    flags = {
-        "--space": config.space,
-        "--model": config.model,
-        "--task": config.task,
-        "--data": config.data,
-        "--budget": config.budget,
-        "--seed": config.seed,
-        "--quant-backend": None if config.quant_backend == "auto" else config.quant_backend,
-        "--max-memory": config.max_memory_bytes and f"{config.max_memory_bytes}B",
-        "--max-steps": config.recipe.max_steps,
-        "--tune-steps": config.recipe.tune_steps,
-        "--batch-size": config.recipe.batch_size,
-        "--max-length": config.recipe.max_length,
-        "--learning-rate": f"{config.recipe.learning_rate:g}",
-        "--eval-sequences": config.eval_sequences,
-        "--margin": f"{config.margin:g}",
-    }
-    given = " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
-    return f"python run_search.py {given}"
+    """Return the command that begins such a study: the flags that differ from the usual ones."""
+    usual = _fields(StudyConfig()) | {"name": facts.config.name}
+    given = {k: v for k, v in _fields(facts.config).items() if v is not None and v != usual.get(k)}
+    words = ["python", "run_search.py"]
+    for action in build_parser()._actions:
+        if action.dest in given and action.dest not in UNREPEATED:
+            words += _flag(action.option_strings, given[action.dest], action.dest)
+    return shlex.join(words)
+
+
+def _fields(config: StudyConfig) -> dict[str, Any]:
+    content = config.to_json()
+    recipe: dict[str, Any] = content.pop("recipe")
+    return content | recipe
+
+
+def _flag(names: Sequence[str], value: Any, field: str) -> list[str]:
+    """Return a flag with its value as the command line takes it."""
+    if isinstance(value, bool):
+        if field == "gradient_checkpointing":
+            return [names[0], "on" if value else "off"]
+        return [names[0] if value else names[-1]]
+    if isinstance(value, list | tuple):
+        return [names[0], ",".join(map(str, value))]
+    if field.endswith("_bytes"):
+        return [names[0], f"{value}B"]
+    return [names[0], f"{value:g}" if isinstance(value, float) else str(value)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from alrq_core.sensitivity.table import VisibilityTable
+from search_spaces.allocation import Allocation, from_json
 from search_spaces.inventory import Inventory, TargetModule
 from tune.report.confirmation import Confirmed, confirmed
 from tune.report.controls import Agreement, Comparison, agreements, comparisons
@@ -78,6 +79,11 @@ class Facts:
         rows = confirmed(self.state, self.inventory, None, comparator)
         return next((row for row in rows if row.trial == trial), None)
 
+    def allocation(self, row: Confirmed) -> Allocation:
+        """Return the allocation of a confirmed row: with AdaLoRA, as its first run ended."""
+        runs = [run for run in self.state.confirmed_runs() if run.source == row.trial]
+        return runs[0].final if runs else from_json(row.allocation)
+
     @cached_property
     def chosen(self) -> Confirmed | None:
         """The allocation that the report is about: the recommended one, or else the best that fits,
@@ -87,7 +93,8 @@ class Facts:
             return self.row(self.recommended)
         limit = self.config.max_memory_bytes
         found = [row for row in self.rows if row.role == "search"]
-        if limit is not None and (best := best_that_fits(self.rows, limit)) is not None:
+        others = [row for row in self.rows if row.trial != self.comparator]
+        if limit is not None and (best := best_that_fits(others, limit)) is not None:
             return best
         return max(found, key=lambda row: row.memory_bytes) if found else None
 
@@ -144,8 +151,18 @@ def read_facts(folder: Path) -> Facts:
     """Return what a study's folder says, whether the study runs, has ended, or was interrupted.
 
     Raises:
-        ValueError: No study, or one whose files can't be read.
+        ValueError: No study, or one whose files this release can't read.
     """
+    try:
+        return _read(folder)
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"`--report` must be a study of a release with the same files, got {str(folder)!r} "
+            f"({type(error).__name__}: {error}). Use the release that began it."
+        ) from error
+
+
+def _read(folder: Path) -> Facts:
     content = load_study_file(folder, flag="--report", any_version=True)
     inventory = inventory_of(content["inventory"])
     state = StudyState(inventory.names)
@@ -174,8 +191,16 @@ def read_facts(folder: Path) -> Facts:
             for row in front
             if row["expected_objective"] is not None
         },
-        table=load_study_table(folder) if (folder / "visibility.json").is_file() else None,
+        table=_table(folder),
     )
+
+
+def _table(folder: Path) -> VisibilityTable | None:
+    """Return the visibility table, where there is one that this release reads."""
+    try:
+        return load_study_table(folder)
+    except ValueError:
+        return None
 
 
 def inventory_of(content: dict[str, Any]) -> Inventory:

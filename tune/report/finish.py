@@ -1,15 +1,17 @@
 """Writes what a study found: tables, the recommendation, the report with its figures."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from alrq_core.files import spared, write_json
+from alrq_core.files import write_json
+from tune.mistakes import said
 from tune.report.confirmation import Confirmed, confirmed
 from tune.report.controls import agreements, comparisons, evidence_json, evidence_lines
 from tune.report.mcnemar import write_mcnemar
-from tune.report.page.page import REPORT_FILE, write_report
-from tune.report.recommendation import Verdict, constant_answer, judge
+from tune.report.page.page import write_report
+from tune.report.recommendation import LOST, Verdict, constant_answer, judge
 from tune.report.results import write_results, write_study_tables
 from tune.report.ways_on import ways_on
 from tune.study.finalists import compared_finalist
@@ -32,7 +34,7 @@ class StudyResult:
         skipped: Files among the results that are no results, in words.
         evidence: What was worth its cost, and what the search was compared to, in words.
         ways_on: What would lead to a recommendation, where there is none.
-        page: The report.
+        page: The report; None where it could not be written.
     """
 
     state: StudyState
@@ -44,7 +46,7 @@ class StudyResult:
     skipped: list[str]
     evidence: list[str]
     ways_on: list[str]
-    page: Path
+    page: Path | None
 
     @property
     def line(self) -> str:
@@ -57,7 +59,7 @@ class StudyResult:
                 "recommendation": None if row is None else row.trial,
                 "text": self.verdict.text,
                 "ways_on": self.ways_on,
-                "report": str(self.page),
+                "report": None if self.page is None else str(self.page),
                 "files": [str(path) for path in self.files],
             }
         )
@@ -77,7 +79,8 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
         finished=end.finished,
     )
     sequences, limit = len(prepared.task.test), config.max_memory_bytes
-    ways = [] if verdict.row else ways_on(rows, config.margin, limit, sequences)
+    asked = verdict.row is None and LOST in verdict.text
+    ways = ways_on(rows, config.margin, limit, sequences) if asked else []
     write_study_tables(config.folder, state, prepared.inventory, end.expected)
     write_mcnemar(config.folder, state)
     table = known_table(config.folder, state)
@@ -85,17 +88,28 @@ def finish(prepared: Prepared, end: StudyEnd) -> StudyResult:
     ordered, compared = agreements(state, table), comparisons(state, rows, found, comparator)
     write_json(config.folder / "evidence.json", evidence_json(ordered, compared))
     files, skipped = write_results(config, prepared.task.splits, state, rows, verdict)
-    with spared(config.folder, "the report"):
-        files.append(write_report(config.folder))
+    page = _page(config.folder)
     return StudyResult(
         state=state,
         confirmed=rows,
         verdict=verdict,
         finished=end.finished,
         halted=end.halted,
-        files=files,
+        files=files if page is None else [*files, page],
         skipped=skipped,
         evidence=evidence_lines(ordered, compared),
         ways_on=ways,
-        page=config.folder / REPORT_FILE,
+        page=page,
     )
+
+
+def _page(folder: Path) -> Path | None:
+    """Write the report; say why where that fails, since the study is over all the same."""
+    try:
+        return write_report(folder)
+    except Exception as error:
+        print(
+            f"the report was not written: {said(error)}. Try again with --report {folder}",
+            file=sys.stderr,
+        )
+        return None

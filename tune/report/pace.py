@@ -16,11 +16,12 @@ from tune.study.events import (
     Proposed,
     Reported,
     Role,
+    Started,
     Work,
 )
 from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.schedulers import RUNG_FACTOR, SCHEDULERS, START_FACTOR, rungs_of
-from tune.study.state import StudyState, TrialState
+from tune.study.state import SEARCHED, UNENDED, StudyState, TrialState
 
 CONFIRMING: tuple[Role, ...] = ("control", "confirm")
 DOES: Mapping[Work, tuple[str, str]] = {
@@ -81,6 +82,8 @@ class Pace:
     size: int
     fixed: bool
     _planned: Planned | None = None
+    # Runs that had ended before.
+    _ended: set[str] = field(default_factory=set)
     _told: dict[tuple[Work, str | None], _Told] = field(default_factory=dict)
     # Since when a worker has had a trial, or is at its rung; and the most that ran at a time.
     _since: dict[str, float] = field(default_factory=dict)
@@ -98,8 +101,15 @@ class Pace:
             event: What happened.
             state: All trials.
         """
-        if isinstance(event, Planned):
+        if isinstance(event, Started):
+            # What an earlier run did says nothing of how far this one is.
+            self._planned = None
+            self._told.clear()
+            self._since.clear()
+            self._workers = 1
+        elif isinstance(event, Planned):
             self._planned = event
+            self._ended = {trial.id for trial in _runs(state) if trial.status != "running"}
         elif isinstance(event, Progressed):
             now = time, event.made
             told = self._told.setdefault((event.work, event.trial), _Told(now, now, event.wanted))
@@ -139,7 +149,8 @@ class Pace:
         if self.fixed or state.count(["search"]):
             found.append(self._trials(time, state))
         # What an earlier release logged has no plan.
-        if self._planned is not None or state.count(["control"]):
+        unplanned = state.count(["control"]) and not state.count(SEARCHED, UNENDED)
+        if self._planned is not None or unplanned:
             planned = self._planned or Planned(started=0, plain=0)
             found.append(self._confirming(time, state, planned))
         if len(found) > 1 and ("codes", None) in self._told:
@@ -212,7 +223,7 @@ class Pace:
         return len(trial.reports) - (trial.status != "running")
 
     def _confirming(self, time: float, state: StudyState, planned: Planned) -> Phase:
-        runs = [trial for role in CONFIRMING for trial in state.of_role(role)]
+        runs = [trial for trial in _runs(state) if trial.id not in self._ended]
         left = 0.0
         for started, wanted in ((True, planned.started), (False, planned.plain)):
             begun = sum((trial.reference is not None) == started for trial in runs)
@@ -264,3 +275,7 @@ class Pace:
         trained = sum(steps for steps, _, _ in self._parts)
         each = sum(seconds for _, seconds, _ in self._parts) / max(1, trained)
         return steps * each + fmean([seconds for _, _, seconds in self._parts] or [0.0])
+
+
+def _runs(state: StudyState) -> list[TrialState]:
+    return [trial for role in CONFIRMING for trial in state.of_role(role)]

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 
+from alrq_core.records import TrialReport
 from search_spaces.costs import format_bytes
 from search_spaces.spaces import SEARCHED
 from tune.flags import Form
@@ -22,6 +24,7 @@ from tune.study.events import (
     Progressed,
     Reported,
     Role,
+    Started,
     Stopped,
     logged_line,
 )
@@ -29,6 +32,7 @@ from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.state import STATUSES, UNENDED, StudyState
 
 # Lines of a screen beside its plot, and reports by which throughput is told.
+METRICS = ("exact_match", "accuracy", "perplexity")
 OTHER_LINES, WINDOW = 18, 40
 # A study of many trials is not looked at anew for each event.
 MANY, PAUSE_SECONDS = 200, 1.0
@@ -41,17 +45,20 @@ class Subject:
     Attributes:
         config: Of the study.
         size: Trials of the search, or configurations of a fixed space.
-        metric: `accuracy`, `perplexity` or `exact_match`.
     """
 
     config: StudyConfig
     size: int
-    metric: str
 
     @property
     def fixed(self) -> bool:
         """Whether the space is a fixed one."""
         return self.config.space not in SEARCHED
+
+
+def metric_of(report: TrialReport) -> str:
+    """Return the name of the metric that a report has."""
+    return next(name for name in METRICS if getattr(report, name) is not None)
 
 
 class Progress:
@@ -118,6 +125,8 @@ class Progress:
     def learn(self, now: float, event: Event, state: StudyState) -> None:
         """Take in an event without showing it."""
         self._pace.take(now, event, state)
+        if isinstance(event, Started):
+            self._times.clear()
         if isinstance(event, Reported):
             self._times.append(now)
 
@@ -147,8 +156,7 @@ class Progress:
         if self._moment is None:
             return ""
         height = max(3, min(PLOT_HEIGHT, self.console.height - OTHER_LINES))
-        self.console.width = min(self.console.width, WIDTH)
-        return render(self._moment, self._clock(), height)
+        return Constrain(render(self._moment, self._clock(), height), WIDTH)
 
     def _per_minute(self, now: float) -> float | None:
         """Return the reports a minute, of the last so many."""
@@ -164,7 +172,7 @@ class Progress:
             return self._progressed_line(event, state, now)
         if isinstance(event, Reported):
             trial = state.trials[event.trial]
-            report, metric = event.report, self._subject.metric
+            report, metric = event.report, metric_of(event.report)
             apart = "" if report.divergence is None else f"divergence {report.divergence:.4f}  "
             return (
                 f"{event.trial:>9}  step {report.step:>5}  {apart}loss {report.loss:.4f}  "

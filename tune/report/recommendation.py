@@ -17,6 +17,8 @@ from tune.study.confirming import CONFIRM_SEEDS
 # Of normal values, an interval of a mean that is drawn from so few holds the truth in 93 rather
 # than 95 of 100 cases, and from 8 in 89.
 MIN_WINDOWS = 20
+# Why nothing is recommended of a study that could have.
+LOST = "no interval against"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,11 +233,9 @@ def recommendation_line(
         return f"No recommendation: {_nothing(rows)}"
     comparator = rows[0].comparator
     if max_memory_bytes is None:
-        return (
-            f"No recommendation: no interval against {comparator} stays above -{margin:g}.{ended}"
-        )
+        return f"No recommendation: {LOST} {comparator} stays above -{margin:g}.{ended}"
     line = (
-        f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, no interval against "
+        f"No recommendation: of what fits in {format_bytes(max_memory_bytes)}, {LOST} "
         f"{comparator} stays above -{margin:g}.{ended}"
     )
     best = best_that_fits(rows, max_memory_bytes)

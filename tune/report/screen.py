@@ -39,6 +39,7 @@ class Moment:
         running: Trials that run, in words.
         per_minute: Reports; None before the second.
         failures: In words.
+        works: Whether anybody works on it.
     """
 
     time: float
@@ -51,6 +52,7 @@ class Moment:
     running: str
     per_minute: float | None
     failures: Sequence[str]
+    works: bool = True
 
 
 def moment(
@@ -119,7 +121,8 @@ def render(shown: Moment, now: float, height: int = PLOT_HEIGHT) -> Group:
         parts.append(Text(f"Best front so far ({shown.best})"))
         parts.append(Text(plot(shown.points, shown.objective, PLOT_WIDTH, height)))
     pace = "" if shown.per_minute is None else f"{shown.per_minute:.1f} reports a minute; "
-    parts.append(Text(f"{pace}running: {shown.running or 'nothing'}", overflow="ellipsis"))
+    what = "running" if shown.works else "unfinished"
+    parts.append(Text(f"{pace}{what}: {shown.running or 'nothing'}", overflow="ellipsis"))
     parts += [Text(line, style="red") for line in shown.failures]
     return Group(*parts)
 
@@ -194,4 +197,5 @@ def duration(seconds: float) -> str:
 
 def without_ends(shown: Moment) -> Moment:
     """Return a moment of a study that nobody works on: nothing has an end to wait for."""
-    return replace(shown, phases=[replace(phase, seconds_left=None) for phase in shown.phases])
+    phases = [replace(phase, seconds_left=None) for phase in shown.phases]
+    return replace(shown, phases=phases, per_minute=None, works=False)

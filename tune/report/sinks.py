@@ -1,6 +1,7 @@
 """Sends every report to TensorBoard and, if asked, to Weights & Biases, from the driver alone."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,7 +13,7 @@ from tensorboardX.summary import hparams
 from alrq_core.records import TrialReport
 from search_spaces.costs import average_bits, average_rank
 from search_spaces.inventory import Inventory, kinds
-from tune.report.page.page import REPORT_FILE
+from tune.mistakes import said
 from tune.report.picture import allocation_picture
 from tune.study.config import StudyConfig
 from tune.study.events import Ended, Event, Paused, Reported, Tested
@@ -198,12 +199,17 @@ class Wandb:
         )
 
 
-def send_report(config: StudyConfig, inventory: Inventory, state: StudyState) -> None:
-    """Send the report of a study, where one was written, to its project on W&B."""
-    page = config.folder / REPORT_FILE
-    if config.wandb is not None and page.is_file():
+def send_report(config: StudyConfig, page: Path, inventory: Inventory, state: StudyState) -> None:
+    """Send the report of a study to its project on W&B; say so where that fails.
+
+    By then all is said and kept, whatever a server does.
+    """
+    assert config.wandb is not None
+    try:
         sink = Wandb(config.wandb, config.name, config.folder, inventory)
         sink.send_report(page, state.front())
+    except Exception as error:
+        print(f"W&B did not get the report: {said(error)}", file=sys.stderr)
 
 
 def _front_row(trial: TrialState, inventory: Inventory) -> dict[str, str | float | None]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from search_spaces.allocation import from_json
 from search_spaces.costs import average_bits, average_rank, module_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts
+from tune.report.figures.style import visible
 from tune.study.state import TrialState
 
 
@@ -140,7 +140,7 @@ def _trial_row(facts: Facts, trial: TrialState) -> list[Any]:
 
 
 def _modules(facts: Facts, row: Confirmed) -> Table:
-    choices = from_json(row.allocation).choices
+    choices = facts.allocation(row).choices
     return Table(
         name="modules",
         title=f"Matrices of {row.trial}",
@@ -186,4 +186,4 @@ def _receipts(facts: Facts, row: Confirmed) -> Sequence[Table]:
 
 
 def _rounded(*values: Any) -> list[Any]:
-    return [float(f"{v:.6g}") if isinstance(v, float) else v for v in values]
+    return [visible(value, 6) for value in values]

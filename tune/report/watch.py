@@ -12,14 +12,13 @@ from tune.report.facts import inventory_of
 from tune.report.progress import Progress, Subject
 from tune.report.screen import render, without_ends
 from tune.study.config import StudyConfig, load_study_file
-from tune.study.events import LOG_NAME, Event, Reported, decode_timed
+from tune.study.events import LOG_NAME, Event, Started, check_version, decode_timed
 from tune.study.lock import is_held
 from tune.study.state import StudyState
 
 # Between looks at the log; and without a new event, between looks whether anybody still works on
 # the study.
 LOOK_SECONDS, IDLE_SECONDS = 0.5, 5.0
-METRICS = ("exact_match", "accuracy", "perplexity")
 
 
 def watch(folder: Path, console: Console, form: Form) -> bool:
@@ -33,14 +32,12 @@ def watch(folder: Path, console: Console, form: Form) -> bool:
     state, held = StudyState(inventory_of(content["inventory"]).names), is_held(folder)
     past = list(log.new())
     size = len(FIXED) if config.space == "matrix" else 1 if config.space in FIXED else config.budget
-    subject = Subject(config=config, size=size, metric=_metric(past))
-    progress = Progress(console, subject, form)
+    progress = Progress(console, Subject(config=config, size=size), form)
     for logged, event in past:
         state.apply(event)
         progress.learn(logged or 0.0, event, state)
     if form == "json":
-        for line in log.lines:
-            print(line, file=console.file)
+        _print(log.lines, console)
     if not held:
         if form == "shown":
             now = past[-1][0] if past and past[-1][0] is not None else time.time()
@@ -49,18 +46,26 @@ def watch(folder: Path, console: Console, form: Form) -> bool:
     if form == "shown":
         progress.show(state)
     with progress:
-        _follow(folder, log, state, progress)
+        _follow(folder, log, state, progress, form)
     return True
 
 
-def _follow(folder: Path, log: "_Tail", state: StudyState, progress: Progress) -> None:
+def _print(lines: list[str], console: Console) -> None:
+    for line in lines:
+        print(line, file=console.file, flush=True)
+
+
+def _follow(folder: Path, log: "_Tail", state: StudyState, progress: Progress, form: Form) -> None:
     """Show new events until there are none and nobody holds the study."""
     last = time.monotonic()
     while True:
         for _, event in log.new():
             state.apply(event)
-            progress(event, state)
+            if form != "json":
+                progress(event, state)
             last = time.monotonic()
+        if form == "json":
+            _print(log.lines, progress.console)
         if time.monotonic() - last > IDLE_SECONDS:
             if not is_held(folder):
                 return
@@ -90,12 +95,7 @@ class _Tail:
         self._read += len(whole)
         self.lines = whole.decode("utf-8").splitlines()
         for line in self.lines:
-            yield decode_timed(line)
-
-
-def _metric(events: list[tuple[float | None, Event]]) -> str:
-    """Return the metric of the first report; of none, any will do until one comes."""
-    for _, event in events:
-        if isinstance(event, Reported):
-            return next(name for name in METRICS if getattr(event.report, name) is not None)
-    return METRICS[1]
+            logged, event = decode_timed(line)
+            if isinstance(event, Started):
+                check_version(self._path, event.version)
+            yield logged, event

@@ -39,14 +39,14 @@ def ways_on(
         times = ((row.difference - low) / (row.difference + margin)) ** 2
         found.append(
             f"{row.trial} is estimated within the margin ({row.difference:+.1f}{unit}), but its "
-            f"interval reaches {low:+.1f}. Intervals shrink with the root of what is scored: about "
-            f"{_round(times * sequences):,} test sequences instead of {sequences:,} would do (more "
-            "--data, a larger --eval-sequences), if the difference stays."
+            f"interval reaches {low:+.1f}. Intervals shrink with the root of what is scored: at "
+            f"least {_round(times * sequences):,} test sequences instead of {sequences:,} would do "
+            "(more --data, a larger --eval-sequences), in a new study and if the difference stays."
         )
     wider = math.floor(-10 * low + 1) / 10
     found.append(
-        f"A margin of {wider:g}{unit} (--margin {wider:g}) lets {row.trial} pass. Choose it by "
-        "what the task can bear, not by this result."
+        f"A margin of {wider:g}{unit} (--margin {wider:g}, in a new study) would let {row.trial} "
+        "pass. Choose it by what the task can bear, not by this result."
     )
     if max_memory_bytes is not None:
         found.append(

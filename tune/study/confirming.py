@@ -70,13 +70,20 @@ class Confirmation:
         return self._run([*self.finalists(expected), *(t for t in known if t.id in wanted)])
 
     def planned(self) -> Planned:
-        """Return how many runs there are in all, those included that have been."""
+        """Return how many runs have not ended."""
         expected, runs = self.proposer.expected_losses(), Counter[bool]()
         for source in self.finalists(expected):
-            runs[source.reference is not None] += self._seeds(source) - (source.test is not None)
+            first = 1 if source.test is None else 2
+            names = [f"{source.id}-s{seed}" for seed in range(first, self._seeds(source) + 1)]
+            runs[source.reference is not None] += sum(map(self._unended, names))
         for control in self._controls(expected):
-            runs[control.started] += start_seeds(self.budget) if control.started else CONFIRM_SEEDS
+            seeds = start_seeds(self.budget) if control.started else CONFIRM_SEEDS
+            names = [control.id, *(f"{control.id}-s{seed}" for seed in range(2, seeds + 1))]
+            runs[control.started] += sum(map(self._unended, names))
         return Planned(started=runs[True], plain=runs[False])
+
+    def _unended(self, trial: str) -> bool:
+        return trial not in self.state.trials or self.state.trials[trial].status == "running"
 
     def _controls(self, expected: Mapping[str, float]) -> Iterator[Control]:
         found = compared_finalist(self.state, expected)

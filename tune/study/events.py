@@ -76,7 +76,7 @@ class Progressed:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """The search is over: how many runs confirm what it found, controls among them.
+    """The search is over: how many runs are left to confirm what it found, controls among them.
 
     Attributes:
         started: Those that start from a reference.
@@ -243,6 +243,20 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:ERROR_LENGTH].removesuffix(".")
 
 
+def check_version(path: Path, version: int) -> None:
+    """Check that a log is of this release's version.
+
+    Raises:
+        ValueError: It isn't.
+    """
+    if version != VERSION:
+        raise ValueError(
+            f"`{path}` must be of version {VERSION}, which keeps losses of test sequences in files "
+            f"beside it, got version {version}. Go on with the release that began the study, or "
+            "start a new one."
+        )
+
+
 @dataclass
 class EventLog:
     """A file to which events are only ever appended, by one process.
@@ -280,7 +294,7 @@ class EventLog:
                     f"({_short(error)}). Restore the line from a copy, or start a new study."
                 ) from error
             if isinstance(event, Started):
-                self._check_version(event.version)
+                check_version(self.path, event.version)
             if isinstance(event, Tested):
                 score = with_predictions(self.path.parent, event.trial, event.score)
                 event = Tested(trial=event.trial, score=score)
@@ -304,14 +318,6 @@ class EventLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-    def _check_version(self, version: int) -> None:
-        if version != VERSION:
-            raise ValueError(
-                f"`{self.path}` must be of version {VERSION}, which keeps losses of test sequences "
-                f"in files beside it, got version {version}. Go on with the release that began the "
-                "study, or start a new one."
-            )
 
     def _open(self) -> IO[bytes]:
         """Open the file for appending, with a line that a crash cut short removed."""

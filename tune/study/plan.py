@@ -61,9 +61,10 @@ class Plan:
 
     @property
     def search_ended(self) -> bool:
-        """Whether the search is over and its finalists can no longer change."""
-        unended = self.state.count({"baseline", *SEARCHED}, UNENDED)
-        return self.search_closed and not unended
+        """Whether the search, or all of a fixed space, is over: finalists can no longer change."""
+        if not self.search_closed or self.state.count({"baseline", *SEARCHED}, UNENDED):
+            return False
+        return self._baseline() is None
 
     @property
     def late(self) -> bool:

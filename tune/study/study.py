@@ -18,7 +18,6 @@ from tune.study.events import (
     EventLog,
     Failed,
     Paused,
-    Planned,
     Progressed,
     Promoted,
     Realised,
@@ -99,7 +98,7 @@ class Study:
     _streak: Streak = field(default_factory=Streak)
     _lost: Counter[str] = field(default_factory=Counter)
     _told: dict[tuple[Work, str | None], int] = field(default_factory=dict)
-    _planned: Planned | None = None
+    _planned: bool = False
     _ladder: Ladder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +118,9 @@ class Study:
         promoted = self._promoted()
         if promoted is not None:
             return promoted
-        if self.plan.search_ended:
-            self._tell_plan()
+        if not self._planned and self.plan.search_ended:
+            self._planned = True
+            self._record(self.plan.confirmation.planned())
         proposed = self.plan.next()
         if proposed is None:
             return None
@@ -172,12 +172,6 @@ class Study:
             self.fail(trial_id, outcome.error)
             return "stop"
         return self._decide(trial, outcome)
-
-    def _tell_plan(self) -> None:
-        planned = self.plan.confirmation.planned()
-        if planned != self._planned:
-            self._planned = planned
-            self._record(planned)
 
     def _tell_progress(self, trial_id: str, progress: Progress) -> None:
         whose = None if progress.work == "codes" else trial_id

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.allocation import Allocation, Choice, from_json
+from search_spaces.allocation import Allocation, Choice
 from search_spaces.costs import module_bytes
 from search_spaces.inventory import Inventory, kinds
 from tune.report.confirmation import Confirmed
@@ -62,7 +62,7 @@ def allocation_maps(facts: Facts, row: Confirmed, place: str) -> list[Figure]:
         row: The allocation.
         place: In the report, part of the figures' names.
     """
-    allocation, inventory = from_json(row.allocation), facts.inventory
+    allocation, inventory = facts.allocation(row), facts.inventory
     order = list(dict.fromkeys(kinds(inventory).values()))
     found = []
     for name, scale, ramp in (("bits", BITS, BITS_RAMP), ("rank", RANKS, RANKS_RAMP)):
@@ -116,6 +116,6 @@ def _cells(
 def outside(facts: Facts, row: Confirmed) -> str:
     """Return in words the bits of what lies outside of the blocks; empty where nothing does."""
     named = kinds(facts.inventory)
-    choices: Mapping[str, Choice] = from_json(row.allocation).choices
+    choices: Mapping[str, Choice] = facts.allocation(row).choices
     others = [f"{name}: {c.bits} bits" for name, c in choices.items() if name not in named]
     return f"Outside of the blocks: {', '.join(others)}." if others else ""

@@ -130,7 +130,7 @@ def _areas(studies: Sequence[Facts], names: Sequence[str]) -> Figure | None:
     ]
     if not rows or corner is None:
         return None
-    most = max(row["area"] for row in rows)
+    most = max(row["area"] for row in rows) or 1.0
     rows = [row | {"area": 100 * row["area"] / most} for row in rows]
     line: Spec = {
         "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2},

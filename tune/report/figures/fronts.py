@@ -183,7 +183,7 @@ def _axis(started: bool) -> str:
     if not started:
         return "It is measured on the validation split."
     return (
-        "It says how far the answers of an allocation move from those of the 16-bit fine-tune "
+        "It says how far the answers of an allocation move from those of the reference "
         "before any step, on training sequences: it is no loss on the labels."
     )
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from search_spaces.allocation import from_json
 from search_spaces.costs import BYTES_16_BIT, adapter_bytes, stored_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts
@@ -36,7 +35,7 @@ def deployed(facts: Facts) -> Figure | None:
     return Figure(
         name="memory-deployed",
         title="Memory, deployed",
-        text="What the deployed model keeps, read back from what was built.",
+        text="What the deployed model keeps: parts by arithmetic, sums as receipts have them.",
         spec=figure([bar], rows, height=140 + ROW_HEIGHT * len(facts.rows)),
     )
 
@@ -82,7 +81,7 @@ def _names(facts: Facts) -> Spec:
 
 
 def _parts(facts: Facts, row: Confirmed) -> list[dict[str, Any]]:
-    choices, inventory = from_json(row.allocation).choices, facts.inventory
+    choices, inventory = facts.allocation(row).choices, facts.inventory
     codes, adapters, embeddings = 0, 0, 0
     for target in inventory.modules:
         shape = (target.out_features, target.in_features)

@@ -1,5 +1,6 @@
 """How all figures look: colours that colour-blind people tell apart, axes, marks, legends."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,8 +99,15 @@ def figure(layers: Sequence[Spec], rows: Sequence[Mapping[str, Any]], **more: An
 
 
 def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row whose numbers have the digits that anybody can see."""
-    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+    """Return a row whose numbers have the digits that anybody can see; None where one is none."""
+    return {k: visible(v) for k, v in row.items()}
+
+
+def visible(value: Any, digits: int = 5) -> Any:
+    """Return a number with so many digits, None for one that is not finite, and others as is."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
 def quantity(field: str, title: str, **scale: Any) -> Spec:

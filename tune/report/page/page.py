@@ -1,6 +1,8 @@
 """Writes a study's report: a page with its figures and tables, and the figures as files."""
 
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -98,7 +100,7 @@ def page(
         style=here.joinpath("page.css").read_text(encoding="utf-8"),
         script=here.joinpath("page.js").read_text(encoding="utf-8"),
         library=_inert(vl_convert.javascript_bundle(BUNDLE)),
-        data=_inert(json.dumps(data, separators=(",", ":"))),
+        data=json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         figures=figures,
         tables=tables,
         **content,
@@ -107,7 +109,7 @@ def page(
 
 def _inert(text: str) -> str:
     """Return a script in which nothing ends the element that holds it."""
-    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return re.sub("<(/script|!--)", r"<\\\1", text, flags=re.IGNORECASE)
 
 
 def _sections(facts: Facts) -> dict[str, list[Figure]]:
@@ -154,7 +156,8 @@ def _maps(facts: Facts) -> list[dict[str, Any]]:
 def _write_figures(facts: Facts) -> None:
     """Write each figure for papers, as PNG and PDF, with all conditions in its caption."""
     target = facts.folder / FIGURES_FOLDER
-    target.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
     for figure in (one for section in _sections(facts).values() for one in section):
         spec = captioned(figure, one_line(facts))
         svg = vl_convert.vegalite_to_svg(spec, config=theme("light"))
