@@ -37,6 +37,7 @@ def differences(facts: Facts) -> Figure | None:
         return None
     unit = "%" if reference.metric == "perplexity" else "points"
     margin, metric = facts.config.margin, metric_name(reference)
+    lower = ", where it is lower" if reference.metric == "perplexity" else ""
     chosen = next((row["name"] for row in rows if row["chosen"]), "")
     bold = {
         "condition": {"test": f"datum.value === {json.dumps(chosen)}", "value": "bold"},
@@ -77,8 +78,9 @@ def differences(facts: Facts) -> Figure | None:
         name="differences",
         title=f"What each allocation loses against {facts.comparator}",
         text=(
-            f"{metric.capitalize()}; right is better. Dots: mean over {len(reference.seeds)} fresh "
-            f"seeds, or as many as are said, and {facts.splits['test']:,} test sequences; bars: "
+            f"{metric.capitalize()}; right is better{lower}. Dots: mean over "
+            f"{len(reference.seeds)} fresh seeds, or as many as are said, and "
+            f"{facts.splits['test']:,} test sequences; bars: "
             f"95 % interval of the difference, which for {facts.comparator} is 0 by definition. "
             f"What stays right of the dashed line with its whole bar loses less than the margin of "
             f"{margin:g} {unit}."
