@@ -17,6 +17,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+# Minutes each: begun last, one of them would run alone in the end.
+LONG = ("test_faults.py", "test_kills.py", "test_ray_study.py", "test_matrix_study.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files that take longest begin first; all others keep their chance order."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the weights of tests out of the user's caches, in this process."""
