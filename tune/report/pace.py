@@ -85,9 +85,11 @@ class Pace:
     # Runs that had ended before.
     _ended: set[str] = field(default_factory=set)
     _told: dict[tuple[Work, str | None], _Told] = field(default_factory=dict)
-    # Since when a worker has had a trial, or is at its rung; and the most that ran at a time.
+    # Since when a worker has had a trial, or is at its rung.
     _since: dict[str, float] = field(default_factory=dict)
-    _workers: int = 1
+    # Of the search or what follows it: when it began, the time so far, and the sum over it of how
+    # many trials there were at a time. Some wait for a worker, in what they take as in this.
+    _began: tuple[float, float, float] | None = None
     # Seconds by whether a trial confirms, whether it started from a reference, and steps.
     _costs: dict[tuple[bool, bool, int], list[float]] = field(default_factory=dict)
     # Of each report: steps, and the seconds of training and of scoring.
@@ -101,14 +103,16 @@ class Pace:
             event: What happened.
             state: All trials.
         """
+        self._pass(time)
         if isinstance(event, Started):
             # What an earlier run did says nothing of how far this one is.
             self._planned = None
             self._told.clear()
             self._since.clear()
-            self._workers = 1
+            self._began = None
         elif isinstance(event, Planned):
             self._planned = event
+            self._began = time, time, 0.0
             self._ended = {trial.id for trial in _runs(state) if trial.status != "running"}
         elif isinstance(event, Progressed):
             now = time, event.made
@@ -121,7 +125,26 @@ class Pace:
             self._since[event.trial] = time
         elif isinstance(event, Proposed | Promoted):
             self._since[event.trial] = time
-            self._workers = max(self._workers, len(self._since))
+            if self._began is None and state.trials[event.trial].role == self._role:
+                self._began = time, time, 0.0
+
+    def _pass(self, time: float) -> None:
+        """Let the time since the last event go by."""
+        if self._began is not None:
+            began, before, sums = self._began
+            self._began = began, time, sums + len(self._since) * (time - before)
+
+    @property
+    def _workers(self) -> float:
+        """How many trials there were at a time, on average."""
+        if self._began is None or self._began[1] <= self._began[0]:
+            return max(1.0, float(len(self._since)))
+        began, now, sums = self._began
+        return max(1.0, sums / (now - began))
+
+    @property
+    def _role(self) -> Role:
+        return "baseline" if self.fixed else "search"
 
     def _count(self, time: float, trial: TrialState) -> None:
         """Take in what the last report of a trial took."""
@@ -181,7 +204,7 @@ class Pace:
         return Phase(title=title, done=made, total=told.wanted, unit=unit, seconds_left=left)
 
     def _trials(self, time: float, state: StudyState) -> Phase:
-        role: Role = "baseline" if self.fixed else "search"
+        role = self._role
         trials, unit = state.of_role(role), "configurations" if self.fixed else "trials"
         started = any(trial.reference is not None for trial in trials)
         factor = 1
@@ -268,10 +291,10 @@ class Pace:
         What the first starts take to be scored is mostly what their workers do once.
         """
         known = self._costs.get((late, started, steps), [])
-        if known and (steps or late):
+        if not steps and not late:
+            known = known[round(self._workers) :]
+        if known:
             return fmean(known)
-        if len(known) >= FEW:
-            return fmean(sorted(known)[:-1])
         trained = sum(steps for steps, _, _ in self._parts)
         each = sum(seconds for _, seconds, _ in self._parts) / max(1, trained)
         return steps * each + fmean([seconds for _, _, seconds in self._parts] or [0.0])
