@@ -1,5 +1,6 @@
 """Figures: colours that everybody can tell apart, axes with units, legends beside the data."""
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +18,7 @@ from tune.report.figures.compared import STUDY_COLOURS, STUDY_SHAPES
 from tune.report.figures.memory import PART_COLOURS
 from tune.report.figures.searching import FATE_COLOURS
 from tune.report.figures.style import BACKGROUND, COLOURS, SHAPES, TEXT, Figure, theme
+from tune.report.page.page import captioned
 
 # What those see who lack one kind of cone, of linear RGB: Machado, Oliveira & Fernandes 2009, "A
 # physiologically-based model for simulation of color vision deficiency", table 1, severity 1.
@@ -161,6 +163,17 @@ def test_every_figure_compiles_and_draws_its_marks(figures: list[Figure]) -> Non
         drawn = svg.count("<path") + svg.count("<rect")
         assert drawn > len(figure.spec["data"]["values"]), figure.name
         assert "NaN" not in svg and "undefined" not in svg, figure.name
+
+
+def test_titles_and_captions_have_their_place_in_files(figures: list[Figure]) -> None:
+    """A title is moved up from the corner of its figure, and that down from the edge."""
+    moved = r'translate\([-\d.]+,([-\d.]+)\)"'
+    for figure in figures:
+        svg = vl_convert.vegalite_to_svg(captioned(figure, "a condition " * 20))
+        title = re.search(r'role-title"><g transform="' + moved, svg)
+        corner = re.search(r'<g fill="none"[^>]*transform="' + moved, svg)
+        assert title is not None and corner is not None
+        assert float(corner[1]) + float(title[1]) >= 0, figure.name
 
 
 def test_an_allocation_is_mapped_block_by_kind(facts: Facts) -> None:

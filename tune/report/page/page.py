@@ -28,6 +28,7 @@ REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
 # Of a figure in a file, in points, and of the letters of a line of its caption.
 FILE_WIDTH, CAPTION_WIDTH, FILE_SCALE = 640, 110, 2
+TITLE_HEIGHT, LINE_HEIGHT = 32, 14
 THEMES = ("light", "dark")
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
@@ -181,4 +182,6 @@ def captioned(figure: Figure, line: str) -> Spec:
     """Return a figure as a file holds it: of fixed width, with its title and all conditions."""
     caption = [part for text in (figure.text, line) for part in wrap(text, CAPTION_WIDTH)]
     title = {"text": figure.title, "subtitle": caption}
-    return {**figure.spec, "width": FILE_WIDTH, "title": title}
+    # A title takes its place from the height that all have together.
+    height = figure.spec["height"] + TITLE_HEIGHT + LINE_HEIGHT * len(caption)
+    return {**figure.spec, "width": FILE_WIDTH, "height": height, "title": title}
