@@ -88,4 +88,4 @@ def test_nothing_around_a_study_reaches_its_trials(hung_up: tuple[Path, int, str
     kinds = [event["event"] for event in events(study)]
 
     assert "failed" not in kinds and kinds.count("realised") >= 1
-    assert "Modell \\xfc" in shown and "Best front so far" in shown
+    assert "Modell \\xfc" in shown and "running: reference" in shown
