@@ -24,7 +24,7 @@ from tune.report.finish import _page
 from tune.report.learned import module_costs
 from tune.report.model_card import evidence
 from tune.report.page.compare import write_comparison
-from tune.report.page.page import report_page
+from tune.report.page.page import report_page, sections_of
 from tune.report.recommendation import Verdict
 from tune.report.results import write_results
 from tune.report.tables import report_tables
@@ -167,7 +167,8 @@ def test_numbers_that_are_none_leave_the_page_whole(tmp_path: Path) -> None:
     log = folder / "events.jsonl"
     text = log.read_text("utf-8").replace('"loss_standard_error":0.01', '"loss_standard_error":NaN')
     log.write_text(text, encoding="utf-8")
-    page = report_page(read_facts(folder))
+    facts = read_facts(folder)
+    page = report_page(facts, sections_of(facts))
     data = page.partition('id="data">')[2].partition("</script>")[0]
 
     assert "NaN" not in data and json.loads(data)["figures"]["search-front"]
@@ -189,7 +190,7 @@ def test_fixed_spaces_have_reports(tmp_path: Path, space: str) -> None:
     drive(study)
     found = read_facts(save_study(study, space=space))
 
-    assert report_page(found) and report_tables(found)
+    assert report_page(found, sections_of(found)) and report_tables(found)
     assert [type(event).__name__ for event in EventLog(found.folder / LOG_NAME).read()].count(
         "Planned"
     ) == 1

@@ -81,8 +81,13 @@ class Facts:
 
     def allocation(self, row: Confirmed) -> Allocation:
         """Return the allocation of a confirmed row: with AdaLoRA, as its first run ended."""
-        runs = [run for run in self.state.confirmed_runs() if run.source == row.trial]
-        return runs[0].final if runs else from_json(row.allocation)
+        run = self.first_run(row)
+        return from_json(row.allocation) if run is None else run.final
+
+    def first_run(self, row: Confirmed) -> TrialState | None:
+        """Return the run of a confirmed row that an export takes: that of its first seed."""
+        runs = (run for run in self.state.confirmed_runs() if run.source == row.trial)
+        return next(runs, None)
 
     @cached_property
     def chosen(self) -> Confirmed | None:

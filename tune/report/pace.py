@@ -163,7 +163,7 @@ class Pace:
         if ("codes", None) in self._told:
             found.append(self._linear(time, "codes", None))
         if (reference := state.trials.get(REFERENCE_TRIAL)) is not None:
-            found += self._reference(time, reference, bool(found))
+            found += self._reference(time, reference)
         if state.count(["screen"]):
             done = state.count(["screen"]) - state.count(["screen"], ["running"])
             found.append(
@@ -181,7 +181,7 @@ class Pace:
             found[0] = replace(found[0], done=found[0].total)
         return found
 
-    def _reference(self, time: float, trial: TrialState, after_codes: bool) -> list[Phase]:
+    def _reference(self, time: float, trial: TrialState) -> list[Phase]:
         if trial.status != "running":
             return [Phase(title=f"reference {trial.status}", done=1, total=1, unit="")]
         works: tuple[Work, ...] = ("table", "starts", "training")

@@ -164,9 +164,8 @@ def _modules(facts: Facts, row: Confirmed) -> Table:
 
 def _receipts(facts: Facts, row: Confirmed) -> Sequence[Table]:
     """Return the receipt of the first seed: what was read back from the built model."""
-    runs = [trial for trial in facts.state.confirmed_runs() if trial.source == row.trial]
-    path = facts.folder / "receipts" / f"{runs[0].id}.json" if runs else None
-    if path is None or not path.is_file():
+    run = facts.first_run(row)
+    if run is None or not (path := facts.folder / f"receipts/{run.id}.json").is_file():
         return []
     modules = json.loads(path.read_text(encoding="utf-8"))["modules"]
     rows = [
@@ -182,7 +181,7 @@ def _receipts(facts: Facts, row: Confirmed) -> Sequence[Table]:
         for name, entry in modules.items()
     ]
     columns = ("module", "class", "bits", "method", "rank", "stored bytes", "CRC-32 of its codes")
-    return [Table(name="receipt", title=f"Receipt of {runs[0].id}", columns=columns, rows=rows)]
+    return [Table(name="receipt", title=f"Receipt of {run.id}", columns=columns, rows=rows)]
 
 
 def _rounded(*values: Any) -> list[Any]:

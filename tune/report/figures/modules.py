@@ -1,8 +1,9 @@
 """What each module was predicted to cost, and what the trials taught of it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search_spaces.inventory import Inventory, kinds
+from search_spaces.inventory import TargetModule, kinds
 from tune.report.facts import Facts
 from tune.report.figures.allocations import heat_map
 from tune.report.figures.style import (
@@ -35,38 +36,11 @@ def module_maps(facts: Facts) -> list[Figure]:
         return []
     named = kinds(facts.inventory)
     rows = [
-        _row(name, facts.inventory, named[name], costs[name]) for name in named if name in costs
+        _row(target, named[target.name], costs[target.name])
+        for target in facts.inventory.targets
+        if target.name in named and target.name in costs
     ]
     order = list(dict.fromkeys(named.values()))
-    most = max(LEAST_CHANGE, *(abs(row["change"]) for row in rows))
-    highest = max(row["learned"] for row in rows)
-    cost = {
-        "field": "learned",
-        "type": "quantitative",
-        "scale": {"type": "sqrt", "domain": [0, highest], "range": list(BITS_RAMP)},
-        "legend": {"orient": "top", "title": "thousandths of a nat", "gradientLength": 180},
-    }
-    change = {
-        "field": "change",
-        "type": "quantitative",
-        "scale": {"domain": [-most, 0, most], "range": list(CHANGES[::2])},
-        "legend": {"orient": "top", "title": "% of what was predicted", "gradientLength": 180},
-    }
-    shown = tooltip(
-        module="module",
-        bits="bits",
-        rank="rank",
-        predicted="predicted (0.001 nats)#",
-        learned="learned (0.001 nats)#",
-        change="change (%)#",
-    )
-    labelled = [row | {"label": _short(row["learned"])} for row in rows]
-    for row in labelled:
-        row["pale"] = row["learned"] < 0.4 * highest
-    changed = [row | {"label": f"{row['change']:+.0f}"} for row in rows]
-    for row in changed:
-        row["pale"] = abs(row["change"]) < 0.6 * most
-        row["label"] = "0" if abs(row["change"]) < 0.5 else row["label"]
     little = max(abs(row["change"]) for row in rows) < LITTLE
     told = f" The trials changed none of it by more than {LITTLE:g} %." if little else ""
     found = [
@@ -78,13 +52,8 @@ def module_maps(facts: Facts) -> list[Figure]:
                 "of the search expects it after all trials. Dark matrices are where bits pay."
                 f"{told}"
             ),
-            spec=heat_map(labelled, order, cost, shown),
-        )
-    ]
-    if little:
-        return found
-    return [
-        *found,
+            spec=_cost_map(rows, order),
+        ),
         Figure(
             name="modules-change",
             title="What the trials changed of the prediction",
@@ -92,16 +61,57 @@ def module_maps(facts: Facts) -> list[Figure]:
                 "Against the visibility table, which was measured before any trial. Small numbers "
                 "say that the trials had little to add to it, not that it is right."
             ),
-            spec=heat_map(changed, order, change, shown),
+            spec=_change_map(rows, order),
         ),
     ]
+    return found[:1] if little else found
 
 
-def _row(name: str, inventory: Inventory, kind: str, cost: ModuleCost) -> dict[str, Any]:
-    block = next(target.block for target in inventory.targets if target.name == name)
+def _cost_map(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Spec:
+    highest = max(row["learned"] for row in rows)
+    cells = [
+        {**row, "label": _short(row["learned"]), "pale": row["learned"] < 0.4 * highest}
+        for row in rows
+    ]
+    scale = {"type": "sqrt", "domain": [0, highest], "range": list(BITS_RAMP)}
+    return heat_map(cells, order, _scaled("learned", scale, "thousandths of a nat"), _shown())
+
+
+def _change_map(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Spec:
+    most = max(LEAST_CHANGE, *(abs(row["change"]) for row in rows))
+    cells = [
+        {
+            **row,
+            "label": "0" if abs(row["change"]) < 0.5 else f"{row['change']:+.0f}",
+            "pale": abs(row["change"]) < 0.6 * most,
+        }
+        for row in rows
+    ]
+    scale = {"domain": [-most, 0, most], "range": list(CHANGES[::2])}
+    return heat_map(cells, order, _scaled("change", scale, "% of what was predicted"), _shown())
+
+
+def _scaled(field: str, scale: Spec, title: str) -> Spec:
+    """Return the channel of a colour for a number, with its legend."""
+    legend = {"orient": "top", "title": title, "gradientLength": 180}
+    return {"field": field, "type": "quantitative", "scale": scale, "legend": legend}
+
+
+def _shown() -> list[Spec]:
+    return tooltip(
+        module="module",
+        bits="bits",
+        rank="rank",
+        predicted="predicted (0.001 nats)#",
+        learned="learned (0.001 nats)#",
+        change="change (%)#",
+    )
+
+
+def _row(target: TargetModule, kind: str, cost: ModuleCost) -> dict[str, Any]:
     return {
-        "module": name,
-        "block": block,
+        "module": target.name,
+        "block": target.block,
         "kind": kind,
         "bits": cost.choice.bits,
         "rank": cost.choice.rank,

@@ -22,7 +22,6 @@ from tune.report.failing import failure_groups
 from tune.report.figures import allocations, fronts, memory, modules, searching
 from tune.report.figures.style import Figure, Spec, theme
 from tune.report.tables import report_tables
-from tune.study.state import TrialState
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
@@ -30,6 +29,8 @@ FIGURES_FOLDER = "figures"
 FILE_WIDTH, CAPTION_WIDTH, FILE_SCALE = 640, 110, 2
 TITLE_HEIGHT, LINE_HEIGHT = 32, 14
 THEMES = ("light", "dark")
+# Figures by their part of a page.
+Sections = Mapping[str, Sequence[Figure]]
 BUNDLE = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -41,8 +42,9 @@ def write_report(folder: Path) -> Path:
         ValueError: No study, or one whose files can't be read.
     """
     facts = read_facts(folder)
-    _write_figures(facts)
-    return write_page(folder / REPORT_FILE, report_page(facts))
+    sections = sections_of(facts)
+    _write_figures(facts, sections)
+    return write_page(folder / REPORT_FILE, report_page(facts, sections))
 
 
 def write_page(path: Path, page: str) -> Path:
@@ -52,9 +54,8 @@ def write_page(path: Path, page: str) -> Path:
     return path
 
 
-def report_page(facts: Facts) -> str:
-    """Return the report of one study, in HTML."""
-    sections = _sections(facts)
+def report_page(facts: Facts, sections: Sections) -> str:
+    """Return the report of one study with its figures, in HTML."""
     return page(
         "report.html.jinja",
         [one for section in sections.values() for one in section],
@@ -63,7 +64,7 @@ def report_page(facts: Facts) -> str:
         answer=answer(facts),
         sections=sections,
         maps=_maps(facts),
-        loaded=_loaded(facts),
+        loaded=facts.first_run(facts.chosen) if facts.chosen is not None else None,
         failures=failure_groups(facts.state),
         conditions=conditions(facts),
         line=one_line(facts),
@@ -113,7 +114,7 @@ def _inert(text: str) -> str:
     return re.sub("<(/script|!--)", r"<\\\1", text, flags=re.IGNORECASE)
 
 
-def _sections(facts: Facts) -> dict[str, list[Figure]]:
+def sections_of(facts: Facts) -> Sections:
     """Return the figures that a study has something for, in the order of the page."""
     found: dict[str, list[Figure | None]] = {
         "front": [fronts.differences(facts), fronts.test_front(facts), fronts.search_front(facts)],
@@ -139,13 +140,6 @@ def _shown(facts: Facts) -> dict[str, Confirmed]:
     return {place: row for place, row in found.items() if row is not None}
 
 
-def _loaded(facts: Facts) -> TrialState | None:
-    """Return the run that an export of the allocation takes."""
-    chosen = facts.chosen
-    runs = [t for t in facts.state.confirmed_runs() if chosen and t.source == chosen.trial]
-    return runs[0] if runs else None
-
-
 def _maps(facts: Facts) -> list[dict[str, Any]]:
     """Return what stands over and under the maps of each allocation that is shown."""
     return [
@@ -154,12 +148,12 @@ def _maps(facts: Facts) -> list[dict[str, Any]]:
     ]
 
 
-def _write_figures(facts: Facts) -> None:
+def _write_figures(facts: Facts, sections: Sections) -> None:
     """Write each figure for papers, as PNG and PDF, with all conditions in its caption."""
     target = facts.folder / FIGURES_FOLDER
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for figure in (one for section in _sections(facts).values() for one in section):
+    for figure in (one for section in sections.values() for one in section):
         spec = captioned(figure, one_line(facts))
         svg = vl_convert.vegalite_to_svg(spec, config=theme("light"))
         for ending, content in (
