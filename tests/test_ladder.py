@@ -65,3 +65,25 @@ def test_a_rule_is_asked_once_for_what_is_there() -> None:
     ladder.passing(0, closing=True)
 
     assert asked == [(1, False, 5), (2, False, 5), (2, True, 5)]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_no_more_go_on_than_a_part_where_they_are_capped(capped: bool) -> None:
+    """Whoever is among the best at some time goes on otherwise, and their order changes."""
+    chance, ladder = random.Random(0), Ladder(SCHEDULERS["front-asha"], 5, capped)
+    waiting: list[TrialState] = []
+    gone = 0
+    for number in range(60):
+        one = trial(number)
+        one.memory_bytes = chance.randrange(1000, 2000)
+        one.reports.append(make_report(0, chance.random()))
+        ladder.place(one)
+        waiting.append(one)
+        for found in ladder.passing(0, closing=False):
+            if any(found is other for other in waiting):
+                ladder.let_on(found)
+                waiting = [other for other in waiting if other is not found]
+                gone += 1
+        assert not capped or gone == (number + 1) // 5
+
+    assert capped or gone > 60 // 5

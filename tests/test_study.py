@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -636,8 +637,19 @@ def test_what_starts_from_a_reference_waits_for_that_of_its_seed(tmp_path: Path)
     assert [r.step for t in searched for r in t.reports][:1] == [0]
     done = [t for t in searched if t.status == "completed"]
     assert all([r.step for r in t.reports] == list(START_RUNGS) for t in done)
-    assert 20 // START_FACTOR <= len(done) < 20
+    assert len(done) == 20 // START_FACTOR
     assert set(ends(tmp_path).values()) == {1}
+
+
+@pytest.mark.parametrize("reports", [25, 40, 50, 60])
+def test_a_resumed_search_trains_no_more_starts(tmp_path: Path, reports: int) -> None:
+    flags: dict[str, Any] = {"budget": 30, "searcher": "alrq", "reference": "B-FP"}
+    drive(make_study(tmp_path, **flags), reports=reports)
+    study = make_study(tmp_path, **flags)
+    drive(study)
+    trained = [trial for trial in study.state.of_role("search") if len(trial.reports) > 1]
+
+    assert study.finished and len(trained) == 30 // START_FACTOR
 
 
 def test_starts_are_judged_by_what_all_of_them_have(tmp_path: Path) -> None:

@@ -17,27 +17,34 @@ class _Rung:
 
     trials: list[TrialState] = field(default_factory=list)
     points: dict[str, Point] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
     passing: dict[bool, list[TrialState]] = field(default_factory=dict)
 
 
 class Ladder:
     """Asks a scheduler once for all that has reported at a rung, and again when more has."""
 
-    def __init__(self, scheduler: Scheduler, factor: int) -> None:
+    def __init__(self, scheduler: Scheduler, factor: int, capped: bool = False) -> None:
         """Start with nobody.
 
         Args:
             scheduler: Its rule.
             factor: Of how many trials about one goes on.
+            capped: Whether those who have gone on count, so that no more than the best part ever
+                do. Else whoever is of it at some time may go on, as in Li et al. 2020,
+                arXiv:1810.05934, algorithm 2. Of fronts, whose order changes with every trial, that
+                was twice the part in searches of 50.
         """
-        self._scheduler, self._factor = scheduler, factor
+        self._scheduler, self._factor, self._capped = scheduler, factor, capped
         self._rungs: list[_Rung] = []
 
     def place(self, trial: TrialState) -> None:
         """Take in what a trial of the search has reported, or that its bytes are known better."""
         while len(self._rungs) < len(trial.reports):
             self._rungs.append(_Rung())
-        for rung, report in zip(self._rungs, trial.reports, strict=False):
+        for at, (rung, report) in enumerate(zip(self._rungs, trial.reports, strict=False)):
+            if at < len(trial.reports) - 1:
+                rung.gone.add(trial.id)
             # As the search sees them: spread counts by the root of a divergence and by shares of
             # bytes.
             point = math.sqrt(max(0.0, report.objective)), math.log(trial.memory_bytes)
@@ -48,8 +55,13 @@ class Ladder:
             rung.points[trial.id] = point
             rung.passing.clear()
 
+    def let_on(self, trial: TrialState) -> None:
+        """Take in that a trial goes on from where it reported last."""
+        self._rungs[len(trial.reports) - 1].gone.add(trial.id)
+
     def passing(self, rung: int, closing: bool) -> list[TrialState]:
-        """Return the trials that may go on from a rung, of all that reached it.
+        """Return the trials that may go on from a rung, of all that reached it, or of those that
+        have not done so where they are capped.
 
         Args:
             rung: Its number.
@@ -60,6 +72,10 @@ class Ladder:
         found = self._rungs[rung]
         if closing not in found.passing:
             points = [found.points[trial.id] for trial in found.trials]
-            kept = self._scheduler.passes(points, closing, self._factor)
-            found.passing[closing] = list(compress(found.trials, kept))
+            passed = self._scheduler.passes(points, closing, self._factor)
+            kept = list(compress(found.trials, passed))
+            if self._capped:
+                room = max(0, len(kept) - len(found.gone))
+                kept = [trial for trial in kept if trial.id not in found.gone][:room]
+            found.passing[closing] = kept
         return found.passing[closing]

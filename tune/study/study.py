@@ -104,10 +104,13 @@ class Study:
     def __post_init__(self) -> None:
         # Proposed by an earlier run and never ended: they go first, from their checkpoints.
         self._orphans = [trial.id for trial in self.state.with_status("running")]
-        factor = RUNG_FACTOR if self.plan.reference is None else START_FACTOR
-        self._ladder = Ladder(self.scheduler, factor)
+        started = self.plan.reference is not None
+        factor = START_FACTOR if started else RUNG_FACTOR
+        self._ladder = Ladder(self.scheduler, factor, capped=started and self.scheduler.pauses)
         for trial in self.state.of_role("search"):
             self._ladder.place(trial)
+            if trial.reports and trial.status not in ("paused", "stopped"):
+                self._ladder.let_on(trial)
 
     def next_trial(self) -> TrialState | None:
         """Return the next trial to run, logged; None if none can be proposed now."""
@@ -218,6 +221,8 @@ class Study:
             return "stop"
         passing = self._ladder.passing(rung, closing=False) if trial.role == "search" else [trial]
         if any(other is trial for other in passing):
+            if trial.role == "search":
+                self._ladder.let_on(trial)
             self._tell(trial)
             return "continue"
         left = Paused if self.scheduler.pauses else Stopped
@@ -250,6 +255,7 @@ class Study:
             for trial in [] if self.plan.late else self._ladder.passing(rung, closing):
                 if trial.status == "paused" and len(trial.reports) == rung + 1:
                     self._record(Promoted(trial=trial.id, rung=rung))
+                    self._ladder.let_on(trial)
                     return trial
         for trial in self.state.with_status("paused") if closing else []:
             self._record(Stopped(trial=trial.id, rung=len(trial.reports) - 1))
