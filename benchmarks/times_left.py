@@ -1,12 +1,14 @@
-"""Counts how often a study's screen told right how long it takes still, from the study's log.
+"""Counts how long a study's screen told right how long it takes still, from the study's log.
 
     python -m benchmarks.times_left results/studies/NAME [...]
 
-At each event from the fifth minute on, and until the last half minute of a part of the study, the
-time left that was told is compared with the one that it took: right is what lies within a third.
+At each second from the fifth minute on, and until the last half minute of a part of the study, the
+time left that the screen shows is compared with the one that it took: right is what lies within a
+third. Printed is the share of seconds at which it was right, wrong, or not shown.
 """
 
 import argparse
+from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 
@@ -15,40 +17,54 @@ from tune.report.pace import Pace
 from tune.study.events import LOG_NAME, EventLog
 from tune.study.state import StudyState
 
-FROM_SECONDS, LAST_SECONDS, WITHIN = 300, 30, 1 / 3
+FROM_SECOND, LAST_SECONDS, WITHIN = 300, 30, 1 / 3
 
 
-def counts(study: Path) -> dict[str, Counter[str]]:
-    """Return how many times were right, wrong, or not told, by part of the study."""
+def shown(study: Path) -> list[tuple[float, str, float | None]]:
+    """Return after each event: seconds since the first, the part of the study, and what is left."""
     facts = read_facts(study)
-    pace = Pace(facts.config, facts.config.budget, fixed=False)
-    state, told, began = StudyState(facts.state.names), [], None
+    pace, state = (
+        Pace(facts.config, facts.config.budget, fixed=False),
+        StudyState(facts.state.names),
+    )
+    began, found = None, []
     for logged, event in EventLog(study / LOG_NAME).timed():
         assert logged is not None
         began = logged if began is None else began
         state.apply(event)
         pace.take(logged, event, state)
         for phase in pace.phases(logged, state)[-1:]:
-            told.append((logged - began, phase.title, phase.seconds_left))
+            found.append((logged - began, phase.title, phase.seconds_left))
+    return found
+
+
+def counts(study: Path) -> dict[str, Counter[str]]:
+    """Return at how many seconds it was right, wrong, or not told, by part of the study."""
+    told = shown(study)
+    times = [at for at, _, _ in told]
     ends = {title: at for at, title, _ in told}
     found: dict[str, Counter[str]] = {}
-    for at, title, left in told:
-        truth = ends[title] - at
-        if at < FROM_SECONDS or truth < LAST_SECONDS:
+    for second in range(FROM_SECOND, int(times[-1])):
+        at, title, left = told[bisect_right(times, second) - 1]
+        truth = ends[title] - second
+        if truth < LAST_SECONDS:
             continue
-        right = left is not None and abs(left - truth) <= WITHIN * truth
-        what = "not told" if left is None else "right" if right else "wrong"
+        now = None if left is None else max(0.0, left - (second - at))
+        right = now is not None and abs(now - truth) <= WITHIN * truth
+        what = "not shown" if now is None else "right" if right else "wrong"
         found.setdefault(title, Counter())[what] += 1
     return found
 
 
 def main() -> None:
-    """Print the counts of each study."""
+    """Print the shares of each study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="+", type=Path)
     for study in parser.parse_args().studies:
         for title, counted in counts(study).items():
-            print(f"{study.name}: {title}: {dict(counted)}")
+            seconds = counted.total()
+            shares = ", ".join(f"{100 * n / seconds:.0f} % {what}" for what, n in counted.items())
+            print(f"{study.name}: {title}: {seconds} s: {shares}")
 
 
 if __name__ == "__main__":

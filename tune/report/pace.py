@@ -1,5 +1,6 @@
 """What a study does now, how far that is, and how long it takes still."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -20,7 +21,7 @@ from tune.study.events import (
     Work,
 )
 from tune.study.finalists import REFERENCE_TRIAL
-from tune.study.schedulers import RUNG_FACTOR, SCHEDULERS, START_FACTOR, rungs_of
+from tune.study.schedulers import SCHEDULERS, START_FACTOR, rungs_of
 from tune.study.state import SEARCHED, UNENDED, StudyState, TrialState
 
 CONFIRMING: tuple[Role, ...] = ("control", "confirm")
@@ -32,10 +33,10 @@ DOES: Mapping[Work, tuple[str, str]] = {
 }
 
 
-# Reports that say more than what was known before: by the factor of a scheduler, the shares of
-# trials that reached each rung, in searches of 12 to 100 that were recorded or made up.
-FEW = 3
-PASSED: Mapping[int, Sequence[float]] = {RUNG_FACTOR: (1.0, 0.62, 0.5), START_FACTOR: (1.0, 0.35)}
+# Shares of trials from nothing that reached each rung, in searches of 12 to 100 that were recorded
+# or made up: more than the scheduler's part, since the order changes while others come. And how
+# many reports say as much. Of what starts from a reference, just the part goes on.
+PASSED, FEW = (1.0, 0.62, 0.5), 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,21 @@ class Phase:
 
 @dataclass
 class _Told:
-    """What was told of one work, first and last."""
+    """What was told of one work: when, and how much was made."""
 
-    first: tuple[float, int]
-    last: tuple[float, int]
+    points: list[tuple[float, int]]
     wanted: int
+
+    @property
+    def last(self) -> tuple[float, int]:
+        """What was told last."""
+        return self.points[-1]
+
+    @property
+    def earlier(self) -> tuple[float, int]:
+        """What was told when at most half as much was made: works begin slower than they go on."""
+        half = self.last[1] / 2
+        return next((point for point in reversed(self.points) if point[1] <= half), self.points[0])
 
 
 @dataclass
@@ -115,9 +126,8 @@ class Pace:
             self._began = time, time, 0.0
             self._ended = {trial.id for trial in _runs(state) if trial.status != "running"}
         elif isinstance(event, Progressed):
-            now = time, event.made
-            told = self._told.setdefault((event.work, event.trial), _Told(now, now, event.wanted))
-            told.last = now
+            told = self._told.setdefault((event.work, event.trial), _Told([], event.wanted))
+            told.points.append((time, event.made))
         elif isinstance(event, Ended | Paused):
             self._since.pop(event.trial, None)
         elif isinstance(event, Reported):
@@ -195,10 +205,10 @@ class Pace:
     def _linear(self, time: float, work: Work, trial: str | None) -> Phase:
         """Return a work of many equal parts."""
         told = self._told[work, trial]
-        (first, begun), (last, made) = told.first, told.last
+        (earlier, before), (last, made) = told.earlier, told.last
         left = None
-        if made > begun:
-            pace = (last - first) / (made - begun)
+        if made > before:
+            pace = (last - earlier) / (made - before)
             left = max(0.0, pace * (told.wanted - made) - (time - last))
         title, unit = DOES[work]
         return Phase(title=title, done=made, total=told.wanted, unit=unit, seconds_left=left)
@@ -207,17 +217,15 @@ class Pace:
         role = self._role
         trials, unit = state.of_role(role), "configurations" if self.fixed else "trials"
         started = any(trial.reference is not None for trial in trials)
-        factor = 1
-        if SCHEDULERS[self.config.scheduler].pauses and not self.fixed:
-            factor = START_FACTOR if started else RUNG_FACTOR
+        pauses = SCHEDULERS[self.config.scheduler].pauses and not self.fixed
         left = 0.0
         for rung, steps in enumerate(self._steps(role, started)):
             reached = sum(self._reached(trial) >= rung for trial in trials)
-            left += max(0.0, self._expected(trials, rung, factor) - reached) * self._cost(
+            left += max(0.0, self._expected(trials, rung, pauses) - reached) * self._cost(
                 False, started, steps
             )
         done = sum(trial.status != "running" for trial in trials)
-        if factor > 1 and left:
+        if pauses and left:
             # What passes last is trained while the others have nothing to do.
             longest = max(self._cost(False, started, steps) for steps in self._steps(role, started))
             left += (self._workers - 1) * longest
@@ -226,20 +234,17 @@ class Pace:
             seconds = self._seconds_left(time, False, left, state)
         return Phase(title=unit, done=done, total=self.size, unit=unit, seconds_left=seconds)
 
-    def _expected(self, trials: Sequence[TrialState], rung: int, factor: int) -> float:
-        """Return how many trials will reach a rung: in the share of those so far.
-
-        More pass than the scheduler's part, since the order changes while others come.
-        """
-        if rung == 0:
+    def _expected(self, trials: Sequence[TrialState], rung: int, pauses: bool) -> float:
+        """Return how many trials will reach a rung."""
+        if rung == 0 or not pauses:
             return self.size
         passed = sum(self._reached(trial) >= rung for trial in trials)
+        if any(trial.reference is not None for trial in trials):
+            return max(passed, math.ceil(self.size / START_FACTOR))
         reported = sum(bool(trial.reports) for trial in trials)
         if reported == self.size:
             return passed
-        if factor == 1:
-            return self.size
-        return self.size * (passed + FEW * PASSED[factor][rung]) / (reported + FEW)
+        return self.size * (passed + FEW * PASSED[rung]) / (reported + FEW)
 
     def _reached(self, trial: TrialState) -> int:
         """Return the highest rung that a worker has begun with."""
