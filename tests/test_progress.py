@@ -277,6 +277,17 @@ def test_what_is_no_study_can_not_be_watched(
     assert "`--quiet` and `--json` exclude each other" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("others", [["--report", "nowhere"], ["--caches"], ["--dry-run"]])
+def test_what_has_no_events_prints_none(
+    others: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_search.main(["--json", *others]) == 2
+    said = capsys.readouterr()
+    assert "`--json` must go with a study that runs, or --watch" in said.err
+    assert f"got it with {others[0]}." in said.err
+    assert not said.out
+
+
 def test_a_study_that_runs_is_followed_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

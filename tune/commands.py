@@ -21,6 +21,16 @@ def command_of(given: Mapping[str, Any]) -> Command | None:
     return next((command for flag, command in COMMANDS.items() if flag in given), None)
 
 
+def check_events(given: Mapping[str, Any], dry_run: bool) -> None:
+    """Raise ValueError for what has no events to print as JSON."""
+    without = [flag for flag in COMMANDS if flag in given and flag != "watch"]
+    if without or dry_run:
+        raise ValueError(
+            "`--json` must go with a study that runs, or --watch, whose events it prints, got it "
+            f"with --{(without or ['dry-run'])[0]}. Leave one of them out."
+        )
+
+
 def say(console: Console, line: str) -> None:
     """Print a line as it is: brackets in it are no markup, and it is not cut."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
