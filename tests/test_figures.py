@@ -17,7 +17,17 @@ from tune.report.figures import allocations, fronts, memory, modules, searching
 from tune.report.figures.compared import STUDY_COLOURS, STUDY_SHAPES
 from tune.report.figures.memory import PART_COLOURS
 from tune.report.figures.searching import FATE_COLOURS
-from tune.report.figures.style import BACKGROUND, COLOURS, SHAPES, TEXT, Figure, theme
+from tune.report.figures.style import (
+    BACKGROUND,
+    BITS_RAMP,
+    COLOURS,
+    IN_THE_DARK,
+    RANKS_RAMP,
+    SHAPES,
+    TEXT,
+    Figure,
+    theme,
+)
 from tune.report.page.page import captioned
 
 # What those see who lack one kind of cone, of linear RGB: Machado, Oliveira & Fernandes 2009, "A
@@ -98,6 +108,25 @@ def test_what_is_read_stands_out(name: str) -> None:
     assert contrast(theme(name)["axis"]["labelColor"], ground) > CONTRAST
     for colour in COLOURS[name]:
         assert contrast(colour, ground) > LARGE_CONTRAST, colour
+
+
+@pytest.mark.parametrize("ramp", [BITS_RAMP, RANKS_RAMP], ids=["bits", "ranks"])
+def test_numbers_are_read_in_their_cells(ramp: tuple[str, ...]) -> None:
+    """On a dark page the paint of cells and numbers is another, chosen by the same rule."""
+    black, white = TEXT["light"], BACKGROUND["light"]
+    for at, colour in enumerate(ramp):
+        text = black if at < allocations.PALE else white
+        assert contrast(colour, text) > CONTRAST, colour
+        assert contrast(IN_THE_DARK[colour], IN_THE_DARK[text]) > CONTRAST, colour
+
+
+def test_nothing_glares_in_the_dark() -> None:
+    """What fills cells is replaced, so that the smallest numbers have about the page's colour."""
+    for ramp in (BITS_RAMP, RANKS_RAMP):
+        light = [contrast(colour, BACKGROUND["light"]) for colour in ramp]
+        dark = [contrast(IN_THE_DARK[colour], BACKGROUND["dark"]) for colour in ramp]
+        assert light == sorted(light) and dark == sorted(dark)
+        assert max(light[0], dark[0]) < 1.5
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.controls import evidence_lines
 from tune.report.facts import Facts
-from tune.report.figures.fronts import metric_name
+from tune.report.metrics import METRICS
 from tune.report.recommendation import LOST
 from tune.report.ways_on import ways_on
 
@@ -117,8 +117,9 @@ def _between(row: Confirmed) -> str:
 
 def _in_words(row: Confirmed, difference: float) -> str:
     """Return a difference of the test metric in words: a perplexity that is better is lower."""
-    lower = (difference < 0) != (row.metric == "perplexity")
-    return f"{abs(difference):.1f} {_unit(row)} {'lower' if lower else 'higher'}"
+    metric = METRICS[row.metric]
+    lower = (difference < 0) == metric.share
+    return f"{abs(difference):.1f} {metric.unit} {'lower' if lower else 'higher'}"
 
 
 def _compared(facts: Facts) -> list[str]:
@@ -165,13 +166,13 @@ def quality(facts: Facts, row: Confirmed, reference: Confirmed) -> list[str]:
     if row.difference is None or row.difference_interval is None:
         return []
     share = 100 * row.memory_bytes / reference.memory_bytes
-    metric = metric_name(row).removeprefix("test ")
+    metric = METRICS[row.metric]
     lines = [
         f"{row.trial} keeps {format_bytes(row.memory_bytes)}, {share:.0f} % of "
         f"{reference.trial}, which is LoRA on the model in {reference.average_bits:.0f} bits.",
         f"Over {len(row.seeds)} fresh seeds and {facts.splits['test']:,} test sequences, its "
-        f"{metric} is {_value(row)} against {_value(reference)} "
-        f"({'lower' if metric == 'perplexity' else 'higher'} is better).",
+        f"{metric.name} is {metric.told(row.value)} against {metric.told(reference.value)} "
+        f"({metric.better} is better).",
     ]
     longer = facts.against(f"{facts.comparator}+", row.trial)
     if longer is not None and longer.difference is not None and longer.difference_interval:
@@ -250,11 +251,3 @@ def _caution(facts: Facts) -> list[str]:
             "made to compare with. They are never recommended, however well they do."
         )
     return found
-
-
-def _unit(row: Confirmed) -> str:
-    return "%" if row.metric == "perplexity" else "points"
-
-
-def _value(row: Confirmed) -> str:
-    return f"{row.value:.2f}" if row.metric == "perplexity" else f"{100 * row.value:.1f} %"

@@ -8,6 +8,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from alrq_core.files import replaced
+from tune.report.metrics import METRICS
 from tune.study.state import StudyState, TrialState
 
 FILE_NAME = "mcnemar.csv"
@@ -54,7 +55,7 @@ def compare_runs(state: StudyState) -> list[Comparison]:
     runs = [
         run
         for run in state.confirmed_runs()
-        if run.test is not None and run.test.metric != "perplexity"
+        if run.test is not None and METRICS[run.test.metric].share
     ]
     return [_compare(a, b) for a, b in combinations(runs, 2)]
 

@@ -8,16 +8,11 @@ from huggingface_hub import EvalResult, ModelCard
 from tune.report.answer import answer, quality
 from tune.report.conditions import one_line
 from tune.report.facts import Facts
-from tune.report.figures.fronts import differences, metric_name
+from tune.report.figures.fronts import differences
+from tune.report.metrics import METRICS
 from tune.report.page.page import figure_png
 
 CARD, PICTURE = "README.md", "front.png"
-# What the hub calls a task, by its metric.
-TASKS = {
-    "accuracy": "text-classification",
-    "perplexity": "text-generation",
-    "exact_match": "text-generation",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +53,21 @@ def evidence(facts: Facts, trial: str) -> Evidence | None:
     row, reference = facts.row(trial), facts.reference
     if row is None:
         return None
-    share = row.metric != "perplexity"
     lines = quality(facts, row, reference) if reference is not None else []
     if trial == facts.recommended:
         lines = [*lines, answer(facts).headline]
     figure = differences(facts)
-    task = TASKS[row.metric]
+    metric = METRICS[row.metric]
     return Evidence(
         name=f"{facts.config.model}-{facts.config.task}-{trial}",
         result=EvalResult(
-            task_type=task,
+            task_type=metric.task,
             dataset_type=facts.config.task,
             dataset_name=facts.config.task,
             dataset_split="test",
             metric_type=row.metric,
-            metric_name=f"{metric_name(row)}, mean of {len(row.seeds)} seeds",
-            metric_value=round(row.value, 4 if share else 3),
+            metric_name=f"test {metric.name}, mean of {len(row.seeds)} seeds",
+            metric_value=round(row.value, 4 if metric.share else 3),
         ),
         lines=tuple(lines),
         conditions=one_line(facts),

@@ -8,10 +8,10 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from search_spaces.allocation import Allocation
 from search_spaces.inventory import Inventory, kinds
 from tune.report.figures.allocations import BITS, PALE, RANKS
-from tune.report.figures.style import BITS_RAMP, RANKS_RAMP
+from tune.report.figures.style import BACKGROUND, BITS_RAMP, RANKS_RAMP, TEXT
 
 CELL, NAMES, NUMBERS, FONT = (40, 18), 34, 34, 11
-BLACK, WHITE = "#1b1b1b", "#ffffff"
+BLACK, WHITE = TEXT["light"], BACKGROUND["light"]
 
 
 def allocation_picture(allocation: Allocation, inventory: Inventory) -> np.ndarray:

@@ -13,6 +13,7 @@ from alrq_core.records import TrialReport
 from search_spaces.costs import format_bytes
 from search_spaces.spaces import SEARCHED
 from tune.flags import Form
+from tune.report.metrics import METRICS
 from tune.report.pace import DOES, Pace, Phase
 from tune.report.screen import PLOT_HEIGHT, WIDTH, Moment, duration, moment, render
 from tune.study.config import StudyConfig
@@ -32,7 +33,6 @@ from tune.study.finalists import REFERENCE_TRIAL
 from tune.study.state import STATUSES, UNENDED, StudyState
 
 # Lines of a screen beside its plot, and reports by which throughput is told.
-METRICS = ("exact_match", "accuracy", "perplexity")
 OTHER_LINES, WINDOW = 18, 40
 # A study of many trials is not looked at anew for each event.
 MANY, PAUSE_SECONDS = 200, 1.0

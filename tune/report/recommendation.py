@@ -11,6 +11,7 @@ from alrq_core.data.encode import EncodedTask
 from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.intervals import LEVEL
+from tune.report.metrics import METRICS
 from tune.report.table import difference_text
 from tune.study.confirming import CONFIRM_SEEDS
 
@@ -112,8 +113,8 @@ def too_few_sequences(sequences: int, margin: float, metric: str) -> str | None:
         return None
     return (
         f"{sequences} test sequences can't show a loss of {margin:g} "
-        f"{'%' if metric == 'perplexity' else 'points'}, which takes at least {needed}. Score more "
-        "(--data, --eval-sequences) or give a larger --margin"
+        f"{METRICS[metric].unit}, which takes at least {needed}. Score more (--data, "
+        "--eval-sequences) or give a larger --margin"
     )
 
 
@@ -130,7 +131,7 @@ def sequences_needed(margin: float, metric: str) -> int:
         margin: In points of accuracy or exact match, or per cent of perplexity.
         metric: `accuracy`, `perplexity` or `exact_match`.
     """
-    if metric == "perplexity":
+    if not METRICS[metric].share:
         return MIN_WINDOWS
     share = margin / 100
     return 1 if share >= 1 else math.ceil(math.log((1 - LEVEL) / 2) / math.log1p(-share))
@@ -154,7 +155,7 @@ def constant_answer(task: EncodedTask) -> float:
 
 def _has_learnt(reference: Confirmed, constant: float) -> bool:
     low, high = reference.interval
-    return high < constant if reference.metric == "perplexity" else low > constant
+    return low > constant if METRICS[reference.metric].share else high < constant
 
 
 def recommend(

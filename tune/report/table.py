@@ -4,12 +4,7 @@ from rich.table import Table
 
 from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
-
-METRICS = {
-    "accuracy": ("test\naccuracy (%)", "macro\nF1 (%)"),
-    "exact_match": ("test exact\nmatch (%)",),
-    "perplexity": ("test\nperplexity",),
-}
+from tune.report.metrics import METRICS
 
 
 def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
@@ -17,8 +12,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
 
     Accuracy and macro F1, exact match, or perplexity with its context and stride in the title.
     """
-    metrics = METRICS[rows[0].metric]
-    unit = "%" if rows[0].metric == "perplexity" else "points"
+    metric = METRICS[rows[0].metric]
     table = Table(title=_title(rows), title_justify="left")
     # Headers of two lines keep the table within 120 columns.
     for column in (
@@ -28,8 +22,9 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
         "memory",
         "targets",
         "val\nloss",
-        *metrics,
-        f"to {rows[0].comparator} ({unit})",
+        metric.title.replace(" ", "\n", 1),
+        *["macro\nF1 (%)"] * (rows[0].metric == "accuracy"),
+        f"to {rows[0].comparator} ({metric.unit})",
     ):
         table.add_column(column, justify="left" if column == "allocation" else "right")
     for row in rows:
@@ -70,13 +65,12 @@ def _title(rows: list[Confirmed]) -> str:
 
 def _with_intervals(row: Confirmed) -> list[str]:
     """Return the metric with its interval, and with accuracy macro F1."""
-    low, high = row.interval
-    if row.metric == "perplexity":
-        return [f"{row.value:.2f} [{low:.2f}, {high:.2f}]"]
-    share = f"{100 * row.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    if row.metric == "exact_match":
-        return [share]
-    return [share, "-" if row.f1 is None else f"{100 * row.f1:.1f}"]
+    metric = METRICS[row.metric]
+    value, low, high = (metric.number(one) for one in (row.value, *row.interval))
+    told = [f"{value} [{low}, {high}]"]
+    if row.metric == "accuracy":
+        told.append("-" if row.f1 is None else f"{100 * row.f1:.1f}")
+    return told
 
 
 def difference_text(row: Confirmed) -> str:

@@ -9,6 +9,7 @@ from search_spaces.costs import average_bits, average_rank, module_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts
 from tune.report.figures.style import visible
+from tune.report.metrics import METRICS
 from tune.study.state import TrialState
 
 
@@ -51,9 +52,7 @@ def _without_empty(table: Table) -> Table:
 
 def confirmed_table(facts: Facts) -> Table:
     """Return what was confirmed, from the smallest to the largest."""
-    metric = facts.rows[0].metric.replace("_", " ") if facts.rows else ""
-    unit = "%" if metric == "perplexity" else "points"
-    scale = 1 if metric == "perplexity" else 100
+    metric = METRICS[facts.rows[0].metric if facts.rows else "accuracy"]
     return Table(
         name="confirmed",
         title="Confirmed on the test split",
@@ -61,10 +60,10 @@ def confirmed_table(facts: Facts) -> Table:
             "allocation",
             "role",
             "MB",
-            f"difference ({unit})",
+            f"difference ({metric.unit})",
             "its 95 % from",
             "its 95 % to",
-            f"test {metric}" + ("" if scale == 1 else " (%)"),
+            metric.title,
             "95 % from",
             "95 % to",
             "average bits",
@@ -74,7 +73,7 @@ def confirmed_table(facts: Facts) -> Table:
             "trained s",
             "peak GB",
         ),
-        rows=[_confirmed_row(row, scale) for row in facts.rows],
+        rows=[_confirmed_row(row, metric.scale) for row in facts.rows],
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
+from tune.report.metrics import METRICS
 
 
 def ways_on(
@@ -31,21 +32,21 @@ def ways_on(
         return []
     row = max(compared, key=lambda one: one.memory_bytes)
     assert row.difference is not None and row.difference_interval is not None
-    low, unit = row.difference_interval[0], "%" if row.metric == "perplexity" else " points"
+    low, unit = row.difference_interval[0], METRICS[row.metric].unit
     if low > -margin:
         return []
     found = []
     if row.difference > -margin:
         times = ((row.difference - low) / (row.difference + margin)) ** 2
         found.append(
-            f"{row.trial} is estimated within the margin ({row.difference:+.1f}{unit}), but its "
+            f"{row.trial} is estimated within the margin ({row.difference:+.1f} {unit}), but its "
             f"interval reaches {low:+.1f}. Intervals shrink with the root of what is scored: at "
             f"least {_round(times * sequences):,} test sequences instead of {sequences:,} would do "
             "(more --data, a larger --eval-sequences), in a new study and if the difference stays."
         )
     wider = math.floor(-10 * low + 1) / 10
     found.append(
-        f"A margin of {wider:g}{unit} (--margin {wider:g}, in a new study) would let {row.trial} "
+        f"A margin of {wider:g} {unit} (--margin {wider:g}, in a new study) would let {row.trial} "
         "pass. Choose it by what the task can bear, not by this result."
     )
     if max_memory_bytes is not None:

@@ -10,7 +10,16 @@ from search_spaces.costs import module_bytes
 from search_spaces.inventory import Inventory, kinds
 from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts
-from tune.report.figures.style import BITS_RAMP, RANKS_RAMP, Figure, Spec, figure, tooltip
+from tune.report.figures.style import (
+    BACKGROUND,
+    BITS_RAMP,
+    RANKS_RAMP,
+    TEXT,
+    Figure,
+    Spec,
+    figure,
+    tooltip,
+)
 
 CELL = 22
 # Steps of a ramp on which dark text is read better than white.
@@ -45,7 +54,10 @@ def heat_map(
         "mark": {"type": "rect", "cornerRadius": 2},
         "encoding": {**place, "color": color, "tooltip": shown},
     }
-    paint = {"condition": {"test": "datum.pale", "value": "#1b1b1b"}, "value": "#ffffff"}
+    paint = {
+        "condition": {"test": "datum.pale", "value": TEXT["light"]},
+        "value": BACKGROUND["light"],
+    }
     labels: Spec = {
         "mark": {"type": "text", "fontSize": 10},
         "encoding": {**place, "text": {"field": "label"}, "color": paint},

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tune.report.facts import Facts
-from tune.report.figures.fronts import metric_name, search_rows
+from tune.report.figures.fronts import search_rows
 from tune.report.figures.searching import area_rows
-from tune.report.figures.style import Figure, Spec, figure, megabytes, quantity, tooltip
+from tune.report.figures.style import Figure, Spec, bars, dots, figure, megabytes, quantity, tooltip
+from tune.report.metrics import METRICS
 
 # Readable on light and dark pages, and as far from each other as six can be for those who lack one
 # kind of cone: found by a search, checked by the tests.
@@ -49,35 +50,27 @@ def _tested(studies: Sequence[Facts], names: Sequence[str]) -> Figure | None:
     first = next((row for study in studies for row in study.rows), None)
     if first is None:
         return None
-    scale = 1 if first.metric == "perplexity" else 100
+    metric = METRICS[first.metric]
     rows = [
         {
             "study": study.config.name,
             "trial": row.trial,
             "megabytes": row.memory_bytes / 1e6,
-            "value": scale * row.value,
-            "low": scale * row.interval[0],
-            "high": scale * row.interval[1],
+            "value": metric.scale * row.value,
+            "low": metric.scale * row.interval[0],
+            "high": metric.scale * row.interval[1],
             "role": "recommended" if row.trial == study.recommended else row.role,
         }
         for study in studies
         for row in study.rows
     ]
-    channels = _channels(names)
-    y = quantity("value", metric_name(first) + ("" if scale == 1 else " (%)"))
-    bars: Spec = {
-        "mark": {"type": "rule", "opacity": 0.7},
-        "encoding": {"x": megabytes(), "y": y | {"field": "low"}, "y2": {"field": "high"}}
-        | {"color": channels["color"]},
-    }
-    points: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 110, "opacity": 0.9},
-        "encoding": {"x": megabytes(), "y": y, **channels}
-        | {
-            "tooltip": tooltip(
-                study="study", trial="allocation", role="role", megabytes="MB#", value="metric#"
-            )
-        },
+    shown: Spec = {
+        "x": megabytes(),
+        "y": quantity("value", metric.title),
+        **_channels(names),
+        "tooltip": tooltip(
+            study="study", trial="allocation", role="role", megabytes="MB#", value="metric#"
+        ),
     }
     return Figure(
         name="compared-test",
@@ -86,7 +79,7 @@ def _tested(studies: Sequence[Facts], names: Sequence[str]) -> Figure | None:
             "Bars: 95 % intervals over seeds and test sequences. Studies with other test splits "
             "or seeds differ by these too."
         ),
-        spec=figure([bars, points], rows, height=380),
+        spec=figure([bars(shown, "y", opacity=0.7), dots(shown, 110, 0.9)], rows, height=380),
     )
 
 
@@ -106,20 +99,13 @@ def _seen(studies: Sequence[Facts], names: Sequence[str]) -> Figure | None:
         "mark": {"type": "line", "interpolate": "step-after"},
         "encoding": {"x": x, "y": y, "color": channels["color"], "order": {"field": "megabytes"}},
     }
-    points: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-        "encoding": {"x": x, "y": y, **channels}
-        | {
-            "tooltip": tooltip(
-                **{"study": "study", "trial": "trial", "megabytes": "MB#", "objective": what + "#"}
-            )
-        },
-    }
+    told = {"study": "study", "trial": "trial", "megabytes": "MB#", "objective": what + "#"}
+    shown: Spec = {"x": x, "y": y, **channels, "tooltip": tooltip(**told)}
     return Figure(
         name="compared-fronts",
         title="Fronts of the searches",
         text=f"By {what}; lower and further left is better. One seed each.",
-        spec=figure([line, points], rows, height=380),
+        spec=figure([line, dots(shown, 60)], rows, height=380),
     )
 
 
@@ -136,7 +122,7 @@ def _areas(studies: Sequence[Facts], names: Sequence[str]) -> Figure | None:
         "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2},
         "encoding": {
             "x": quantity("minutes", "time of trials, added up over workers (min)"),
-            "y": quantity("area", "area under the front (% of the largest)"),
+            "y": quantity("area", "dominated area (% of the largest)"),
             "color": _channels(names)["color"],
             "tooltip": tooltip(
                 study="study", trial="after", trials="trials", minutes="minutes#", area="%#"

@@ -15,12 +15,15 @@ from tune.report.figures.style import (
     OTHER,
     Figure,
     Spec,
+    bars,
+    dots,
     figure,
     grouped,
     megabytes,
     quantity,
     tooltip,
 )
+from tune.report.metrics import METRICS
 from tune.study.state import TrialState
 
 # Of a divergence on an axis of logarithms.
@@ -35,9 +38,8 @@ def differences(facts: Facts) -> Figure | None:
     reference = facts.reference
     if len(rows) < 2 or reference is None:
         return None
-    unit = "%" if reference.metric == "perplexity" else "points"
-    margin, metric = facts.config.margin, metric_name(reference)
-    lower = ", where it is lower" if reference.metric == "perplexity" else ""
+    margin, metric = facts.config.margin, METRICS[reference.metric]
+    lower = "" if metric.share else ", where it is lower"
     chosen = next((row["name"] for row in rows if row["chosen"]), "")
     bold = {
         "condition": {"test": f"datum.value === {json.dumps(chosen)}", "value": "bold"},
@@ -50,16 +52,11 @@ def differences(facts: Facts) -> Figure | None:
         "title": None,
         "axis": {"labelLimit": 190, "ticks": False, "domain": False, "labelFontWeight": bold},
     }
-    channels = grouped(_present(rows), columns=1)
-    x = quantity("difference", f"difference to {facts.comparator} ({unit})")
-    bars: Spec = {
-        "mark": {"type": "rule", "strokeWidth": 2},
-        "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}
-        | {"color": channels["color"]},
-    }
-    points: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
-        "encoding": {"x": x, "y": y, **channels, "tooltip": _confirmed_tooltip()},
+    shown: Spec = {
+        "x": quantity("difference", f"difference to {facts.comparator} ({metric.unit})"),
+        "y": y,
+        **grouped(_present(rows), columns=1),
+        "tooltip": _confirmed_tooltip(),
     }
     lines = [
         {
@@ -78,14 +75,18 @@ def differences(facts: Facts) -> Figure | None:
         name="differences",
         title=f"What each allocation loses against {facts.comparator}",
         text=(
-            f"{metric.capitalize()}; right is better{lower}. Dots: mean over "
+            f"Test {metric.name}; right is better{lower}. Dots: mean over "
             f"{len(reference.seeds)} fresh seeds, or as many as are said, and "
             f"{facts.splits['test']:,} test sequences; bars: "
             f"95 % interval of the difference, which for {facts.comparator} is 0 by definition. "
             f"What stays right of the dashed line with its whole bar loses less than the margin of "
-            f"{margin:g} {unit}."
+            f"{margin:g} {metric.unit}."
         ),
-        spec=figure([*lines, label, bars, points], rows, height=130 + ROW_HEIGHT * len(rows)),
+        spec=figure(
+            [*lines, label, bars(shown, "x", strokeWidth=2), dots(shown, 110)],
+            rows,
+            height=130 + ROW_HEIGHT * len(rows),
+        ),
     )
 
 
@@ -94,29 +95,25 @@ def test_front(facts: Facts) -> Figure | None:
     rows = [_confirmed(facts, row) for row in facts.rows]
     if not rows:
         return None
-    first = facts.rows[0]
-    title = metric_name(first)
-    unit = "" if first.metric == "perplexity" else " (%)"
-    y, channels = quantity("value", f"{title}{unit}"), grouped(_present(rows))
-    better = "Lower" if first.metric == "perplexity" else "Higher"
-    bars: Spec = {
-        "mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.8},
-        "encoding": {"x": megabytes(), "y": y | {"field": "value_low"}}
-        | {"y2": {"field": "value_high"}, "color": channels["color"]},
+    metric = METRICS[facts.rows[0].metric]
+    shown: Spec = {
+        "x": megabytes(),
+        "y": quantity("value", metric.title),
+        **grouped(_present(rows)),
+        "tooltip": _confirmed_tooltip(),
     }
-    points: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 130, "opacity": 0.95},
-        "encoding": {"x": megabytes(), "y": y, **channels, "tooltip": _confirmed_tooltip()},
-    }
+    ends = "value_low", "value_high"
     return Figure(
         name="test-front",
         title="Quality on the test split, by size",
         text=(
-            f"{better} and further left is better. Bars: 95 % intervals, which count the luck of "
-            "seeds and of test sequences. They are wider than those of the differences above, "
-            "which compare the same seeds and sequences: go by those."
+            f"{metric.better.capitalize()} and further left is better. Bars: 95 % intervals, which "
+            "count the luck of seeds and of test sequences. They are wider than those of the "
+            "differences above, which compare the same seeds and sequences: go by those."
         ),
-        spec=figure([bars, points], rows),
+        spec=figure(
+            [bars(shown, "y", ends, strokeWidth=1.5, opacity=0.8), dots(shown, 130, 0.95)], rows
+        ),
     )
 
 
@@ -126,38 +123,26 @@ def search_front(facts: Facts) -> Figure | None:
     if not rows:
         return None
     what = "divergence of starts" if started else "validation loss"
-    y = quantity("objective", f"{what} (nats, log scale)", type="log")
-    x, channels = megabytes(), grouped(_present(rows))
+    x, y = megabytes(), quantity("objective", f"{what} (nats, log scale)", type="log")
     of_front = [{"filter": f"datum.group === '{FOUND}' || datum.group === '{CHOSEN}'"}]
     line: Spec = {
         "transform": [*of_front, {"filter": "datum.front"}],
         "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5},
         "encoding": {"x": x, "y": y, "order": {"field": "megabytes"}},
     }
-    bars: Spec = {
-        "transform": of_front,
-        "mark": {"type": "rule", "opacity": 0.7},
-        "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}}
-        | {"color": channels["color"]},
+    shown: Spec = {
+        "x": x,
+        "y": y,
+        **grouped(_present(rows)),
+        "opacity": {"condition": {"test": f"datum.group === '{OTHER}'", "value": 0.55}, "value": 1},
+        "tooltip": tooltip(
+            trial="trial",
+            **{"megabytes": "MB#", "objective": what + "#", "bits": "average bits#"},
+            rank="average rank#",
+            status="status",
+        ),
     }
-    points: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 60},
-        "encoding": {
-            "x": x,
-            "y": y,
-            **channels,
-            "opacity": {
-                "condition": {"test": f"datum.group === '{OTHER}'", "value": 0.55},
-                "value": 1,
-            },
-            "tooltip": tooltip(
-                trial="trial",
-                **{"megabytes": "MB#", "objective": what + "#", "bits": "average bits#"},
-                rank="average rank#",
-                status="status",
-            ),
-        },
-    }
+    errors = {"transform": of_front, **bars(shown, "y", opacity=0.7)}
     return Figure(
         name="search-front",
         title="What the search saw",
@@ -166,7 +151,7 @@ def search_front(facts: Facts) -> Figure | None:
             f"bars on the front: one standard error. {_axis(started)} Finalists are chosen from "
             "this front; whether they are as good is said by the test split alone."
         ),
-        spec=figure([line, bars, points], rows),
+        spec=figure([line, errors, dots(shown, 60)], rows),
     )
 
 
@@ -190,11 +175,6 @@ def _axis(started: bool) -> str:
     )
 
 
-def metric_name(row: Confirmed) -> str:
-    """Return the metric in words."""
-    return f"test {row.metric.replace('_', ' ')}"
-
-
 def _present(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({row["group"] for row in rows})
 
@@ -202,7 +182,7 @@ def _present(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _confirmed(facts: Facts, row: Confirmed) -> dict[str, Any]:
     chosen, most = row.trial == facts.recommended, max(len(one.seeds) for one in facts.rows)
     seeds = "" if len(row.seeds) == most else f" ({len(row.seeds)} seeds)"
-    scale = 1 if row.metric == "perplexity" else 100
+    scale = METRICS[row.metric].scale
     low, high = row.difference_interval or (row.difference, row.difference)
     return {
         "trial": row.trial,

@@ -5,11 +5,12 @@ from typing import Any
 from search_spaces.costs import BYTES_16_BIT, adapter_bytes, stored_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts
-from tune.report.figures.style import Figure, Spec, figure, quantity, tooltip
+from tune.report.figures.style import BACKGROUND, Figure, Spec, figure, quantity, tooltip
 
 PARTS = ("codes and scales", "adapters", "embeddings", "all else, in 16 bits")
 PART_COLOURS = ("#2f6fb5", "#c84e00", "#cfba53", "#949494")
 ROW_HEIGHT = 30
+BAR = {"type": "bar", "stroke": BACKGROUND["light"], "strokeWidth": 0.5}
 
 
 def deployed(facts: Facts) -> Figure | None:
@@ -18,7 +19,7 @@ def deployed(facts: Facts) -> Figure | None:
         return None
     rows = [part for row in facts.rows for part in _parts(facts, row)]
     bar: Spec = {
-        "mark": {"type": "bar", "stroke": "#ffffff", "strokeWidth": 0.5},
+        "mark": BAR,
         "encoding": {
             "y": _names(facts),
             "x": quantity("megabytes", "deployed model (MB)") | {"stack": "zero"},
@@ -49,7 +50,7 @@ def training(facts: Facts) -> Figure | None:
         for row in facts.rows
     ]
     bar: Spec = {
-        "mark": {"type": "bar", "color": PART_COLOURS[0], "stroke": "#ffffff", "strokeWidth": 0.5},
+        "mark": {**BAR, "color": PART_COLOURS[0]},
         "encoding": {
             "y": _names(facts),
             "x": quantity("gigabytes", "peak while training (GB)", zero=True),

@@ -8,6 +8,7 @@ from tune.report.facts import Facts
 from tune.report.figures.allocations import heat_map
 from tune.report.figures.style import (
     BITS_RAMP,
+    CHANGES,
     OTHER,
     Figure,
     Spec,
@@ -23,9 +24,6 @@ from tune.study.state import TrialState
 UNIT = 1e3
 # In per cent: less than the first is no news; up to the second, colours are alike in all studies.
 LITTLE, LEAST_CHANGE = 2.0, 10.0
-# Between less and more than predicted; after `PuOr` of Brewer's ColorBrewer, which colour-blind
-# people can read.
-CHANGES = ("#5e3c99", "#b2abd2", "#f7f7f7", "#fdb863", "#b35806")
 
 
 def module_maps(facts: Facts) -> list[Figure]:
@@ -49,7 +47,7 @@ def module_maps(facts: Facts) -> list[Figure]:
             title="What each matrix costs at its fewest bits",
             text=(
                 "Divergence from the reference that this matrix alone brings about, as the model "
-                "of the search expects it after all trials. Dark matrices are where bits pay."
+                "of the search expects it after all trials. Bits pay where it is high."
                 f"{told}"
             ),
             spec=_cost_map(rows, order),
@@ -87,7 +85,7 @@ def _change_map(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Spec
         }
         for row in rows
     ]
-    scale = {"domain": [-most, 0, most], "range": list(CHANGES[::2])}
+    scale = {"domain": [-most, 0, most], "range": list(CHANGES)}
     return heat_map(cells, order, _scaled("change", scale, "% of what was predicted"), _shown())
 
 

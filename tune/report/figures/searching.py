@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 
 from tune.report.facts import Facts
-from tune.report.figures.style import FOUND, Figure, Spec, figure, grouped, quantity, tooltip
+from tune.report.figures.style import (
+    BACKGROUND,
+    FOUND,
+    Figure,
+    Spec,
+    bars,
+    dots,
+    figure,
+    grouped,
+    quantity,
+    tooltip,
+)
 from tune.search.front import front, hypervolume
 from tune.study.state import TrialState
 
@@ -24,7 +35,7 @@ def rungs(facts: Facts) -> Figure | None:
     if not rows:
         return None
     bar: Spec = {
-        "mark": {"type": "bar", "stroke": "#ffffff", "strokeWidth": 1},
+        "mark": {"type": "bar", "stroke": BACKGROUND["light"], "strokeWidth": 1},
         "encoding": {
             "y": {"field": "rung", "type": "nominal", "sort": None, "title": None},
             "x": quantity("trials", "trials") | {"stack": "zero"},
@@ -81,7 +92,7 @@ def area_over_cost(facts: Facts) -> Figure | None:
         "mark": {"type": "line", "interpolate": "step-after", "point": len(rows) <= 60},
         "encoding": {
             "x": quantity("minutes", "time of trials, added up over workers (min)"),
-            "y": quantity("area", "area beyond the front (% of the end)"),
+            "y": quantity("area", "dominated area (% of the end)"),
             "color": grouped([FOUND])["color"] | {"legend": None},
             "tooltip": tooltip(
                 trial="after", trials="trials", minutes="minutes#", area="% of the end#"
@@ -148,15 +159,8 @@ def orders(facts: Facts) -> Figure | None:
     y: Spec = {"field": "source", "type": "nominal", "sort": None, "title": None}
     x = quantity("kendall", "Kendall's tau-b (1: the same order, 0: none)", domain=[-1, 1])
     color = grouped([FOUND])["color"] | {"legend": None}
-    bar: Spec = {
-        "mark": {"type": "rule", "strokeWidth": 2},
-        "encoding": {"y": y, "x": x | {"field": "low"}, "x2": {"field": "high"}, "color": color},
-    }
-    point: Spec = {
-        "mark": {"type": "point", "filled": True, "size": 100, "opacity": 1},
-        "encoding": {"y": y, "x": x, "color": color}
-        | {"tooltip": tooltip(source="order by", kendall="tau#", low="from#", high="to#")},
-    }
+    told = tooltip(source="order by", kendall="tau#", low="from#", high="to#")
+    shown: Spec = {"y": y, "x": x, "color": color, "tooltip": told}
     zero: Spec = {
         "data": {"values": [{"at": 0}]},
         "mark": {"type": "rule"},
@@ -171,5 +175,9 @@ def orders(facts: Facts) -> Figure | None:
             "Only what the scheduler let pass has an end, and what passes is alike, so that these "
             "are lower than they would be over all trials."
         ),
-        spec=figure([zero, bar, point], rows, height=90 + 40 * len(rows)),
+        spec=figure(
+            [zero, bars(shown, "x", strokeWidth=2), dots(shown, 100)],
+            rows,
+            height=90 + 40 * len(rows),
+        ),
     )

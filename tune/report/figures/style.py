@@ -25,14 +25,30 @@ COLOURS: Mapping[str, Sequence[str]] = {
     "dark": ("#ff8a3d", "#62b5f0", "#f2f2f2", "#2fd0a0", "#7c7c7c"),
 }
 # Of bits and of ranks, few to many: one hue each, which everybody sees as pale to dark.
-BITS_RAMP = ("#eaf1f9", "#bfd5ec", "#86b1da", "#3f7fbd", "#0f3f75")
-RANKS_RAMP = ("#fff4e8", "#fdd9b0", "#f8ae66", "#dd7c22", "#a4510d", "#5c2c05")
+BITS_RAMP = ("#eaf1f9", "#bfd5ec", "#86b1da", "#3374b2", "#0f3f75")
+RANKS_RAMP = ("#fff4e8", "#fdd9b0", "#f8ae66", "#b15d0d", "#8a430b", "#4f2604")
+# Less, as much, more; after `PuOr` of Brewer's ColorBrewer, which colour-blind people can read.
+CHANGES = ("#5e3c99", "#f7f7f7", "#b35806")
 # Decades are too far apart to end an axis at.
 LOGARITHMS = {"nice": False, "padding": 14}
 TEXT = {"light": "#1b1b1b", "dark": "#ececec"}
 MUTED = {"light": "#595959", "dark": "#b0b0b0"}
 LINES = {"light": "#dedede", "dark": "#3a3f45"}
 BACKGROUND = {"light": "#ffffff", "dark": "#16191d"}
+# Colours of marks that would glare on a dark page, and what takes their place there.
+IN_THE_DARK: Mapping[str, str] = {
+    TEXT["light"]: TEXT["dark"],
+    BACKGROUND["light"]: BACKGROUND["dark"],
+    **dict(zip(BITS_RAMP, ("#1e2a3a", "#264263", "#30598c", "#5b94cf", "#b9dcff"), strict=True)),
+    **dict(
+        zip(
+            RANKS_RAMP,
+            ("#2b2218", "#533715", "#805014", "#d08a2e", "#f2b866", "#ffe3bd"),
+            strict=True,
+        )
+    ),
+    **dict(zip(CHANGES, ("#b79cf0", "#2a2f36", "#e0893a"), strict=True)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +141,26 @@ def megabytes(title: str = "deployed model (MB, log scale)") -> Spec:
     """Return the channel of bytes, the same in all figures."""
     channel = quantity("megabytes", title, type="log")
     return channel | {"axis": channel["axis"] | {"format": "~r"}}
+
+
+def dots(encoding: Spec, size: int, opacity: float = 1) -> Spec:
+    """Return the layer of a row's points."""
+    mark = {"type": "point", "filled": True, "size": size, "opacity": opacity}
+    return {"mark": mark, "encoding": encoding}
+
+
+def bars(encoding: Spec, along: str, ends: tuple[str, str] = ("low", "high"), **mark: Any) -> Spec:
+    """Return the layer of a row's intervals.
+
+    Args:
+        encoding: Of its points.
+        along: The channel, `x` or `y`, that they lie along.
+        ends: Fields of both ends.
+        mark: How they look.
+    """
+    shown = {name: encoding[name] for name in ("x", "y", "color")}
+    shown |= {along: encoding[along] | {"field": ends[0]}, f"{along}2": {"field": ends[1]}}
+    return {"mark": {"type": "rule", **mark}, "encoding": shown}
 
 
 def tooltip(**titles: str) -> list[Spec]:

@@ -18,9 +18,10 @@
 
   async function draw(place) {
     const name = place.dataset.figure;
-    const spec = structuredClone(data.figures[name]);
     const title = place.parentElement.querySelector("h3").textContent;
     const theme = dark.matches ? "dark" : "light";
+    const spec = JSON.parse(JSON.stringify(data.figures[name]), (_, value) =>
+      theme === "dark" && Object.hasOwn(data.in_the_dark, value) ? data.in_the_dark[value] : value);
     const result = await window.vegaEmbed(place, { ...spec, description: title }, {
       actions: false, config: data.themes[theme], renderer: "svg", tooltip: { theme },
     });

@@ -20,7 +20,7 @@ from tune.report.confirmation import Confirmed
 from tune.report.facts import Facts, read_facts
 from tune.report.failing import failure_groups
 from tune.report.figures import allocations, fronts, memory, modules, searching
-from tune.report.figures.style import Figure, Spec, theme
+from tune.report.figures.style import IN_THE_DARK, Figure, Spec, theme
 from tune.report.tables import report_tables
 
 REPORT_FILE = "report.html"
@@ -94,6 +94,7 @@ def page(
         "figures": {figure.name: figure.spec for figure in figures},
         "tables": {table["name"]: table for table in tables},
         "themes": {name: theme(name) for name in THEMES},
+        "in_the_dark": IN_THE_DARK,
     }
     base = environment.from_string(here.joinpath("base.html.jinja").read_text(encoding="utf-8"))
     body = environment.from_string(here.joinpath(template).read_text(encoding="utf-8"))

@@ -1,0 +1,55 @@
+"""How the metrics of the test split are told."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: In words.
+        task: What the hub calls the tasks that have it.
+        share: Whether it is a share, told in per cent and its differences in points; a perplexity
+            is told as it is, lower ones are better, and its differences are per cent of it.
+    """
+
+    name: str
+    task: str
+    share: bool = True
+
+    @property
+    def unit(self) -> str:
+        """Of differences."""
+        return "points" if self.share else "%"
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied with to be told."""
+        return 100 if self.share else 1
+
+    @property
+    def title(self) -> str:
+        """Of a column or an axis."""
+        return f"test {self.name}{' (%)' if self.share else ''}"
+
+    @property
+    def better(self) -> str:
+        """Which values are the better ones."""
+        return "higher" if self.share else "lower"
+
+    def number(self, value: float) -> str:
+        """Return a value in digits."""
+        return f"{100 * value:.1f}" if self.share else f"{value:.2f}"
+
+    def told(self, value: float) -> str:
+        """Return a value with its unit."""
+        return f"{self.number(value)}{' %' if self.share else ''}"
+
+
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(name="accuracy", task="text-classification"),
+    "exact_match": Metric(name="exact match", task="text-generation"),
+    "perplexity": Metric(name="perplexity", task="text-generation", share=False),
+}
