@@ -279,6 +279,18 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
     assert f"Recommended: {chosen.trial} *" in recommendation_line(rows, chosen, 100.0, None)
 
 
+@pytest.mark.parametrize(
+    ("low", "told"),
+    [(-1.966, " (it ends at -1.97)"), (-1.9996, " (it ends at -1.9996)"), (-1.9, ""), (-2.0, "")],
+)
+def test_an_interval_that_rounds_to_the_margin_is_told_with_more_digits(
+    state: StudyState, low: float, told: str
+) -> None:
+    rows = confirmed(state, INVENTORY, LABELS)
+    row = replace(rows[0], difference=-1.0, difference_interval=(low, 0.0))
+    assert f"stays above -2{told}: " in recommendation_line(rows, row, 2.0, None)
+
+
 def test_exact_match_is_a_share_without_f1(state: StudyState) -> None:
     rows = confirmed(state, INVENTORY, LABELS)
     shares = [replace(row, metric="exact_match", f1=None, f1_interval=None) for row in rows]

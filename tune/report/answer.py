@@ -8,7 +8,7 @@ from tune.report.confirmation import Confirmed
 from tune.report.controls import evidence_lines
 from tune.report.facts import Facts
 from tune.report.metrics import METRICS
-from tune.report.recommendation import LOST
+from tune.report.recommendation import LOST, unrounded
 from tune.report.ways_on import ways_on
 
 ROLES = {
@@ -84,7 +84,7 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
         return (
             f"Use {row.trial}: {format_bytes(row.memory_bytes)} instead of "
             f"{format_bytes(reference.memory_bytes)}, {_loss(row)}; the margin is "
-            f"{facts.config.margin:g}."
+            f"{facts.config.margin:g}{unrounded(row, facts.config.margin)}."
         )
     if not facts.rows:
         return "Nothing is confirmed yet, so nothing is recommended."

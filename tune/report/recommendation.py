@@ -153,6 +153,15 @@ def constant_answer(task: EncodedTask) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
+def unrounded(row: Confirmed, margin: float) -> str:
+    """Return where an interval ends that rounds to the margin and is above it; else nothing."""
+    low = -math.inf if row.difference_interval is None else row.difference_interval[0]
+    if f"{low:.1f}" != f"{-margin:.1f}":
+        return ""
+    told = (f"{low:.{digits}f}" for digits in range(2, 10))
+    return next((f" (it ends at {text})" for text in told if float(text) > -margin), "")
+
+
 def _has_learnt(reference: Confirmed, constant: float) -> bool:
     low, high = reference.interval
     return low > constant if METRICS[reference.metric].share else high < constant
@@ -226,9 +235,9 @@ def recommendation_line(
     if recommendation is not None:
         return (
             f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
-            f"against {recommendation.comparator} stays above -{margin:g}: "
-            f"{format_bytes(recommendation.memory_bytes)}, target modules "
-            f"{format_bytes(recommendation.target_bytes)}.{ended}"
+            f"against {recommendation.comparator} stays above -{margin:g}"
+            f"{unrounded(recommendation, margin)}: {format_bytes(recommendation.memory_bytes)}, "
+            f"target modules {format_bytes(recommendation.target_bytes)}.{ended}"
         )
     if not _compared(rows):
         return f"No recommendation: {_nothing(rows)}"
