@@ -21,7 +21,7 @@ from tune.study.events import (
     Work,
 )
 from tune.study.finalists import REFERENCE_TRIAL
-from tune.study.schedulers import SCHEDULERS, START_FACTOR, rungs_of
+from tune.study.schedulers import RUNG_FACTOR, SCHEDULERS, START_FACTOR, rungs_of
 from tune.study.state import SEARCHED, UNENDED, StudyState, TrialState
 
 CONFIRMING: tuple[Role, ...] = ("control", "confirm")
@@ -33,10 +33,11 @@ DOES: Mapping[Work, tuple[str, str]] = {
 }
 
 
-# Shares of trials from nothing that reached each rung, in searches of 12 to 100 that were recorded
-# or made up: more than the scheduler's part, since the order changes while others come. And how
-# many reports say as much. Of what starts from a reference, just the part goes on.
-PASSED, FEW = (1.0, 0.62, 0.5), 10
+# Of the trials at a rung, the share that goes on, before any has: with `front-asha` what it was in
+# searches of 12 to 100 from nothing, recorded or made up, more than its part, since the order
+# changes while others come. And how many reports say as much.
+SHARES: Mapping[str, float] = {"front-asha": 0.7, "median": 0.5, "none": 1.0}
+FEW = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,15 +218,14 @@ class Pace:
         role = self._role
         trials, unit = state.of_role(role), "configurations" if self.fixed else "trials"
         started = any(trial.reference is not None for trial in trials)
-        pauses = SCHEDULERS[self.config.scheduler].pauses and not self.fixed
         left = 0.0
         for rung, steps in enumerate(self._steps(role, started)):
             reached = sum(self._reached(trial) >= rung for trial in trials)
-            left += max(0.0, self._expected(trials, rung, pauses) - reached) * self._cost(
+            left += max(0.0, self._expected(trials, rung, started) - reached) * self._cost(
                 False, started, steps
             )
         done = sum(trial.status != "running" for trial in trials)
-        if pauses and left:
+        if left and not self.fixed:
             # What passes last is trained while the others have nothing to do.
             longest = max(self._cost(False, started, steps) for steps in self._steps(role, started))
             left += (self._workers - 1) * longest
@@ -234,17 +234,20 @@ class Pace:
             seconds = self._seconds_left(time, False, left, state)
         return Phase(title=unit, done=done, total=self.size, unit=unit, seconds_left=seconds)
 
-    def _expected(self, trials: Sequence[TrialState], rung: int, pauses: bool) -> float:
+    def _expected(self, trials: Sequence[TrialState], rung: int, started: bool) -> float:
         """Return how many trials will reach a rung."""
-        if rung == 0 or not pauses:
+        if rung == 0 or self.fixed:
             return self.size
         passed = sum(self._reached(trial) >= rung for trial in trials)
-        if any(trial.reference is not None for trial in trials):
+        if started and SCHEDULERS[self.config.scheduler].pauses:
             return max(passed, math.ceil(self.size / START_FACTOR))
         reported = sum(bool(trial.reports) for trial in trials)
-        if reported == self.size:
-            return passed
-        return self.size * (passed + FEW * PASSED[rung]) / (reported + FEW)
+        factor = START_FACTOR if started else RUNG_FACTOR
+        share = SHARES.get(self.config.scheduler, 1 / factor) ** rung
+        expected = self.size * (passed + FEW * share) / (reported + FEW)
+        # In the end only what runs can go on; what waits hardly ever does.
+        running = sum(t.status == "running" and self._reached(t) < rung for t in trials)
+        return expected if reported < self.size else min(expected, passed + running)
 
     def _reached(self, trial: TrialState) -> int:
         """Return the highest rung that a worker has begun with."""
