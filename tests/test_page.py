@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Download, Page, sync_playwright
 from search_spaces.costs import memory_bytes
 from tests.simulated import drive, make_report, make_study, save_study
 from tune.report.facts import read_facts
+from tune.report.figures.style import BITS_RAMP, IN_THE_DARK
 from tune.report.page.compare import write_comparison
 from tune.report.page.page import write_report
 from tune.study.confirming import Proposal, proposed
@@ -189,9 +190,15 @@ def test_the_page_turns_dark_when_the_screen_does(
     opened: Callable[..., Page], pages: dict[str, Path]
 ) -> None:
     page = opened(pages["report"], 1280, "light")
+    cells = page.locator("[data-figure^=allocation-][data-figure$=-bits] svg .mark-rect path")
+    light = {cell.get_attribute("fill") for cell in cells.all()}
     page.emulate_media(color_scheme="dark")
     page.wait_for_selector("html[data-drawn=dark]", state="attached", timeout=DRAWN_MS)
+    dark = {cell.get_attribute("fill") for cell in cells.all()}
+
     assert page.locator("#differences .chart").get_attribute("data-drawn") == "dark"
+    assert light and light <= set(BITS_RAMP)
+    assert dark == {IN_THE_DARK[colour or ""] for colour in light}
 
 
 def test_what_a_study_is_called_is_text(opened: Callable[..., Page], tmp_path: Path) -> None:

@@ -545,9 +545,10 @@ def test_a_paused_trial_goes_on_from_its_rung_or_is_stopped_at_the_end(tmp_path:
     promoted = [event for event in log if isinstance(event, Promoted)]
     stopped = [event for event in log if isinstance(event, Stopped)]
 
-    assert promoted
-    assert {(e.trial, e.rung) for e in promoted} <= {(e.trial, e.rung) for e in paused}
-    assert len(paused) == len(promoted) + len(stopped)
+    waited = {(e.trial, e.rung) for e in paused}
+    late = [event for event in promoted if (event.trial, event.rung) in waited]
+    assert 0 < len(late) < len(promoted)
+    assert len(paused) == len(late) + len(stopped)
     # What passed among the first may not be in the better half of all: 10 to 17 pass the first rung
     # and 6 to 14 the second, by the order in which allocations come.
     searched = study.state.of_role("search")
@@ -650,6 +651,50 @@ def test_a_resumed_search_trains_no_more_starts(tmp_path: Path, reports: int) ->
     trained = [trial for trial in study.state.of_role("search") if len(trial.reports) > 1]
 
     assert study.finished and len(trained) == 30 // START_FACTOR
+
+
+def test_a_larger_search_trains_a_fifth_of_all_its_starts(tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"searcher": "alrq", "reference": "B-FP"}
+    drive(make_study(tmp_path, budget=20, **flags))
+    study = make_study(tmp_path, budget=40, **flags)
+    drive(study)
+    trained = {trial.id for trial in study.state.of_role("search") if len(trial.reports) > 1}
+
+    assert len(trained) == 40 // START_FACTOR
+    assert len([trial for trial in trained if trial > "t020"]) == 4
+
+
+def test_a_start_that_went_on_goes_on_after_a_loss(tmp_path: Path) -> None:
+    """Its worker tells the start again, and better ones may have come since."""
+    flags: dict[str, Any] = {"budget": 30, "searcher": "alrq", "reference": "B-FP"}
+    study = make_study(tmp_path, **flags)
+
+    def later_is_better(trial: TrialState, step: int) -> float:
+        return 10.0 / (trial.number + 1)
+
+    with closing(study.log):
+        while (trial := study.next_trial()) is not None:
+            goes_on = advance(study, trial, later_is_better)
+            if trial.role == "search" and goes_on:
+                break
+            while goes_on:
+                goes_on = advance(study, trial, later_is_better)
+        assert trial is not None and [report.step for report in trial.reports] == [0]
+        start = trial.reports[0]
+        for loss in (1e-3, 1e-4):
+            other = study.next_trial()
+            assert other is not None
+            study.take(other.id, Outcome(report=make_report(0, loss, loss)))
+        assert study.take(trial.id, Outcome(report=start)) == "continue"
+    resumed = make_study(tmp_path, **flags)
+    with closing(resumed.log):
+        assert resumed.take(trial.id, Outcome(report=start)) == "continue"
+        assert resumed.take(trial.id, Outcome(error="lost")) == "stop"
+    drive(resumed)
+    gone = [t for t in resumed.state.of_role("search") if t.promoted_step == 0]
+
+    assert len(gone) == 30 // START_FACTOR and trial.id in {t.id for t in gone}
+    assert sum(t.status == "completed" for t in gone) == len(gone) - 1
 
 
 def test_starts_are_judged_by_what_all_of_them_have(tmp_path: Path) -> None:

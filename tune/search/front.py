@@ -2,7 +2,8 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -46,19 +47,20 @@ def crowding(points: Sequence[Point]) -> list[float]:
     return [float(value) for value in distance]
 
 
-def best(points: Sequence[Point], count: int) -> set[int]:
-    """Return the indices of the best points: by rank, then by loneliness within the rank."""
+def in_order(points: Sequence[Point]) -> Iterator[int]:
+    """Yield the indices of points, the best first: by rank, then by loneliness within the rank."""
     layers: dict[int, list[int]] = defaultdict(list)
     for index, rank in enumerate(ranks(points)):
         layers[rank].append(index)
-    found: set[int] = set()
     for rank in range(len(layers)):
-        members, room = layers[rank], count - len(found)
-        if room < len(members):
-            lonely = crowding([points[member] for member in members])
-            members = [members[i] for i in sorted(range(len(members)), key=lambda i: -lonely[i])]
-        found.update(members[:room])
-    return found
+        members = layers[rank]
+        lonely = crowding([points[member] for member in members])
+        yield from (members[at] for at in sorted(range(len(members)), key=lambda i: -lonely[i]))
+
+
+def best(points: Sequence[Point], count: int) -> set[int]:
+    """Return the indices of the best points."""
+    return set(islice(in_order(points), count))
 
 
 def front(points: Sequence[Point] | np.ndarray) -> list[int]:

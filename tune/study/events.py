@@ -135,7 +135,7 @@ class Paused:
 
 @dataclass(frozen=True, kw_only=True)
 class Promoted:
-    """A paused trial goes on from its rung."""
+    """A trial goes on from its rung, at once or after a pause, where rules let others pause."""
 
     trial: str
     rung: int

@@ -3,12 +3,12 @@
 import math
 from bisect import insort
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import compress, islice
 from operator import attrgetter
 
-from tune.search.front import Point
-from tune.study.schedulers import Scheduler
-from tune.study.state import TrialState
+from tune.search.front import Point, in_order
+from tune.study.schedulers import Scheduler, part
+from tune.study.state import UNENDED, TrialState
 
 
 @dataclass
@@ -30,20 +30,22 @@ class Ladder:
         Args:
             scheduler: Its rule.
             factor: Of how many trials about one goes on.
-            capped: Whether those who have gone on count, so that no more than the best part ever
-                do. Else whoever is of it at some time may go on, as in Li et al. 2020,
-                arXiv:1810.05934, algorithm 2. Of fronts, whose order changes with every trial, that
-                was twice the part in searches of 50.
+            capped: Whether those who have gone on count, so that just a part ever does, the best of
+                those that wait. Else whoever is of the best part at some time may go on, as in Li
+                et al. 2020, arXiv:1810.05934, algorithm 2. Of fronts, whose order changes with
+                every trial, that was twice the part in searches of 50.
         """
         self._scheduler, self._factor, self._capped = scheduler, factor, capped
         self._rungs: list[_Rung] = []
 
     def place(self, trial: TrialState) -> None:
-        """Take in what a trial of the search has reported, or that its bytes are known better."""
+        """Take in what a trial of the search has reported, that it goes on from there, or that its
+        bytes are known better.
+        """
         while len(self._rungs) < len(trial.reports):
             self._rungs.append(_Rung())
         for at, (rung, report) in enumerate(zip(self._rungs, trial.reports, strict=False)):
-            if at < len(trial.reports) - 1:
+            if at < len(trial.reports) - 1 or report.step <= trial.promoted_step:
                 rung.gone.add(trial.id)
             # As the search sees them: spread counts by the root of a divergence and by shares of
             # bytes.
@@ -54,10 +56,6 @@ class Ladder:
                 insort(rung.trials, trial, key=attrgetter("number"))
             rung.points[trial.id] = point
             rung.passing.clear()
-
-    def let_on(self, trial: TrialState) -> None:
-        """Take in that a trial goes on from where it reported last."""
-        self._rungs[len(trial.reports) - 1].gone.add(trial.id)
 
     def passing(self, rung: int, closing: bool) -> list[TrialState]:
         """Return the trials that may go on from a rung, of all that reached it, or of those that
@@ -72,10 +70,12 @@ class Ladder:
         found = self._rungs[rung]
         if closing not in found.passing:
             points = [found.points[trial.id] for trial in found.trials]
-            passed = self._scheduler.passes(points, closing, self._factor)
-            kept = list(compress(found.trials, passed))
             if self._capped:
-                room = max(0, len(kept) - len(found.gone))
-                kept = [trial for trial in kept if trial.id not in found.gone][:room]
-            found.passing[closing] = kept
+                room = part(len(points), closing, self._factor) - len(found.gone)
+                ordered = (found.trials[index] for index in in_order(points))
+                waits = (t for t in ordered if t.id not in found.gone and t.status in UNENDED)
+                found.passing[closing] = list(islice(waits, max(0, room)))
+            else:
+                passed = self._scheduler.passes(points, closing, self._factor)
+                found.passing[closing] = list(compress(found.trials, passed))
         return found.passing[closing]

@@ -64,14 +64,18 @@ def rung_steps(max_steps: int) -> tuple[int, ...]:
     return tuple(sorted(step for step in steps if step > 0))
 
 
+def part(count: int, closing: bool, factor: int) -> int:
+    """Return how many of so many trials may go on."""
+    return ceil(count / factor) if closing else count // factor
+
+
 def _front_asha(points: Sequence[Point], closing: bool, factor: int) -> list[bool]:
     """Let the best part pass, by non-dominated rank and then by spread.
 
     Li et al. 2020, arXiv:1810.05934, algorithm 2, `get_job`, with an order of the front for the
     order by loss. Where no more will come the part is rounded up, so that one always passes.
     """
-    passing = ceil(len(points) / factor) if closing else len(points) // factor
-    kept = best(points, passing)
+    kept = best(points, part(len(points), closing, factor))
     return [index in kept for index in range(len(points))]
 
 

@@ -44,7 +44,7 @@ class TrialState:
         reports: One a rung, in order.
         status: `running` until an end was logged, also after a crash.
         reason: Why it failed.
-        promoted_step: The step from which it last went on after a pause; -1 if it never paused.
+        promoted_step: Of the rung from which rules that pause others last let it go on; or -1.
         trainable_parameters: From its receipt, once completed.
         realised: With AdaLoRA, the allocation that it ended with; its bytes are then known too.
         reference, labels: See `Proposed`.

@@ -109,8 +109,6 @@ class Study:
         self._ladder = Ladder(self.scheduler, factor, capped=started and self.scheduler.pauses)
         for trial in self.state.of_role("search"):
             self._ladder.place(trial)
-            if trial.reports and trial.status not in ("paused", "stopped"):
-                self._ladder.let_on(trial)
 
     def next_trial(self) -> TrialState | None:
         """Return the next trial to run, logged; None if none can be proposed now."""
@@ -221,8 +219,9 @@ class Study:
             return "stop"
         passing = self._ladder.passing(rung, closing=False) if trial.role == "search" else [trial]
         if any(other is trial for other in passing):
-            if trial.role == "search":
-                self._ladder.let_on(trial)
+            if trial.role == "search" and self.scheduler.pauses:
+                # Told again after a loss, it isn't judged by what came since.
+                self._record(Promoted(trial=trial.id, rung=rung))
             self._tell(trial)
             return "continue"
         left = Paused if self.scheduler.pauses else Stopped
@@ -255,7 +254,6 @@ class Study:
             for trial in [] if self.plan.late else self._ladder.passing(rung, closing):
                 if trial.status == "paused" and len(trial.reports) == rung + 1:
                     self._record(Promoted(trial=trial.id, rung=rung))
-                    self._ladder.let_on(trial)
                     return trial
         for trial in self.state.with_status("paused") if closing else []:
             self._record(Stopped(trial=trial.id, rung=len(trial.reports) - 1))
@@ -270,7 +268,7 @@ class Study:
         self.log.append(event)
         self.state.apply(event)
         self._streak.take(event, self.state)
-        if isinstance(event, Reported | Realised):
+        if isinstance(event, Reported | Promoted | Realised):
             trial = self.state.trials[event.trial]
             if trial.role == "search":
                 self._ladder.place(trial)
