@@ -14,45 +14,53 @@ from pathlib import Path
 
 from tune.report.facts import read_facts
 from tune.report.pace import Pace
-from tune.study.events import LOG_NAME, EventLog
+from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.state import StudyState
 
 FROM_SECOND, LAST_SECONDS, WITHIN = 300, 30, 1 / 3
 
 
-def shown(study: Path) -> list[tuple[float, str, float | None]]:
-    """Return after each event: seconds since the first, the part of the study, and what is left."""
+Shown = list[tuple[float, str, float | None]]
+
+
+def shown(study: Path) -> list[Shown]:
+    """Return for each run of a study, after each event: seconds since its first, the part of the
+    study, and what is left.
+    """
     facts = read_facts(study)
     pace, state = (
         Pace(facts.config, facts.config.budget, fixed=False),
         StudyState(facts.state.names),
     )
-    began, found = None, []
+    began, runs = 0.0, []
     for logged, event in EventLog(study / LOG_NAME).timed():
         assert logged is not None
-        began = logged if began is None else began
         state.apply(event)
         pace.take(logged, event, state)
+        if isinstance(event, Started):
+            began = logged
+            runs.append(Shown())
         for phase in pace.phases(logged, state)[-1:]:
-            found.append((logged - began, phase.title, phase.seconds_left))
-    return found
+            runs[-1].append((logged - began, phase.title, phase.seconds_left))
+    return runs
 
 
 def counts(study: Path) -> dict[str, Counter[str]]:
     """Return at how many seconds it was right, wrong, or not told, by part of the study."""
-    told = shown(study)
-    times = [at for at, _, _ in told]
-    ends = {title: at for at, title, _ in told}
     found: dict[str, Counter[str]] = {}
-    for second in range(FROM_SECOND, int(times[-1])):
-        at, title, left = told[bisect_right(times, second) - 1]
-        truth = ends[title] - second
-        if truth < LAST_SECONDS:
-            continue
-        now = None if left is None else max(0.0, left - (second - at))
-        right = now is not None and abs(now - truth) <= WITHIN * truth
-        what = "not shown" if now is None else "right" if right else "wrong"
-        found.setdefault(title, Counter())[what] += 1
+    for told in shown(study):
+        times = [at for at, _, _ in told]
+        ends = {title: at for at, title, _ in told}
+        for second in range(FROM_SECOND, int(max(times, default=0))):
+            before = bisect_right(times, second)
+            at, title, left = told[before - 1] if before else (0.0, told[0][1], None)
+            truth = ends[title] - second
+            if truth < LAST_SECONDS:
+                continue
+            now = None if left is None else max(0.0, left - (second - at))
+            right = now is not None and abs(now - truth) <= WITHIN * truth
+            what = "not shown" if now is None else "right" if right else "wrong"
+            found.setdefault(title, Counter())[what] += 1
     return found
 
 

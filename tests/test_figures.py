@@ -20,6 +20,7 @@ from tune.report.figures.searching import FATE_COLOURS
 from tune.report.figures.style import (
     BACKGROUND,
     BITS_RAMP,
+    CHANGES,
     COLOURS,
     IN_THE_DARK,
     RANKS_RAMP,
@@ -116,6 +117,14 @@ def test_numbers_are_read_in_their_cells(ramp: tuple[str, ...]) -> None:
     black, white = TEXT["light"], BACKGROUND["light"]
     for at, colour in enumerate(ramp):
         text = black if at < allocations.PALE else white
+        assert contrast(colour, text) > CONTRAST, colour
+        assert contrast(IN_THE_DARK[colour], IN_THE_DARK[text]) > CONTRAST, colour
+
+
+def test_changes_are_read_in_their_cells() -> None:
+    """The two ends are dark on a light page, and light on a dark one."""
+    for at, colour in enumerate(CHANGES):
+        text = BACKGROUND["light"] if at in (0, len(CHANGES) - 1) else TEXT["light"]
         assert contrast(colour, text) > CONTRAST, colour
         assert contrast(IN_THE_DARK[colour], IN_THE_DARK[text]) > CONTRAST, colour
 

@@ -27,7 +27,7 @@ from tests.simulated import (
 from tune.flags import Form
 from tune.report import watch as watching
 from tune.report.pace import Pace
-from tune.report.progress import Progress, Subject
+from tune.report.progress import Progress, Subject, metric_of
 from tune.report.screen import duration, moment, plot, render
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, Event, EventLog, decode_event
@@ -256,6 +256,12 @@ def test_a_larger_budget_is_searched_before_it_is_confirmed(tmp_path: Path) -> N
     assert all(done < total for done, total in seen[:-1])
 
 
+def test_answers_that_must_match_are_told_by_that() -> None:
+    """Their perplexity is known too."""
+    report = replace(make_report(8, 0.5), accuracy=None, f1=None, perplexity=2.0, exact_match=0.5)
+    assert metric_of(report) == "exact_match"
+
+
 @pytest.mark.parametrize("metric", ["perplexity", "exact_match", "accuracy"])
 def test_any_metric_can_be_watched(
     tmp_path: Path, metric: str, capsys: pytest.CaptureFixture[str]
@@ -300,7 +306,16 @@ def test_what_is_no_study_can_not_be_watched(
     assert "`--quiet` and `--json` exclude each other" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("others", [["--report", "nowhere"], ["--caches"], ["--dry-run"]])
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["--report", "nowhere"],
+        ["--compare", "nowhere", "there"],
+        ["--export", "nowhere", "--trial", "t001", "--to", "there"],
+        ["--caches"],
+        ["--dry-run"],
+    ],
+)
 def test_what_has_no_events_prints_none(
     others: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """What a report says of a study that ended, runs, failed, or recommends nothing."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_what_is_recommended_comes_first_with_its_evidence(ended: Facts) -> None
     assert f"Over {len(row.seeds)} fresh seeds and 40 test sequences" in evidence
     assert said.ways_on == ()
     assert ended.runner_up is not None and ended.runner_up.allocation != row.allocation
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_an_interval_that_rounds_to_the_margin_has_more_digits(ended: Facts, metric: str) -> None:
+    rows = [
+        replace(row, metric=metric, difference=-1.0, difference_interval=(-1.966, -0.04))
+        if row.trial == ended.recommended
+        else row
+        for row in ended.rows
+    ]
+    better = "higher" if metric == "perplexity" else "lower"
+    said = answer(replace(ended, rows=rows)).headline
+    assert re.search(
+        rf"\(0\.04 to 1\.97 (points|%) {better} at 95 % confidence\); the margin", said
+    )
 
 
 def test_the_card_of_an_export_has_what_the_study_measured(ended: Facts, tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
 
 @pytest.mark.parametrize(
     ("low", "told"),
-    [(-1.966, " (it ends at -1.97)"), (-1.9996, " (it ends at -1.9996)"), (-1.9, ""), (-2.0, "")],
+    [(-1.966, " (it ends at -1.97)"), (-1.9996, " (it ends at -1.9996)"), (-1.9, "")],
 )
 def test_an_interval_that_rounds_to_the_margin_is_told_with_more_digits(
     state: StudyState, low: float, told: str

@@ -23,11 +23,11 @@ def command_of(given: Mapping[str, Any]) -> Command | None:
 
 def check_events(given: Mapping[str, Any], dry_run: bool) -> None:
     """Raise ValueError for what has no events to print as JSON."""
-    without = [flag for flag in COMMANDS if flag in given and flag != "watch"]
-    if without or dry_run:
+    asked = next((flag for flag in COMMANDS if flag in given), "dry-run" if dry_run else "watch")
+    if asked != "watch":
         raise ValueError(
             "`--json` must go with a study that runs, or --watch, whose events it prints, got it "
-            f"with --{(without or ['dry-run'])[0]}. Leave one of them out."
+            f"with --{asked}. Leave one of them out."
         )
 
 

@@ -281,7 +281,8 @@ def _add_places(group: Any) -> None:
     group.add_argument(
         "--json",
         action="store_true",
-        help="print one event a line, as the study's log has them, and at the end the answer",
+        help="print one event a line, as the study's log has them, and at the end the answer; of a "
+        "study that runs, or of --watch",
     )
     group.add_argument(
         "--dry-run",

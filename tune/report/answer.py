@@ -8,7 +8,7 @@ from tune.report.confirmation import Confirmed
 from tune.report.controls import evidence_lines
 from tune.report.facts import Facts
 from tune.report.metrics import METRICS
-from tune.report.recommendation import LOST, unrounded
+from tune.report.recommendation import LOST, digits_beside
 from tune.report.ways_on import ways_on
 
 ROLES = {
@@ -83,8 +83,9 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     if facts.recommended is not None and row is not None and reference is not None:
         return (
             f"Use {row.trial}: {format_bytes(row.memory_bytes)} instead of "
-            f"{format_bytes(reference.memory_bytes)}, {_loss(row)}; the margin is "
-            f"{facts.config.margin:g}{unrounded(row, facts.config.margin)}."
+            f"{format_bytes(reference.memory_bytes)}, "
+            f"{_loss(row, digits_beside(row, facts.config.margin))}; the margin is "
+            f"{facts.config.margin:g}."
         )
     if not facts.rows:
         return "Nothing is confirmed yet, so nothing is recommended."
@@ -94,32 +95,31 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     return "The study has not ended: what follows may change."
 
 
-def _loss(row: Confirmed) -> str:
+def _loss(row: Confirmed, digits: int = 1) -> str:
     """Return how far an allocation is from the comparator: the estimate and its interval."""
     if row.difference is None or row.difference_interval is None:
         return f"not compared with {row.comparator}"
-    metric = row.metric.replace("_", " ")
     return (
-        f"with a test {metric} about {_in_words(row, row.difference)} than with "
-        f"{PLAIN.get(row.comparator, row.comparator)} ({_between(row)} at 95 % confidence)"
+        f"with a test {METRICS[row.metric].name} about {_in_words(row, row.difference)} than with "
+        f"{PLAIN.get(row.comparator, row.comparator)} ({_between(row, digits)} at 95 % confidence)"
     )
 
 
-def _between(row: Confirmed) -> str:
+def _between(row: Confirmed, digits: int = 1) -> str:
     """Return the interval of a difference in words, from its better end."""
     assert row.difference_interval is not None
     low, high = row.difference_interval
     if low * high > 0:
         near, far = sorted((abs(low), abs(high)))
-        return f"{near:.1f} to {_in_words(row, far if low > 0 else -far)}"
-    return f"{_in_words(row, high)} to {_in_words(row, low)}"
+        return f"{near:.{digits}f} to {_in_words(row, far if low > 0 else -far, digits)}"
+    return f"{_in_words(row, high, digits)} to {_in_words(row, low, digits)}"
 
 
-def _in_words(row: Confirmed, difference: float) -> str:
+def _in_words(row: Confirmed, difference: float, digits: int = 1) -> str:
     """Return a difference of the test metric in words: a perplexity that is better is lower."""
     metric = METRICS[row.metric]
     lower = (difference < 0) == metric.share
-    return f"{abs(difference):.1f} {metric.unit} {'lower' if lower else 'higher'}"
+    return f"{abs(difference):.{digits}f} {metric.unit} {'lower' if lower else 'higher'}"
 
 
 def _compared(facts: Facts) -> list[str]:

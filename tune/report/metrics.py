@@ -48,6 +48,7 @@ class Metric:
         return f"{self.number(value)}{' %' if self.share else ''}"
 
 
+# In the order in which they are told: where answers must match, perplexity is known too.
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(name="accuracy", task="text-classification"),
     "exact_match": Metric(name="exact match", task="text-generation"),

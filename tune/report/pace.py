@@ -33,11 +33,11 @@ DOES: Mapping[Work, tuple[str, str]] = {
 }
 
 
-# Of the trials at a rung, the share that goes on, before any has: with `front-asha` what it was in
-# searches of 12 to 100 from nothing, recorded or made up, more than its part, since the order
-# changes while others come. And how many reports say as much.
+# Of the trials at a rung, the share that goes on, about the same at each, where it is not the part
+# that a rule is for: `front-asha` let so many on in searches of 12 to 100 from nothing, since the
+# order changes while others come. And how many reports say as much as this.
 SHARES: Mapping[str, float] = {"front-asha": 0.7, "median": 0.5, "none": 1.0}
-FEW = 10
+PRIOR_REPORTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,20 +238,21 @@ class Pace:
         """Return how many trials will reach a rung."""
         if rung == 0 or self.fixed:
             return self.size
+        size = self.size - sum(t.status == "failed" and not t.reports for t in trials)
         passed = sum(self._reached(trial) >= rung for trial in trials)
         if started and SCHEDULERS[self.config.scheduler].pauses:
-            return max(passed, math.ceil(self.size / START_FACTOR))
+            return max(passed, math.ceil(size / START_FACTOR))
         reported = sum(bool(trial.reports) for trial in trials)
         factor = START_FACTOR if started else RUNG_FACTOR
         share = SHARES.get(self.config.scheduler, 1 / factor) ** rung
-        expected = self.size * (passed + FEW * share) / (reported + FEW)
+        expected = size * (passed + PRIOR_REPORTS * share) / (reported + PRIOR_REPORTS)
         # In the end only what runs can go on; what waits hardly ever does.
         running = sum(t.status == "running" and self._reached(t) < rung for t in trials)
-        return expected if reported < self.size else min(expected, passed + running)
+        return expected if reported < size else min(expected, passed + running)
 
     def _reached(self, trial: TrialState) -> int:
         """Return the highest rung that a worker has begun with."""
-        return len(trial.reports) - (trial.status != "running")
+        return len(trial.reports) - (trial.status not in ("running", "failed"))
 
     def _confirming(self, time: float, state: StudyState, planned: Planned) -> Phase:
         runs = [trial for trial in _runs(state) if trial.id not in self._ended]

@@ -153,13 +153,20 @@ def constant_answer(task: EncodedTask) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def unrounded(row: Confirmed, margin: float) -> str:
-    """Return where an interval ends that rounds to the margin and is above it; else nothing."""
+def digits_beside(row: Confirmed, margin: float) -> int:
+    """Return the digits after the point with which the end of an interval is not the margin."""
     low = -math.inf if row.difference_interval is None else row.difference_interval[0]
-    if f"{low:.1f}" != f"{-margin:.1f}":
+    if low <= -margin:
+        return 1
+    return next((n for n in range(1, 9) if float(f"{low:.{n}f}") > -margin), 1)
+
+
+def _its_end(row: Confirmed, margin: float) -> str:
+    """Return where an interval ends that rounds to the margin; else nothing."""
+    digits = digits_beside(row, margin)
+    if digits == 1 or row.difference_interval is None:
         return ""
-    told = (f"{low:.{digits}f}" for digits in range(2, 10))
-    return next((f" (it ends at {text})" for text in told if float(text) > -margin), "")
+    return f" (it ends at {row.difference_interval[0]:.{digits}f})"
 
 
 def _has_learnt(reference: Confirmed, constant: float) -> bool:
@@ -236,7 +243,7 @@ def recommendation_line(
         return (
             f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
             f"against {recommendation.comparator} stays above -{margin:g}"
-            f"{unrounded(recommendation, margin)}: {format_bytes(recommendation.memory_bytes)}, "
+            f"{_its_end(recommendation, margin)}: {format_bytes(recommendation.memory_bytes)}, "
             f"target modules {format_bytes(recommendation.target_bytes)}.{ended}"
         )
     if not _compared(rows):

@@ -32,7 +32,7 @@ class Table:
 
 def report_tables(facts: Facts) -> list[Table]:
     """Return all tables that have a row."""
-    found = [confirmed_table(facts), _trials(facts)]
+    found = [*([confirmed_table(facts)] if facts.rows else []), _trials(facts)]
     if facts.chosen is not None:
         found += [_modules(facts, facts.chosen), *_receipts(facts, facts.chosen)]
     return [_without_empty(table) for table in found if table.rows]
@@ -51,8 +51,8 @@ def _without_empty(table: Table) -> Table:
 
 
 def confirmed_table(facts: Facts) -> Table:
-    """Return what was confirmed, from the smallest to the largest."""
-    metric = METRICS[facts.rows[0].metric if facts.rows else "accuracy"]
+    """Return what was confirmed, of which there must be something, from the smallest up."""
+    metric = METRICS[facts.rows[0].metric]
     return Table(
         name="confirmed",
         title="Confirmed on the test split",

@@ -5,7 +5,7 @@ from typing import Any
 
 from search_spaces.inventory import TargetModule, kinds
 from tune.report.facts import Facts
-from tune.report.figures.allocations import heat_map
+from tune.report.figures.allocations import PALE, heat_map
 from tune.report.figures.style import (
     BITS_RAMP,
     CHANGES,
@@ -16,6 +16,7 @@ from tune.report.figures.style import (
     grouped,
     quantity,
     tooltip,
+    visible,
 )
 from tune.report.learned import ModuleCost, module_costs
 from tune.study.state import TrialState
@@ -66,32 +67,36 @@ def module_maps(facts: Facts) -> list[Figure]:
 
 
 def _cost_map(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Spec:
+    # By the root: a few matrices cost many times what most do.
     highest = max(row["learned"] for row in rows)
+    ends = [highest * (step / len(BITS_RAMP)) ** 2 for step in range(1, len(BITS_RAMP))]
     cells = [
-        {**row, "label": _short(row["learned"]), "pale": row["learned"] < 0.4 * highest}
+        {**row, "label": _short(row["learned"]), "pale": row["learned"] < ends[PALE - 1]}
         for row in rows
     ]
-    scale = {"type": "sqrt", "domain": [0, highest], "range": list(BITS_RAMP)}
-    return heat_map(cells, order, _scaled("learned", scale, "thousandths of a nat"), _shown())
+    color = _stepped("learned", ends, BITS_RAMP, "thousandths of a nat")
+    return heat_map(cells, order, color, _shown())
 
 
 def _change_map(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Spec:
     most = max(LEAST_CHANGE, *(abs(row["change"]) for row in rows))
+    ends = [share * most for share in (-0.6, -0.2, 0.2, 0.6)]
     cells = [
         {
             **row,
             "label": "0" if abs(row["change"]) < 0.5 else f"{row['change']:+.0f}",
-            "pale": abs(row["change"]) < 0.6 * most,
+            "pale": ends[0] <= row["change"] < ends[-1],
         }
         for row in rows
     ]
-    scale = {"domain": [-most, 0, most], "range": list(CHANGES)}
-    return heat_map(cells, order, _scaled("change", scale, "% of what was predicted"), _shown())
+    color = _stepped("change", ends, CHANGES, "% of what was predicted")
+    return heat_map(cells, order, color, _shown())
 
 
-def _scaled(field: str, scale: Spec, title: str) -> Spec:
-    """Return the channel of a colour for a number, with its legend."""
-    legend = {"orient": "top", "title": title, "gradientLength": 180}
+def _stepped(field: str, ends: Sequence[float], ramp: Sequence[str], title: str) -> Spec:
+    """Return the channel of a colour for a number, in steps, on each of which text can be read."""
+    legend = {"orient": "top", "title": title, "gradientLength": 180, "format": ".2~g"}
+    scale = {"type": "threshold", "domain": [visible(end) for end in ends], "range": list(ramp)}
     return {"field": field, "type": "quantitative", "scale": scale, "legend": legend}
 
 

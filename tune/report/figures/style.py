@@ -28,7 +28,7 @@ COLOURS: Mapping[str, Sequence[str]] = {
 BITS_RAMP = ("#eaf1f9", "#bfd5ec", "#86b1da", "#3374b2", "#0f3f75")
 RANKS_RAMP = ("#fff4e8", "#fdd9b0", "#f8ae66", "#b15d0d", "#8a430b", "#4f2604")
 # Less, as much, more; after `PuOr` of Brewer's ColorBrewer, which colour-blind people can read.
-CHANGES = ("#5e3c99", "#f7f7f7", "#b35806")
+CHANGES = ("#5e3c99", "#b2abd2", "#f7f7f7", "#fdb863", "#b35806")
 # Decades are too far apart to end an axis at.
 LOGARITHMS = {"nice": False, "padding": 14}
 TEXT = {"light": "#1b1b1b", "dark": "#ececec"}
@@ -47,7 +47,7 @@ IN_THE_DARK: Mapping[str, str] = {
             strict=True,
         )
     ),
-    **dict(zip(CHANGES, ("#b79cf0", "#2a2f36", "#e0893a"), strict=True)),
+    **dict(zip(CHANGES, ("#b79cf0", "#5b4a8a", "#2a2f36", "#7a5120", "#eda050"), strict=True)),
 }
 
 

@@ -53,13 +53,9 @@ def write_comparison(folders: Sequence[Path], path: Path = Path("comparison.html
 
 
 def _table(studies: Sequence[Facts]) -> Table:
-    tables = [confirmed_table(study) for study in studies]
-    columns = next((table.columns for table in tables if table.rows), ())
-    rows = [
-        [study.config.name, *row]
-        for study, table in zip(studies, tables, strict=True)
-        for row in table.rows
-    ]
+    tables = {study.config.name: confirmed_table(study) for study in studies if study.rows}
+    columns = next((table.columns for table in tables.values()), ())
+    rows = [[name, *row] for name, table in tables.items() for row in table.rows]
     title = "Confirmed on the test split"
     return Table(name="compared", title=title, columns=("study", *columns), rows=rows)
 

@@ -21,6 +21,7 @@ from tune.report.facts import Facts, read_facts
 from tune.report.failing import failure_groups
 from tune.report.figures import allocations, fronts, memory, modules, searching
 from tune.report.figures.style import IN_THE_DARK, Figure, Spec, theme
+from tune.report.metrics import METRICS
 from tune.report.tables import report_tables
 
 REPORT_FILE = "report.html"
@@ -89,6 +90,7 @@ def page(
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["metric"] = lambda name: METRICS[name].name
     environment.filters["megabytes"] = lambda value: f"{value / 1e6:.2f} MB"
     data = {
         "figures": {figure.name: figure.spec for figure in figures},
