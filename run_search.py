@@ -108,7 +108,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
         result = finish(prepared, end)
         if mirror is not None:
             mirror.add(result.files)
-        code = _report(shown, result, attempt, form)
+        code = _report(shown, result, config.margin, attempt, form)
         if config.wandb is not None and result.page is not None and result.finished:
             from tune.report.sinks import send_report
 
@@ -180,7 +180,7 @@ def _fetched(uri: str, given: dict[str, Any], dry_run: bool) -> Path:
     return folder
 
 
-def _report(console: Console, result: Any, attempt: Attempt, form: Form) -> int:
+def _report(console: Console, result: Any, margin: float, attempt: Attempt, form: Form) -> int:
     """Print how a study ended; return the exit code."""
     if form == "json":
         print(result.line)
@@ -196,7 +196,7 @@ def _report(console: Console, result: Any, attempt: Attempt, form: Form) -> int:
     for line in result.skipped:
         say(console, f"skipped {line}")
     if result.confirmed:
-        console.print(closing_table(result.confirmed, result.verdict.row))
+        console.print(closing_table(result.confirmed, result.verdict.row, margin))
         console.print(cost_table(result.confirmed))
     if result.halted is not None:
         print(

@@ -4,7 +4,8 @@
 
 At each second from the fifth minute on, and until the last half minute of a part of the study, the
 time left that the screen shows is compared with the one that it took: right is what lies within a
-third. Printed is the share of seconds at which it was right, wrong, or not shown.
+third. Printed is the share of seconds at which it was right, wrong, or not shown. A part in
+which a run was interrupted is left out.
 """
 
 import argparse
@@ -28,18 +29,16 @@ def shown(study: Path) -> list[Shown]:
     study, and what is left.
     """
     facts = read_facts(study)
-    pace, state = (
-        Pace(facts.config, facts.config.budget, fixed=False),
-        StudyState(facts.state.names),
-    )
-    began, runs = 0.0, []
+    pace = Pace(facts.config, facts.config.budget, fixed=False)
+    state, began = StudyState(facts.state.names), 0.0
+    runs: list[Shown] = []
     for logged, event in EventLog(study / LOG_NAME).timed():
         assert logged is not None
         state.apply(event)
-        pace.take(logged, event, state)
         if isinstance(event, Started):
-            began = logged
+            began, pace = logged, Pace(facts.config, event.budget, fixed=False)
             runs.append(Shown())
+        pace.take(logged, event, state)
         for phase in pace.phases(logged, state)[-1:]:
             runs[-1].append((logged - began, phase.title, phase.seconds_left))
     return runs
@@ -48,14 +47,16 @@ def shown(study: Path) -> list[Shown]:
 def counts(study: Path) -> dict[str, Counter[str]]:
     """Return at how many seconds it was right, wrong, or not told, by part of the study."""
     found: dict[str, Counter[str]] = {}
-    for told in shown(study):
+    runs = shown(study)
+    for number, told in enumerate(runs, 1):
+        interrupted = told[-1][1] if told and number < len(runs) else None
         times = [at for at, _, _ in told]
         ends = {title: at for at, title, _ in told}
         for second in range(FROM_SECOND, int(max(times, default=0))):
             before = bisect_right(times, second)
             at, title, left = told[before - 1] if before else (0.0, told[0][1], None)
             truth = ends[title] - second
-            if truth < LAST_SECONDS:
+            if truth < LAST_SECONDS or title == interrupted:
                 continue
             now = None if left is None else max(0.0, left - (second - at))
             right = now is not None and abs(now - truth) <= WITHIN * truth

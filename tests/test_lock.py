@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,7 +14,8 @@ import pytest
 
 import run_search
 from tune.study.config import STUDY_VERSION, StudyConfig
-from tune.study.lock import LOCK_FILE, locked
+from tune.study.events import LOG_NAME
+from tune.study.lock import LOCK_FILE, is_held, locked
 
 HOLD = "import sys; from pathlib import Path; from tune.study.lock import locked\n"
 HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
@@ -49,7 +51,11 @@ def test_a_file_system_without_locks_is_named(
 
     monkeypatch.setattr(fcntl, "flock", without_locks)
     with locked(tmp_path):
-        pass
+        assert not is_held(tmp_path)
+        (tmp_path / LOG_NAME).touch()
+        assert is_held(tmp_path)
+        os.utime(tmp_path / LOG_NAME, (0, 0))
+        assert not is_held(tmp_path)
 
     assert "can't be locked (No locks available): run the study nowhere" in capsys.readouterr().err
 

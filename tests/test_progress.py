@@ -313,6 +313,7 @@ def test_what_is_no_study_can_not_be_watched(
         ["--compare", "nowhere", "there"],
         ["--export", "nowhere", "--trial", "t001", "--to", "there"],
         ["--caches"],
+        ["--dry-run", "--watch", "nowhere"],
         ["--dry-run"],
     ],
 )

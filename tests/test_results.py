@@ -18,7 +18,7 @@ from tune.report.confirmation import Confirmed, confirmed
 from tune.report.recommendation import Verdict, recommend, recommendation_line
 from tune.report.results import write_results, write_study_tables
 from tune.report.summary import SUMMARY_COLUMNS
-from tune.report.table import closing_table
+from tune.report.table import closing_table, difference_text
 from tune.study.config import StudyConfig
 from tune.study.state import StudyState
 
@@ -262,7 +262,9 @@ def language_modelling(row: Confirmed) -> Confirmed:
 
 def text_of(rows: list[Confirmed], margin: float) -> str:
     output = io.StringIO()
-    Console(width=120, file=output).print(closing_table(rows, recommend(rows, margin, None)))
+    Console(width=120, file=output).print(
+        closing_table(rows, recommend(rows, margin, None), margin)
+    )
     return output.getvalue()
 
 
@@ -281,14 +283,21 @@ def test_the_table_marks_the_recommendation(state: StudyState) -> None:
 
 @pytest.mark.parametrize(
     ("low", "told"),
-    [(-1.966, " (it ends at -1.97)"), (-1.9996, " (it ends at -1.9996)"), (-1.9, "")],
+    [
+        (-1.966, "-1.00 [-1.97, +0.04]"),
+        (-1.9996, "-1.0000 [-1.9996, +0.0400]"),
+        (-2.03, "-1.00 [-2.03, +0.04]"),
+        (-1.9, "-1.0 [-1.9, +0.0]"),
+        (-2.0, "-1.0 [-2.0, +0.0]"),
+    ],
 )
 def test_an_interval_that_rounds_to_the_margin_is_told_with_more_digits(
     state: StudyState, low: float, told: str
 ) -> None:
-    rows = confirmed(state, INVENTORY, LABELS)
-    row = replace(rows[0], difference=-1.0, difference_interval=(low, 0.0))
-    assert f"stays above -2{told}: " in recommendation_line(rows, row, 2.0, None)
+    row = confirmed(state, INVENTORY, LABELS)[0]
+    assert row.trial != row.comparator
+    row = replace(row, difference=-1.0, difference_interval=(low, 0.04))
+    assert difference_text(row, 2.0) == told
 
 
 def test_exact_match_is_a_share_without_f1(state: StudyState) -> None:

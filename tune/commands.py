@@ -23,7 +23,7 @@ def command_of(given: Mapping[str, Any]) -> Command | None:
 
 def check_events(given: Mapping[str, Any], dry_run: bool) -> None:
     """Raise ValueError for what has no events to print as JSON."""
-    asked = next((flag for flag in COMMANDS if flag in given), "dry-run" if dry_run else "watch")
+    asked = "dry-run" if dry_run else next((flag for flag in COMMANDS if flag in given), "watch")
     if asked != "watch":
         raise ValueError(
             "`--json` must go with a study that runs, or --watch, whose events it prints, got it "

@@ -7,8 +7,8 @@ from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
 from tune.report.controls import evidence_lines
 from tune.report.facts import Facts
-from tune.report.metrics import METRICS
-from tune.report.recommendation import LOST, digits_beside
+from tune.report.metrics import METRICS, digits_beside
+from tune.report.recommendation import LOST
 from tune.report.ways_on import ways_on
 
 ROLES = {
@@ -84,7 +84,7 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
         return (
             f"Use {row.trial}: {format_bytes(row.memory_bytes)} instead of "
             f"{format_bytes(reference.memory_bytes)}, "
-            f"{_loss(row, digits_beside(row, facts.config.margin))}; the margin is "
+            f"{_loss(row, facts.config.margin)}; the margin is "
             f"{facts.config.margin:g}."
         )
     if not facts.rows:
@@ -95,12 +95,14 @@ def _headline(facts: Facts, row: Confirmed | None, reference: Confirmed | None) 
     return "The study has not ended: what follows may change."
 
 
-def _loss(row: Confirmed, digits: int = 1) -> str:
+def _loss(row: Confirmed, margin: float) -> str:
     """Return how far an allocation is from the comparator: the estimate and its interval."""
     if row.difference is None or row.difference_interval is None:
         return f"not compared with {row.comparator}"
+    digits = digits_beside(row.difference_interval, margin)
+    about = _in_words(row, row.difference, digits)
     return (
-        f"with a test {METRICS[row.metric].name} about {_in_words(row, row.difference)} than with "
+        f"with a test {METRICS[row.metric].name} about {about} than with "
         f"{PLAIN.get(row.comparator, row.comparator)} ({_between(row, digits)} at 95 % confidence)"
     )
 
@@ -188,7 +190,7 @@ def _others(facts: Facts) -> list[str]:
     """Return the other finalists, which may be worth their bytes."""
     found = [row for row in facts.rows if row.role == "search" and row is not facts.chosen]
     return [
-        f"{row.trial}: {format_bytes(row.memory_bytes)}, {_loss(row)}."
+        f"{row.trial}: {format_bytes(row.memory_bytes)}, {_loss(row, facts.config.margin)}."
         for row in found
         if row.difference is not None
     ]
@@ -196,7 +198,8 @@ def _others(facts: Facts) -> list[str]:
 
 def _numbers(facts: Facts, row: Confirmed, reference: Confirmed) -> list[tuple[str, str, str]]:
     saved = 100 * (1 - row.memory_bytes / reference.memory_bytes)
-    difference = "-" if row.difference is None else _in_words(row, row.difference)
+    digits = digits_beside(row.difference_interval, facts.config.margin)
+    difference = "-" if row.difference is None else _in_words(row, row.difference, digits)
     whole = 8 * row.memory_bytes / _parameters(facts)
     return [
         (
@@ -206,9 +209,9 @@ def _numbers(facts: Facts, row: Confirmed, reference: Confirmed) -> list[tuple[s
             f"{PLAIN.get(reference.trial, reference.trial)}",
         ),
         (
-            f"test {row.metric.replace('_', ' ')}, to {reference.trial}",
+            f"test {METRICS[row.metric].name}, to {reference.trial}",
             difference,
-            f"{_between(row)} (95 %)" if row.difference_interval else "no interval",
+            f"{_between(row, digits)} (95 %)" if row.difference_interval else "no interval",
         ),
         (
             "bits a weight, in blocks",

@@ -54,3 +54,16 @@ METRICS: Mapping[str, Metric] = {
     "exact_match": Metric(name="exact match", task="text-generation"),
     "perplexity": Metric(name="perplexity", task="text-generation", share=False),
 }
+
+
+def digits_beside(interval: tuple[float, float] | None, margin: float) -> int:
+    """Return the digits after the point with which the lower end of an interval is seen to be
+    above the margin, or below it.
+    """
+    low = -margin if interval is None else interval[0]
+    above = low > -margin
+    for digits in range(1, 9):
+        told = float(f"{low:.{digits}f}")
+        if told != -margin and (told > -margin) == above:
+            return digits
+    return 1

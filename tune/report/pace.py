@@ -242,13 +242,16 @@ class Pace:
         passed = sum(self._reached(trial) >= rung for trial in trials)
         if started and SCHEDULERS[self.config.scheduler].pauses:
             return max(passed, math.ceil(size / START_FACTOR))
-        reported = sum(bool(trial.reports) for trial in trials)
-        factor = START_FACTOR if started else RUNG_FACTOR
-        share = SHARES.get(self.config.scheduler, 1 / factor) ** rung
-        expected = size * (passed + PRIOR_REPORTS * share) / (reported + PRIOR_REPORTS)
+        share = SHARES.get(self.config.scheduler, 1 / (START_FACTOR if started else RUNG_FACTOR))
+        expected = float(size)
+        for one in range(1, rung + 1):
+            judged = sum(len(trial.reports) >= one for trial in trials)
+            gone = sum(self._reached(trial) >= one for trial in trials)
+            expected *= (gone + PRIOR_REPORTS * share) / (judged + PRIOR_REPORTS)
         # In the end only what runs can go on; what waits hardly ever does.
         running = sum(t.status == "running" and self._reached(t) < rung for t in trials)
-        return expected if reported < size else min(expected, passed + running)
+        ended = sum(bool(trial.reports) for trial in trials) >= size
+        return min(expected, passed + running) if ended else expected
 
     def _reached(self, trial: TrialState) -> int:
         """Return the highest rung that a worker has begun with."""

@@ -153,22 +153,6 @@ def constant_answer(task: EncodedTask) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def digits_beside(row: Confirmed, margin: float) -> int:
-    """Return the digits after the point with which the end of an interval is not the margin."""
-    low = -math.inf if row.difference_interval is None else row.difference_interval[0]
-    if low <= -margin:
-        return 1
-    return next((n for n in range(1, 9) if float(f"{low:.{n}f}") > -margin), 1)
-
-
-def _its_end(row: Confirmed, margin: float) -> str:
-    """Return where an interval ends that rounds to the margin; else nothing."""
-    digits = digits_beside(row, margin)
-    if digits == 1 or row.difference_interval is None:
-        return ""
-    return f" (it ends at {row.difference_interval[0]:.{digits}f})"
-
-
 def _has_learnt(reference: Confirmed, constant: float) -> bool:
     low, high = reference.interval
     return low > constant if METRICS[reference.metric].share else high < constant
@@ -242,9 +226,9 @@ def recommendation_line(
     if recommendation is not None:
         return (
             f"Recommended: {recommendation.trial} *, the smallest allocation whose interval "
-            f"against {recommendation.comparator} stays above -{margin:g}"
-            f"{_its_end(recommendation, margin)}: {format_bytes(recommendation.memory_bytes)}, "
-            f"target modules {format_bytes(recommendation.target_bytes)}.{ended}"
+            f"against {recommendation.comparator} stays above -{margin:g}: "
+            f"{format_bytes(recommendation.memory_bytes)}, target modules "
+            f"{format_bytes(recommendation.target_bytes)}.{ended}"
         )
     if not _compared(rows):
         return f"No recommendation: {_nothing(rows)}"
@@ -260,5 +244,6 @@ def recommendation_line(
         return line
     size = format_bytes(best.memory_bytes)
     return (
-        f"{line} The best that fits: {best.trial}, {size}, {difference_text(best)} to {comparator}."
+        f"{line} The best that fits: {best.trial}, {size}, {difference_text(best, margin)} to "
+        f"{comparator}."
     )

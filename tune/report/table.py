@@ -4,10 +4,10 @@ from rich.table import Table
 
 from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
-from tune.report.metrics import METRICS
+from tune.report.metrics import METRICS, digits_beside
 
 
-def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Table:
+def closing_table(rows: list[Confirmed], recommendation: Confirmed | None, margin: float) -> Table:
     """Return the confirmed allocations, from the smallest to the largest.
 
     Accuracy and macro F1, exact match, or perplexity with its context and stride in the title.
@@ -37,7 +37,7 @@ def closing_table(rows: list[Confirmed], recommendation: Confirmed | None) -> Ta
             format_bytes(row.target_bytes),
             f"{row.validation_loss:.4f}",
             *_with_intervals(row),
-            difference_text(row),
+            difference_text(row, margin),
         )
     return table
 
@@ -73,9 +73,10 @@ def _with_intervals(row: Confirmed) -> list[str]:
     return told
 
 
-def difference_text(row: Confirmed) -> str:
+def difference_text(row: Confirmed, margin: float) -> str:
     """Return a difference to the comparator with its interval; a dash where there is none."""
     if row.trial == row.comparator or row.difference is None or row.difference_interval is None:
         return "-"
     low, high = row.difference_interval
-    return f"{row.difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+    n = digits_beside(row.difference_interval, margin)
+    return f"{row.difference:+.{n}f} [{low:+.{n}f}, {high:+.{n}f}]"

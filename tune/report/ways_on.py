@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from search_spaces.costs import format_bytes
 from tune.report.confirmation import Confirmed
-from tune.report.metrics import METRICS
+from tune.report.metrics import METRICS, digits_beside
 
 
 def ways_on(
@@ -33,6 +33,7 @@ def ways_on(
     row = max(compared, key=lambda one: one.memory_bytes)
     assert row.difference is not None and row.difference_interval is not None
     low, unit = row.difference_interval[0], METRICS[row.metric].unit
+    digits = digits_beside(row.difference_interval, margin)
     if low > -margin:
         return []
     found = []
@@ -40,9 +41,10 @@ def ways_on(
         times = ((row.difference - low) / (row.difference + margin)) ** 2
         found.append(
             f"{row.trial} is estimated within the margin ({row.difference:+.1f} {unit}), but its "
-            f"interval reaches {low:+.1f}. Intervals shrink with the root of what is scored: at "
-            f"least {_round(times * sequences):,} test sequences instead of {sequences:,} would do "
-            "(more --data, a larger --eval-sequences), in a new study and if the difference stays."
+            f"interval reaches {low:+.{digits}f}. Intervals shrink with the root of what is "
+            f"scored: at least {_round(times * sequences):,} test sequences instead of "
+            f"{sequences:,} would do (more --data, a larger --eval-sequences), in a new study and "
+            "if the difference stays."
         )
     wider = math.floor(-10 * low + 1) / 10
     found.append(

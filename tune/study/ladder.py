@@ -39,13 +39,16 @@ class Ladder:
         self._rungs: list[_Rung] = []
 
     def place(self, trial: TrialState) -> None:
-        """Take in what a trial of the search has reported, that it goes on from there, or that its
-        bytes are known better.
+        """Take in what a trial of the search has reported, that it goes on from there or failed, or
+        that its bytes are known better.
         """
         while len(self._rungs) < len(trial.reports):
             self._rungs.append(_Rung())
         for at, (rung, report) in enumerate(zip(self._rungs, trial.reports, strict=False)):
-            if at < len(trial.reports) - 1 or report.step <= trial.promoted_step:
+            goes_on = at < len(trial.reports) - 1 or report.step <= trial.promoted_step
+            if self._capped and (trial.status == "failed" or goes_on):
+                rung.passing.clear()
+            if goes_on:
                 rung.gone.add(trial.id)
             # As the search sees them: spread counts by the root of a divergence and by shares of
             # bytes.

@@ -12,8 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from tune.study.events import LOG_NAME
+
 LOCK_FILE = "lock"
 LOOKS, LOOK_SECONDS = 5, 0.1
+# Where nothing else tells: most studies say more often how far they are.
+LATELY_SECONDS = 600.0
 # What file systems answer that have no locks, such as some that are mounted over a network.
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -64,13 +68,17 @@ def _take(file: IO[str]) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Tell whether a process works on a study, as far as its file system keeps locks."""
+    """Tell whether a process works on a study; where its file system has no locks, whether its log
+    has grown of late.
+    """
     try:
         with (folder / LOCK_FILE).open("rb") as file:
             # Shared, so that two who ask don't take each other for one who works; and for a moment.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except OSError as error:
+        log = folder / LOG_NAME
+        lately = log.is_file() and time.time() - log.stat().st_mtime < LATELY_SECONDS
+        return error.errno in UNSUPPORTED and lately
     return False

@@ -268,7 +268,7 @@ class Study:
         self.log.append(event)
         self.state.apply(event)
         self._streak.take(event, self.state)
-        if isinstance(event, Reported | Promoted | Realised):
+        if isinstance(event, Reported | Promoted | Realised | Failed):
             trial = self.state.trials[event.trial]
             if trial.role == "search":
                 self._ladder.place(trial)

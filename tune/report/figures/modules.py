@@ -95,7 +95,7 @@ def _change_map(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Spec
 
 def _stepped(field: str, ends: Sequence[float], ramp: Sequence[str], title: str) -> Spec:
     """Return the channel of a colour for a number, in steps, on each of which text can be read."""
-    legend = {"orient": "top", "title": title, "gradientLength": 180, "format": ".2~g"}
+    legend = {"orient": "top", "title": title, "format": ".2~r"}
     scale = {"type": "threshold", "domain": [visible(end) for end in ends], "range": list(ramp)}
     return {"field": field, "type": "quantitative", "scale": scale, "legend": legend}
 
