@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tune.commands import check_events, command_of, keep_caches_small, say
+from tune.commands import command_of, keep_caches_small, say
 from tune.flags import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -63,9 +63,7 @@ def _run(attempt: Attempt, given: dict[str, Any], resume: str | None, dry_run: b
     # What is said around a study, and not of it.
     console = shown if form == "shown" else Console(width=width, quiet=True)
     warn = partial(say, shown if form == "shown" else Console(stderr=True))
-    if form == "json":
-        check_events(given, dry_run)
-    if (command := command_of(given)) is not None:
+    if (command := command_of(given, form, dry_run)) is not None:
         return command(shown if form != "quiet" else console, given, form)
     with ExitStack() as held:
         with ExitStack() as running:

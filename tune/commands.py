@@ -16,19 +16,20 @@ from tune.flags import Form
 Command = Callable[[Console, dict[str, Any], Form], int]
 
 
-def command_of(given: Mapping[str, Any]) -> Command | None:
-    """Return what the flags ask for, where that is no study to run."""
-    return next((command for flag, command in COMMANDS.items() if flag in given), None)
+def command_of(given: Mapping[str, Any], form: Form, dry_run: bool) -> Command | None:
+    """Return what the flags ask for, where that is no study to run.
 
-
-def check_events(given: Mapping[str, Any], dry_run: bool) -> None:
-    """Raise ValueError for what has no events to print as JSON."""
-    asked = "dry-run" if dry_run else next((flag for flag in COMMANDS if flag in given), "watch")
-    if asked != "watch":
+    Raises:
+        ValueError: Events shall be printed of what has none.
+    """
+    flag = next((flag for flag in COMMANDS if flag in given), None)
+    without = "dry-run" if dry_run else flag
+    if form == "json" and without not in (None, "watch"):
         raise ValueError(
             "`--json` must go with a study that runs, or --watch, whose events it prints, got it "
-            f"with --{asked}. Leave one of them out."
+            f"with --{without}. Leave one of them out."
         )
+    return None if flag is None else COMMANDS[flag]
 
 
 def say(console: Console, line: str) -> None:

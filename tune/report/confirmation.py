@@ -10,6 +10,7 @@ from alrq_core.records import TestScore
 from search_spaces.costs import average_bits, average_rank, target_bytes
 from search_spaces.inventory import Inventory
 from tune.report.intervals import f1_table, mean_interval
+from tune.report.metrics import METRICS
 from tune.study.events import Role
 from tune.study.plan import COMPARATOR
 from tune.study.state import StudyState, TrialState
@@ -112,14 +113,14 @@ def _row(
 ) -> Confirmed:
     tests = [run.test for run in runs if run.test is not None]
     scores = np.array([test.scores for test in tests])
-    perplexity = tests[0].metric == "perplexity"
+    share = METRICS[tests[0].metric].share
     trained = [run.trainable_parameters for run in runs]
     difference, difference_interval = None, None
     paired = _paired(runs, reference)
     if paired is not None:
         ours, theirs = paired
         gap = ours - theirs
-        change = _per_cent_better if perplexity else _points
+        change = _points if share else _per_cent_better
         difference = float(change(gap.mean()))
         low, high = sorted(float(change(bound)) for bound in mean_interval(gap))
         difference_interval = low, high
@@ -141,8 +142,8 @@ def _row(
             run.reports[-1].kept_step for run in runs if run.reports[-1].kept_step is not None
         ),
         metric=tests[0].metric,
-        value=float(np.exp(scores.mean()) if perplexity else scores.mean()),
-        interval=_exponential(scores) if perplexity else _share(scores),
+        value=float(scores.mean() if share else np.exp(scores.mean())),
+        interval=_share(scores) if share else _exponential(scores),
         f1=_mean_f1(tests),
         f1_interval=_f1_interval(tests, labels),
         context_tokens=tests[0].context_tokens,

@@ -220,10 +220,8 @@ class Pace:
         started = any(trial.reference is not None for trial in trials)
         left = 0.0
         for rung, steps in enumerate(self._steps(role, started)):
-            reached = sum(self._reached(trial) >= rung for trial in trials)
-            left += max(0.0, self._expected(trials, rung, started) - reached) * self._cost(
-                False, started, steps
-            )
+            unbegun = self._expected(trials, rung, started) - _begun(trials, rung)
+            left += max(0.0, unbegun) * self._cost(False, started, steps)
         done = sum(trial.status != "running" for trial in trials)
         if left and not self.fixed:
             # What passes last is trained while the others have nothing to do.
@@ -239,23 +237,17 @@ class Pace:
         if rung == 0 or self.fixed:
             return self.size
         size = self.size - sum(t.status == "failed" and not t.reports for t in trials)
-        passed = sum(self._reached(trial) >= rung for trial in trials)
         if started and SCHEDULERS[self.config.scheduler].pauses:
-            return max(passed, math.ceil(size / START_FACTOR))
+            return max(_begun(trials, rung), math.ceil(size / START_FACTOR))
         share = SHARES.get(self.config.scheduler, 1 / (START_FACTOR if started else RUNG_FACTOR))
         expected = float(size)
         for one in range(1, rung + 1):
             judged = sum(len(trial.reports) >= one for trial in trials)
-            gone = sum(self._reached(trial) >= one for trial in trials)
-            expected *= (gone + PRIOR_REPORTS * share) / (judged + PRIOR_REPORTS)
+            expected *= (_begun(trials, one) + PRIOR_REPORTS * share) / (judged + PRIOR_REPORTS)
         # In the end only what runs can go on; what waits hardly ever does.
-        running = sum(t.status == "running" and self._reached(t) < rung for t in trials)
+        running = sum(t.status == "running" and _reached(t) < rung for t in trials)
         ended = sum(bool(trial.reports) for trial in trials) >= size
-        return min(expected, passed + running) if ended else expected
-
-    def _reached(self, trial: TrialState) -> int:
-        """Return the highest rung that a worker has begun with."""
-        return len(trial.reports) - (trial.status not in ("running", "failed"))
+        return min(expected, _begun(trials, rung) + running) if ended else expected
 
     def _confirming(self, time: float, state: StudyState, planned: Planned) -> Phase:
         runs = [trial for trial in _runs(state) if trial.id not in self._ended]
@@ -310,6 +302,16 @@ class Pace:
         trained = sum(steps for steps, _, _ in self._parts)
         each = sum(seconds for _, seconds, _ in self._parts) / max(1, trained)
         return steps * each + fmean([seconds for _, _, seconds in self._parts] or [0.0])
+
+
+def _reached(trial: TrialState) -> int:
+    """Return the highest rung that a worker has begun with."""
+    return len(trial.reports) - (trial.status not in ("running", "failed"))
+
+
+def _begun(trials: Sequence[TrialState], rung: int) -> int:
+    """Return with how many trials a worker has begun that rung."""
+    return sum(_reached(trial) >= rung for trial in trials)
 
 
 def _runs(state: StudyState) -> list[TrialState]:
