@@ -196,26 +196,23 @@ def _report(console: Console, result: Any, margin: float, attempt: Attempt, form
     if result.confirmed:
         console.print(closing_table(result.confirmed, result.verdict.row, margin))
         console.print(cost_table(result.confirmed))
+    trials = list(result.state.trials.values())
+    failed = [trial for trial in trials if trial.status == "failed"]
+    why = None
     if result.halted is not None:
+        why = f"stopped after trials failed one after another for one reason: {result.halted}"
+    elif result.finished and len(failed) == len(trials):
+        reason = failed[0].reason if failed else "no trial was started"
+        why = f"every trial failed, the first because: {reason}"
+    if why is not None:
         print(
-            f"{program()}: stopped after trials failed one after another for one reason, "
-            f"{result.halted!r}. Mend its cause, then go on with: {attempt.way_on}",
+            f"{program()}: {why.rstrip('.')}. Mend its cause, then go on with: {attempt.way_on}",
             file=sys.stderr,
         )
         return EXIT_FAILED
     if not result.finished:
         print(f"Interrupted. Go on with: {attempt.way_on}", file=output)
         return EXIT_INTERRUPTED
-    trials = list(result.state.trials.values())
-    failed = [trial for trial in trials if trial.status == "failed"]
-    if len(failed) == len(trials):
-        reason = failed[0].reason if failed else "no trial was started"
-        print(
-            f"{program()}: every trial failed, the first because: {reason} Mend its cause, then go "
-            f"on with: {attempt.way_on}",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
     for group in failure_groups(result.state):
         say(console, group.line)
     for line in result.evidence:

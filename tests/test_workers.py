@@ -14,6 +14,8 @@ from torch import Tensor
 from alrq_core.recipe import Recipe
 from alrq_core.training import Training
 from alrq_core.trial import TrialRun
+from alrq_core.weights import cache
+from search_spaces.formats import Format
 from search_spaces.spaces import make_space
 from tests.tiny import RECIPE, make_context, uniform
 from tune.on_ray.files import StudyFiles
@@ -107,6 +109,31 @@ def test_a_worker_tells_how_far_its_codes_are(
     assert nothing == []
     assert [first.report.step, again.report.step] == [2, 2]
     assert first.report.loss == again.report.loss
+
+
+def test_what_one_trial_could_not_make_codes_for_the_next_meets_too(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(weight: Tensor, stored: Format, moment: Tensor | None) -> dict[str, Tensor]:
+        if stored.method == "gptq":
+            raise ValueError("no such codes")
+        return quantise(weight, stored, moment)
+
+    quantise = cache.quantise
+    monkeypatch.setattr("alrq_core.context.cache_folder", lambda: tmp_path / "packed")
+    worker = worker_with_a_trial(bert_folder, tmp_path)
+    config = worker._spec.to_config()
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "quantise", refuse)
+        failed = [first_without_codes(worker)[0].error]
+        worker.reset_config({**config, "trial": "t8"})
+        failed.append(first_without_codes(worker)[0].error)
+    worker.reset_config({**config, "trial": "t9"})
+    mended, _ = first_without_codes(worker)
+
+    assert failed == ["ValueError: no such codes"] * 2
+    assert mended.error is None
+    assert mended.report.step == 2
 
 
 def test_a_reference_tells_how_far_all_is_that_follows_it(

@@ -99,7 +99,9 @@ class AllocationTrainable(ray_tune.Trainable):
         self._files = StudyFiles.on_this_node(context.folder, context.store, context.began)
         self._references = References(self._files, context.reference)
         self._shared: TrialContext | None = None
+        # While codes are made; and whether all are there.
         self._codes: Iterator[tuple[int, int]] | None = None
+        self._has_codes = False
         self._tell_at = 0.0
         self.reset_config(config)
 
@@ -286,22 +288,24 @@ class AllocationTrainable(ray_tune.Trainable):
 
     def _failed(self, reason: str) -> Outcome:
         receipt = self._run.receipt if self._run is not None else None
-        self._run = self._ended = None
+        # Of codes too the next trial makes what this one could not, or fails for the same reason.
+        self._run = self._ended = self._codes = None
         return Outcome(error=" ".join(reason.split())[:REASON_LENGTH], receipt=receipt)
 
     def _codes_so_far(self) -> tuple[int, int] | None:
         """Make codes for a while; return how many are there, of how many, or None once all are."""
+        if self._has_codes:
+            return None
+        context, space = self._context, self._context.space
         if self._shared is None:
-            context, space = self._context, self._context.space
             self._shared = make_context(context.inventory, context.task, context.recipe)
+        if self._codes is None:
             formats = {name: space.formats_of(name) for name in context.inventory.names}
             self._codes = self._shared.make_codes(formats)
-        if self._codes is None:
-            return None
         for found in self._codes:
             if self._tells(TELL_SECONDS):
                 return found
-        self._codes = None
+        self._codes, self._has_codes = None, True
         # What libraries and base model hold stays: to search it for garbage before each trial
         # takes a quarter of a second.
         gc.collect()
