@@ -30,7 +30,7 @@ from tune.report.pace import Pace
 from tune.report.progress import Progress, Subject, metric_of
 from tune.report.screen import duration, moment, plot, render
 from tune.study.config import StudyConfig
-from tune.study.events import LOG_NAME, Event, EventLog, decode_event
+from tune.study.events import LOG_NAME, Event, EventLog, Work, decode_event
 from tune.study.state import StudyState, TrialState
 from tune.study.study import Outcome, Study
 from tune.study.study import Progress as Done
@@ -123,23 +123,46 @@ def folders(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
 
 
-def test_work_that_no_report_tells_of_has_its_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("work", "points", "lines"),
+    [
+        (
+            "codes",
+            [(0, 40), (6, 70), (12, 100)],
+            [
+                "calibrating: 40 of 200 codes",
+                "calibrating: 70 of 200 codes, about 26 s left",
+                "calibrating: 100 of 200 codes, about 20 s left",
+            ],
+        ),
+        (
+            "starts",
+            [(0, 0), (11, 20), (13, 60), (14, 80)],
+            [
+                "making starts: 0 of 200 matrices",
+                "making starts: 20 of 200 matrices",
+                "making starts: 60 of 200 matrices, about 7 s left",
+                "making starts: 80 of 200 matrices, about 6 s left",
+            ],
+        ),
+    ],
+)
+def test_work_that_no_report_tells_of_has_its_end(
+    work: Work, points: list[tuple[int, int]], lines: list[str], tmp_path: Path
+) -> None:
     now, output = [0.0], io.StringIO()
     console = Console(file=output, width=120)
     progress = Progress(console, SUBJECT, clock=lambda: now[0])
-    study = make_study(tmp_path, budget=8, listeners=(progress,))
+    study = make_study(tmp_path, budget=8, reference="B-FP", listeners=(progress,))
     with closing(study.log), progress:
         trial = study.next_trial()
         assert trial is not None
-        for made in (40, 70, 100):
-            study.take(trial.id, Outcome(progress=Done("codes", made, 200)))
-            now[0] += 6.0
+        for at, made in points:
+            now[0] = float(at)
+            study.take(trial.id, Outcome(progress=Done(work, made, 200)))
         study.take(trial.id, Outcome(report=make_report(8, 0.5)))
-    text = output.getvalue()
 
-    assert "calibrating: 40 of 200 codes\n" in text
-    assert "calibrating: 70 of 200 codes, about 26 s left" in text
-    assert "calibrating: 100 of 200 codes, about 20 s left" in text
+    assert [line for line in output.getvalue().splitlines() if " of 200 " in line] == lines
 
 
 def test_a_plot_has_its_corners(tmp_path: Path) -> None:

@@ -164,6 +164,19 @@ def test_a_reference_tells_how_far_all_is_that_follows_it(
     assert (tmp_path / "references/t7.safetensors").is_file()
 
 
+def test_starts_are_told_of_before_the_first_one_is_made(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_with_a_trial(bert_folder, tmp_path, role="reference")
+    monkeypatch.setattr("tune.on_ray.workers.TELL_SECONDS", 1000.0)
+    outcomes = [first_without_codes(worker)[0]]
+    while outcomes[-1].report is None or outcomes[-1].report.step < RECIPE.max_steps:
+        outcomes.append(worker.step()[OUTCOME])
+
+    told = [outcome.progress for outcome in outcomes if outcome.progress is not None]
+    assert [(p.work, p.made) for p in told if p.work != "training"] == [("starts", 0)]
+
+
 def test_a_trial_that_goes_on_tells_all_that_it_has_measured(
     bert_folder: Path, tmp_path: Path
 ) -> None:

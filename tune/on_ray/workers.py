@@ -238,7 +238,8 @@ class AllocationTrainable(ray_tune.Trainable):
             self._references.keep(spec.trial, run)
             formats = self._context.space.adapted_formats
             self._starts = self._loaded().make_corrections(self._own_reference, formats)
-            self._ended, self._tell_at = outcome, time.monotonic() + TELL_SECONDS
+            # Told at once: before the first one is there, gradients of the answers are collected.
+            self._ended, self._tell_at = outcome, 0.0
         return outcome
 
     def _after_starts(self) -> Outcome:

@@ -208,7 +208,8 @@ class Pace:
         told = self._told[work, trial]
         (earlier, before), (last, made) = told.earlier, told.last
         left = None
-        if made > before:
+        # Before the first start comes what takes longer than all of them.
+        if made > before and (before > 0 or work != "starts"):
             pace = (last - earlier) / (made - before)
             left = max(0.0, pace * (told.wanted - made) - (time - last))
         title, unit = DOES[work]
