@@ -4,7 +4,6 @@ What `axe` calls serious or critical is a fault.
 """
 
 import csv
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from random import Random
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Download, Page, sync_playwright
+from playwright.sync_api import Browser, Download, Page
 
 from search_spaces.costs import memory_bytes
+from tests.browsing import SHOWN_MS, needs_browser, started_browser
 from tests.simulated import drive, make_report, make_study, save_study
 from tune.report.facts import read_facts
 from tune.report.figures.style import BITS_RAMP, IN_THE_DARK
@@ -23,22 +23,16 @@ from tune.report.page.page import write_report
 from tune.study.confirming import Proposal, proposed
 from tune.study.events import LOG_NAME, Reported, Stopped, encode_event
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
-DRAWN_MS = 60_000
 TRIALS = 5000
 
-pytestmark = pytest.mark.skipif(FOUND is None, reason=f"no browser of {', '.join(BROWSERS)}")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=FOUND, args=ARGUMENTS)
+    with started_browser() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +68,7 @@ def opened(browser: Browser) -> Iterator[Callable[[Path, int, str], Page]]:
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri())
-        page.wait_for_selector(f"html[data-drawn={scheme}]", state="attached", timeout=DRAWN_MS)
+        page.wait_for_selector(f"html[data-drawn={scheme}]", state="attached", timeout=SHOWN_MS)
         return page
 
     yield open_page
@@ -193,7 +187,7 @@ def test_the_page_turns_dark_when_the_screen_does(
     cells = page.locator("[data-figure^=allocation-][data-figure$=-bits] svg .mark-rect path")
     light = {cell.get_attribute("fill") for cell in cells.all()}
     page.emulate_media(color_scheme="dark")
-    page.wait_for_selector("html[data-drawn=dark]", state="attached", timeout=DRAWN_MS)
+    page.wait_for_selector("html[data-drawn=dark]", state="attached", timeout=SHOWN_MS)
     dark = {cell.get_attribute("fill") for cell in cells.all()}
 
     assert page.locator("#differences .chart").get_attribute("data-drawn") == "dark"

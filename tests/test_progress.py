@@ -26,8 +26,9 @@ from tests.simulated import (
 )
 from tune.flags import Form
 from tune.report import watch as watching
+from tune.report.metrics import metric_of
 from tune.report.pace import Pace
-from tune.report.progress import Progress, Subject, metric_of
+from tune.report.progress import Progress, Subject
 from tune.report.screen import duration, moment, plot, render
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, Event, EventLog, Work, decode_event

@@ -20,8 +20,9 @@ from tests.simulated import (
     score,
 )
 from tests.wandb_server import wandb_server
+from tune.report.hparams import readable_parameters
 from tune.report.picture import allocation_picture
-from tune.report.sinks import TensorBoard, Wandb, readable_parameters, send_report
+from tune.report.sinks import TensorBoard, Wandb, send_report
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, Completed, Event, EventLog, Paused, Stopped
 from tune.study.study import Outcome
@@ -111,12 +112,12 @@ def test_parameters_are_few_and_readable(tmp_path: Path) -> None:
 
     assert parameters["average_bits"] == 16
     assert parameters["average_rank"] == 8
-    assert {k: v for k, v in parameters.items() if k.startswith("module_bits_")} == {
-        "module_bits_early_blocks": 16,
-        "module_bits_middle_blocks": 16,
-        "module_bits_late_blocks": 16,
-        "module_bits_attention_query": 16,
-        "module_bits_output": 16,
+    assert {k: v for k, v in parameters.items() if k.startswith("weight_bits_")} == {
+        "weight_bits_early_blocks": 16,
+        "weight_bits_middle_blocks": 16,
+        "weight_bits_late_blocks": 16,
+        "weight_bits_attention_query": 16,
+        "weight_bits_output": 16,
     }
     assert len(parameters) <= 12
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from alrq_core.records import TrialReport
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -54,6 +56,11 @@ METRICS: Mapping[str, Metric] = {
     "exact_match": Metric(name="exact match", task="text-generation"),
     "perplexity": Metric(name="perplexity", task="text-generation", share=False),
 }
+
+
+def metric_of(report: TrialReport) -> str:
+    """Return the name of the metric that a report has."""
+    return next(name for name in METRICS if getattr(report, name) is not None)
 
 
 def digits_beside(interval: tuple[float, float] | None, margin: float) -> int:

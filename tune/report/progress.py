@@ -9,11 +9,10 @@ from rich.console import Console, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
 
-from alrq_core.records import TrialReport
 from search_spaces.costs import format_bytes
 from search_spaces.spaces import SEARCHED
 from tune.flags import Form
-from tune.report.metrics import METRICS
+from tune.report.metrics import metric_of
 from tune.report.pace import DOES, Pace, Phase
 from tune.report.screen import PLOT_HEIGHT, WIDTH, Moment, duration, moment, render
 from tune.study.config import StudyConfig
@@ -54,11 +53,6 @@ class Subject:
     def fixed(self) -> bool:
         """Whether the space is a fixed one."""
         return self.config.space not in SEARCHED
-
-
-def metric_of(report: TrialReport) -> str:
-    """Return the name of the metric that a report has."""
-    return next(name for name in METRICS if getattr(report, name) is not None)
 
 
 class Progress:

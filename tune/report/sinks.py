@@ -4,56 +4,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
 
-from alrq_core.records import TrialReport
 from search_spaces.costs import average_bits, average_rank
-from search_spaces.inventory import Inventory, kinds
+from search_spaces.inventory import Inventory
 from tune.mistakes import said
+from tune.report.hparams import final_values, hparams, readable_parameters, rung_values
 from tune.report.picture import allocation_picture
 from tune.study.config import StudyConfig
 from tune.study.events import Ended, Event, Paused, Reported, Tested
 from tune.study.state import StudyState, TrialState
-
-# Fields of a report to what they are called there, by the section that they stand in.
-METRICS = {
-    "divergence": "quality/divergence",
-    "loss": "quality/validation_loss",
-    "accuracy": "quality/accuracy",
-    "f1": "quality/f1",
-    "perplexity": "quality/perplexity",
-    "exact_match": "quality/exact_match",
-    "train_loss": "training/loss",
-    "peak_memory_bytes": "training/peak_memory_gigabytes",
-}
-DEPTHS = ("early", "middle", "late")
-
-
-def readable_parameters(trial: TrialState, inventory: Inventory) -> dict[str, str | float]:
-    """Return the few numbers by which people tell trials apart.
-
-    Bits are means over modules: of all, of each kind, and of each third of the blocks.
-    """
-    found: dict[str, str | float] = {
-        "role": trial.role,
-        "average_bits": round(average_bits(trial.allocation, inventory), 3),
-        "average_rank": round(average_rank(trial.allocation, inventory), 2),
-        "memory_megabytes": round(trial.memory_bytes / 1e6, 3),
-        "seed": trial.seed,
-    }
-    named, last = kinds(inventory), max((t.block for t in inventory.targets), default=0)
-    parts: dict[str, list[int]] = {f"module_bits_{depth}_blocks": [] for depth in DEPTHS}
-    for target in inventory.targets:
-        if target.name in named:
-            bits = trial.allocation.choices[target.name].bits
-            depth = DEPTHS[target.block * len(DEPTHS) // (last + 1)]
-            parts[f"module_bits_{depth}_blocks"].append(bits)
-            parts.setdefault(f"module_bits_{named[target.name].replace(' ', '_')}", []).append(bits)
-    return found | {name: round(fmean(bits), 2) for name, bits in parts.items() if bits}
 
 
 class TensorBoard:
@@ -69,7 +31,7 @@ class TensorBoard:
         """Write one event."""
         if isinstance(event, Reported):
             writer = self._writer(event.trial)
-            for name, value in _metrics(event.report).items():
+            for name, value in rung_values(event.report).items():
                 writer.add_scalar(name, value, event.report.step)
             writer.flush()
         elif isinstance(event, Paused):
@@ -81,13 +43,11 @@ class TensorBoard:
             tag = f"test/{event.score.metric}"
             self._writer(event.trial).add_scalar(tag, event.score.value, 0)
         elif isinstance(event, Ended):
-            trial = state.trials[event.trial]
-            writer, values = self._writer(event.trial), _ends(trial)
-            parameters = readable_parameters(trial, self._inventory) | {"status": trial.status}
+            trial, writer = state.trials[event.trial], self._writer(event.trial)
             # The writer's own `add_hparams` would open a second file, or this one anew.
-            for summary in hparams(parameters, values):
+            for summary in hparams(trial, state, self._inventory):
                 writer.file_writer.add_summary(summary)
-            for name, value in values.items():
+            for name, value in final_values(trial).items():
                 writer.add_scalar(name, value, 0)
             picture = allocation_picture(trial.final, self._inventory)
             writer.add_image("allocation", picture, 0, dataformats="HWC")
@@ -106,18 +66,6 @@ class TensorBoard:
             suffix = f".{len(list(folder.glob('*')))}"
             self._writers[trial_id] = SummaryWriter(str(folder), filename_suffix=suffix)
         return self._writers[trial_id]
-
-
-def _ends(trial: TrialState) -> dict[str, float]:
-    """Return the few numbers by which trials are sorted."""
-    found: dict[str, float] = {}
-    if trial.judged is not None and trial.judged.divergence is not None:
-        found["final/divergence"] = trial.judged.divergence
-    if trial.last is not None:
-        found["final/validation_loss"] = trial.last.loss
-    if trial.test is not None:
-        found[f"final/test_{trial.test.metric}"] = trial.test.value
-    return found
 
 
 class Wandb:
@@ -142,7 +90,7 @@ class Wandb:
         """Send one event."""
         if isinstance(event, Reported):
             run = self._run(state.trials[event.trial])
-            run.log(_metrics(event.report), step=event.report.step)
+            run.log(rung_values(event.report), step=event.report.step)
         elif isinstance(event, Tested):
             run = self._run(state.trials[event.trial])
             run.summary[f"test/{event.score.metric}"] = event.score.value
@@ -248,9 +196,3 @@ def _has_key() -> bool:
         return True
     netrc = Path.home() / ".netrc"
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(encoding="utf-8", errors="replace")
-
-
-def _metrics(report: TrialReport) -> Mapping[str, float]:
-    found = {tag: getattr(report, name) for name, tag in METRICS.items()}
-    found[METRICS["peak_memory_bytes"]] = report.peak_memory_bytes / 1e9
-    return {tag: value for tag, value in found.items() if value is not None}
