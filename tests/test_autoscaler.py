@@ -6,15 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
 
+from tests.waiting import HANGS_SECONDS, until
 from tune.on_ray import autoscaler as module
+from tune.on_ray import nodes
 from tune.on_ray.autoscaler import Autoscaler
 from tune.on_ray.nodes import hosts, wait_for_room
 
@@ -77,20 +79,46 @@ def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         ray.shutdown()
         head.send_signal(signal.SIGTERM)
-        head.wait(30)
+        head.wait(HANGS_SECONDS)
 
 
-def test_an_autoscaler_starts_what_it_can_and_refuses_the_rest(growing: str) -> None:
+def test_an_autoscaler_starts_what_it_can_and_refuses_the_rest(
+    growing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At first its own head counts as coming."""
-    settled, deadline = Autoscaler(coming=(), failed=(), refused=()), time.monotonic() + 30
-    while module.autoscaler() != settled and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert module.autoscaler() == settled
+    monkeypatch.setattr(nodes, "VERDICT_SECONDS", HANGS_SECONDS)
+    settled = Autoscaler(coming=(), failed=(), refused=())
+    until(lambda: module.autoscaler() == settled)
     with pytest.raises(ValueError, match=r"which takes 1 CPU, 28\.70 GB of memory") as no:
         wait_for_room({"CPU": 1.0, "memory": 28.7e9}, lambda _: None)
     assert "and its autoscaler can start no larger one" in str(no.value)
 
     assert [host.cores for host in hosts(None, "float32", lambda _: None)] == [1]
+
+
+@pytest.mark.parametrize(("cpus", "refused"), [(0.0, True), (1.0, False)])
+def test_a_node_that_has_come_and_is_not_coming_any_more_is_waited_for(
+    cpus: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first worker, for which it is there, has not started yet."""
+    request, found = {"CPU": 1.0}, list[nodes.Node]()
+
+    def waited(*_: object) -> Iterator[float]:
+        found.append(nodes.Node(id="n", address="here", resources={"CPU": cpus}))
+        yield nodes.VERDICT_SECONDS + 1.0
+
+    task, settled = MagicMock(), Autoscaler(coming=(), failed=(), refused=())
+    monkeypatch.setattr(nodes, "nodes", lambda: found)
+    monkeypatch.setattr(nodes, "autoscaler", lambda: settled)
+    monkeypatch.setattr(nodes, "_nothing", task)
+    monkeypatch.setattr(nodes, "_until_done", waited)
+    monkeypatch.setattr(nodes.ray, "cancel", print)
+    if refused:
+        with pytest.raises(ValueError, match="its autoscaler began none in 21 s"):
+            wait_for_room(request, print)
+    else:
+        wait_for_room(request, print)
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(

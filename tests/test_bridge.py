@@ -55,6 +55,19 @@ def test_the_one_that_waits_longest_runs_first() -> None:
     assert scheduler.choose_trial_to_run(cast(Any, controller)) is trials[1]
 
 
+def test_one_that_lost_its_worker_comes_after_all_that_wait_and_before_what_comes() -> None:
+    """Tune adds it once more."""
+    scheduler = StudyScheduler(cast(Any, None), print)
+    first, second, third = (SimpleNamespace(status=PENDING, trial_id=name) for name in "abc")
+    for trial in (first, second, first, third):
+        scheduler.on_trial_add(cast(Any, None), cast(Any, trial))
+    left = [third, first, second]
+    for expected in (second, first, third):
+        controller = SimpleNamespace(get_live_trials=lambda: left)
+        assert scheduler.choose_trial_to_run(cast(Any, controller)) is expected
+        left.remove(expected)
+
+
 def test_ray_gets_no_more_trials_than_have_places(tmp_path: Path) -> None:
     places, study = [3], make_study(tmp_path)
     searcher = StudySearcher(study, lambda: places[0])

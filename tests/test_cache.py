@@ -13,6 +13,7 @@ from alrq_core.weights.cache import PackedCache
 from alrq_core.weights.packing import pack, stored_tensors
 from alrq_core.weights.quantise import quantise
 from search_spaces.formats import Format
+from tests.waiting import HANGS_SECONDS
 
 CPU = torch.device("cpu")
 SOURCE = "digest of the model"
@@ -210,4 +211,4 @@ def test_what_another_process_makes_is_waited_for(weight: Tensor, tmp_path: Path
             waiting = pool.submit(fill, tmp_path, weight)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=1)
-        assert waiting.result(timeout=60) == 8
+        assert waiting.result(timeout=HANGS_SECONDS) == 8

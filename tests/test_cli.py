@@ -19,6 +19,7 @@ from ray.tune.error import TuneError
 import run_search
 from alrq_core.files import write_json
 from tests.tiny import save_bert
+from tests.waiting import HANGS_SECONDS
 from tune.study.events import LOG_NAME, EventLog, Started
 from tune.study.record import study_content
 
@@ -29,7 +30,7 @@ def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedPro
     script = [sys.executable, str(ROOT / "run_search.py"), *arguments]
     environment = os.environ | variables
     return subprocess.run(
-        script, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment
+        script, capture_output=True, text=True, timeout=HANGS_SECONDS, cwd=cwd, env=environment
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 
 from alrq_core.memory.cores import MOST_TRIALS
+from tests.waiting import HANGS_SECONDS, until
 from tune.on_ray import cluster
 from tune.on_ray.cluster import ray_started, worker_environment
 
@@ -153,7 +154,7 @@ def test_a_study_that_can_not_start_leaves_no_process_behind(tmp_path: Path) -> 
         [sys.executable, str(ROOT / "run_search.py"), "--max-memory", "1MB"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS_SECONDS,
         cwd=tmp_path,
         env=os.environ | {"ALRQ_TEST_MARK": mark},
     )
@@ -163,10 +164,7 @@ def test_a_study_that_can_not_start_leaves_no_process_behind(tmp_path: Path) -> 
     assert process.stderr.count("\n") == 1
     assert process.stdout == ""
     assert not list(tmp_path.iterdir())
-    deadline = time.monotonic() + 20
-    while marked(mark) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not marked(mark)
+    until(lambda: not marked(mark))
 
 
 def marked(mark: str) -> list[str]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANGS_SECONDS
+
 REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "scripts" / "docker-run.sh"
 CONFIGS = ("B-FP", "B-Q4", "B-Ada", "Joint-1", "Joint-2", "Joint-3")
@@ -63,7 +65,7 @@ class Machine:
             stdout=subprocess.PIPE if terminal is None else terminal,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
+            timeout=HANGS_SECONDS,
             check=False,
         )
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from tests.s3 import Server, serving
 from tests.test_kills import BUDGET, ROOT, command, events, finished, story
+from tests.waiting import HANGS_SECONDS, output_of, until
 from tune.study.store import Store
 
 # More of them take minutes.
@@ -62,14 +63,6 @@ def started(arguments: list[str], cache: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait(process: subprocess.Popen[str], reached: Callable[[], bool], seconds: float) -> None:
-    """Return once a process has come so far, or has ended."""
-    deadline = time.monotonic() + seconds
-    while not reached() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def ended(output: Path) -> Counter[str]:
     """Return how often each trial ended."""
     return Counter(event["trial"] for event in events(output) if event["event"] in ENDS)
@@ -93,7 +86,7 @@ def test_a_node_that_is_lost_at_half_time_changes_nothing(
     half = sum(("event", "completed") in event for event in undisturbed) // 2
     arguments = [*command(bert_folder, reviews, tmp_path), "--address", cluster.address]
     process = started(arguments, tmp_path / "cache")
-    wait(process, lambda: len(ended(tmp_path)) >= half, 200)
+    until(lambda: len(ended(tmp_path)) >= half, process)
     lost = max(cluster.worker_nodes, key=lambda node: node.unique_id)
     cluster.remove_node(lost, allow_graceful=False)
     finished(process)
@@ -116,10 +109,10 @@ def test_drivers_that_are_killed_at_random_moments_lose_and_double_nothing(
     resume += ["--budget", str(BUDGET), "--address", cluster.address]
     for _ in range(KILLS):
         before, process = len(events(tmp_path)), started(arguments, tmp_path / "cache")
-        wait(process, lambda before=before: len(events(tmp_path)) != before, 120)
+        until(lambda before=before: len(events(tmp_path)) != before, process)
         time.sleep(generator.uniform(0, 8))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        output_of(process)
         arguments = resume
     finished(started(resume, tmp_path / "cache"))
 
@@ -145,7 +138,7 @@ def full(cluster: Cluster) -> Iterator[None]:
         assert filling.stdout is not None
         assert any(line == "full\n" for line in filling.stdout)
         yield
-        filling.communicate(timeout=60)
+        filling.communicate(timeout=HANGS_SECONDS)
     assert filling.returncode == 0
 
 
@@ -165,16 +158,16 @@ def test_nodes_that_share_only_a_store_lose_nothing(
     joined = ["--address", cluster.address, "--storage", server.uri]
     first, second = tmp_path / "first", tmp_path / "second"
     process = started([*command(bert_folder, reviews, first), *joined], tmp_path / "cache")
-    wait(process, lambda: len(ended(first)) >= 1, 200)
+    until(lambda: len(ended(first)) >= 1, process)
     server.failing = True
     time.sleep(5)
     server.failing = False
-    wait(process, lambda: len(ended(first)) >= half, 200)
+    until(lambda: len(ended(first)) >= half, process)
     assert not list((first / "studies/s").glob("checkpoints/*"))
     lost = max(cluster.worker_nodes, key=lambda node: node.unique_id)
     cluster.remove_node(lost, allow_graceful=False)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    output_of(process)
     shutil.rmtree(first)
     resume = [sys.executable, str(ROOT / "run_search.py"), "--output-dir", str(second)]
     resume += ["--resume", Store(server.uri).below("s").uri, "--budget", str(BUDGET)]

@@ -28,6 +28,7 @@ from alrq_core.export.llama_tokens import CUTS, add_tokenizer, checked_tokenizer
 from alrq_core.trial import TrialRun
 from search_spaces.allocation import Allocation, Choice
 from tests.tiny import RECIPE, make_context, save_llama
+from tests.waiting import HANGS_SECONDS
 
 IDS = [5, 7, 9, 4, 3, 8, 8, 6, 10, 3, 11, 12]
 TEXT = "It's 12345 o'clock, they'LL say:\n\n  a fine plot,\tNaïve über 東京 <|end|>x  !!  \n"
@@ -166,7 +167,7 @@ class Llama:
             json.dumps(asked).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=HANGS_SECONDS) as answer:
             found: list[int] = json.load(answer)["tokens"]
         return found
 

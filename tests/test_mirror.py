@@ -12,12 +12,13 @@ import pytest
 from search_spaces.allocation import Allocation
 from tests.s3 import Server, serving
 from tests.simulated import advance, bytes_help, drive, make_study
+from tests.waiting import until
 from tune.study import mirror, owner
 from tune.study.config import STUDY_FILE, StudyConfig
 from tune.study.events import LOG_NAME, EventLog
 from tune.study.mirror import Mirror
 from tune.study.owner import OWNER_FILE, check_silent
-from tune.study.store import Store
+from tune.study.store import PATIENCE_SECONDS, Store
 from tune.study.stored import check_storage, fetched_study
 
 Tell = Callable[[str], None]
@@ -46,13 +47,6 @@ def store_of(server: Server, patience: float = 5) -> Store:
 
 def front(folder: Path) -> list[Allocation]:
     return [trial.allocation for trial in make_study(folder).state.front()]
-
-
-def until(reached: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_study_that_is_brought_back_is_the_study(server: Server, tmp_path: Path) -> None:
@@ -273,7 +267,7 @@ def test_a_store_that_does_not_work_is_refused_at_once(server: Server, uri: str)
     started = time.monotonic()
     with pytest.raises(ValueError, match="`--storage` must be a place that can be read and writ"):
         check_storage(config)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < PATIENCE_SECONDS
 
 
 def test_a_name_that_the_store_has_is_refused(server: Server) -> None:

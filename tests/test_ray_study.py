@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 import alrq_core
 import run_search
 from tests.tiny import save_bert
+from tests.waiting import HANGS_SECONDS
 
 ROOT = Path(__file__).parents[1]
 BUDGET = 5
@@ -42,7 +43,9 @@ def command(bert: Path, reviews: Path, output: Path, *more: str) -> list[str]:
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=280, cwd=ROOT)
+    return subprocess.run(
+        arguments, capture_output=True, text=True, timeout=HANGS_SECONDS, cwd=ROOT
+    )
 
 
 def events(output: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,11 +75,9 @@ def test_a_store_that_stays_so_is_an_error_and_nothing_half(server: Server, faul
     store = Store(server.uri, patience=1)
     store.write_text("x", "1")
     setattr(server, fault, True)
-    started = time.monotonic()
     with pytest.raises(OSError, match=r"SLOW_DOWN|Full"):
         store.write_text("x", "2")
 
-    assert time.monotonic() - started < 20
     setattr(server, fault, False)
     assert store.read_text("x") == "1"
 

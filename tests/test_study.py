@@ -436,12 +436,7 @@ def test_the_matrix_runs_all_six_to_the_end_and_confirms_them(tmp_path: Path) ->
     assert not study.state.of_role("search")
 
 
-def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
-    """AdaLoRA's ranks and bytes are only known then, and a resumed study knows them too."""
-    study = make_study(tmp_path, space="Joint-1")
-    trial = study.next_trial()
-    assert trial is not None
-    ranks = {name: number for number, name in enumerate(INVENTORY.names)}
+def receipt_of(ranks: dict[str, int]) -> Receipt:
     modules = {
         name: ModuleReceipt(
             module_class="c",
@@ -454,7 +449,7 @@ def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
         )
         for name, rank in ranks.items()
     }
-    receipt = Receipt(
+    return Receipt(
         modules=modules,
         memory_bytes=777,
         target_bytes=700,
@@ -464,7 +459,16 @@ def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
         lora_pairs_with_gradient=5,
         compute_dtype="float32",
     )
-    study.take(trial.id, Outcome(report=make_report(RUNGS[-1], 0.5), receipt=receipt))
+
+
+def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
+    """AdaLoRA's ranks and bytes are only known then, and a resumed study knows them too."""
+    study = make_study(tmp_path, space="Joint-1")
+    trial = study.next_trial()
+    assert trial is not None
+    ranks = {name: number for number, name in enumerate(INVENTORY.names)}
+    report = make_report(RUNGS[-1], 0.5)
+    study.take(trial.id, Outcome(report=report, receipt=receipt_of(ranks)))
     study.log.close()
     again = StudyState(INVENTORY.names).replay(EventLog(tmp_path / LOG_NAME).read())
 
@@ -472,6 +476,30 @@ def test_a_completed_trial_is_what_its_receipt_says(tmp_path: Path) -> None:
         assert (known.memory_bytes, known.trainable_parameters) == (777, 99)
         assert known.final == trial.allocation.with_ranks(ranks)
         assert known.allocation.final_rank == 4
+
+
+@pytest.mark.parametrize("lost", range(4))
+def test_what_a_kill_left_of_an_end_is_completed_and_not_repeated(
+    tmp_path: Path, lost: int
+) -> None:
+    """Report, receipt, test and end are logged one after another."""
+    study = make_study(tmp_path, space="B-FP")
+    trial = study.next_trial()
+    assert trial is not None
+    report, receipt = make_report(RUNGS[-1], 0.5), receipt_of(dict.fromkeys(INVENTORY.names, 8))
+    outcome = Outcome(report=report, receipt=receipt, test=score(trial))
+    study.take(trial.id, outcome)
+    study.log.close()
+    log = tmp_path / LOG_NAME
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[: len(lines) - lost]))
+    again = make_study(tmp_path, space="B-FP")
+    again.take(trial.id, outcome)
+    again.log.close()
+    ends = Counter(json.loads(line)["event"] for line in log.read_text().splitlines())
+
+    assert {ends[kind] for kind in ("reported", "realised", "tested", "completed")} == {1}
+    assert again.state.trials[trial.id] == study.state.trials[trial.id]
 
 
 def test_state_is_made_from_the_log_alone(tmp_path: Path) -> None:

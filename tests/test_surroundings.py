@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.test_ray_study import command
+from tests.waiting import HANGS_SECONDS
 
-DEADLINE_SECONDS = 120
 # Takes the terminal and hears of its end, as a login shell does, whatever the tests were started
 # with; takes few open files; then becomes the program.
 SHELL = (
@@ -66,12 +66,15 @@ def hung_up(
     )
     os.close(terminal)
     study, shown = place / "Ergebnisse ä/studies/s", b""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + HANGS_SECONDS
     while ended(study) < 2 and process.poll() is None and time.monotonic() < deadline:
         if select.select([master], [], [], 0.05)[0]:
             shown += os.read(master, 4096)
     os.close(master)
-    return study, process.wait(timeout=DEADLINE_SECONDS), shown.decode("ascii")
+    try:
+        return study, process.wait(timeout=HANGS_SECONDS), shown.decode("ascii")
+    finally:
+        process.kill()
 
 
 def test_a_closed_terminal_ends_a_study_as_ctrl_c_does(hung_up: tuple[Path, int, str]) -> None:

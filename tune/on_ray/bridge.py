@@ -1,5 +1,6 @@
 """Connects a study to Ray Tune: its `Searcher` asks for trials, its scheduler hands in results."""
 
+import itertools
 import time
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Self
@@ -86,11 +87,12 @@ class StudyScheduler(_Uncopied, TrialScheduler):
         super().__init__()
         self._study, self._waiting = study, waiting
         self._numbers: dict[str, int] = {}
+        self._count = itertools.count()
         self._idle_since = self._told = time.monotonic()
 
     def on_trial_add(self, tune_controller: "TuneController", trial: Trial) -> None:
-        """Note which came first."""
-        self._numbers[trial.trial_id] = len(self._numbers)
+        """Note which came first; one that lost its worker is added again, as the last."""
+        self._numbers[trial.trial_id] = next(self._count)
 
     def on_trial_result(
         self, tune_controller: "TuneController", trial: Trial, result: dict[str, Any]

@@ -136,7 +136,7 @@ def wait_for_room(request: Request, tell: Tell) -> None:
     Raises:
         ValueError: None can, nor any that the autoscaler would start; both figures are named.
     """
-    if any(node.holds(request) for node in nodes()):
+    if _holds(request):
         return
     if autoscaler() is None:
         raise _too_small(request, "and no autoscaler that could start another")
@@ -148,12 +148,19 @@ def wait_for_room(request: Request, tell: Tell) -> None:
             state = autoscaler()
             if state is None or any(_equal(request, refused) for refused in state.refused):
                 raise _too_small(request, "and its autoscaler can start no larger one")
-            if waited > VERDICT_SECONDS and not (state.coming or state.failed):
+            # A node that has come takes a while to start the first worker.
+            begun = state.coming or state.failed or _holds(request)
+            if waited > VERDICT_SECONDS and not begun:
                 raise _too_small(request, f"and its autoscaler began none in {waited:.0f} s")
     except BaseException:
         # Never what is done: Ray 2.60 ends a process that cancels what is just being completed.
         ray.cancel(waiting)
         raise
+
+
+def _holds(request: Request) -> bool:
+    """Tell whether there is a node that can hold it."""
+    return any(node.holds(request) for node in nodes())
 
 
 def amounts(request: Request) -> str:

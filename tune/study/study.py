@@ -234,9 +234,10 @@ class Study:
             # A resumed study reads it from there.
             write_json(self.folder / TABLE_FILE, outcome.table.to_json())
             self.plan.proposer.use_table(outcome.table)
-        if outcome.receipt is not None:
+        # A killed study may have logged some of this: a trial that has not ended is told of again.
+        if outcome.receipt is not None and trial.trainable_parameters is None:
             self._record(_realised(trial, outcome.receipt))
-        if outcome.test is not None:
+        if outcome.test is not None and trial.test is None:
             self._record(Tested(trial=trial.id, score=outcome.test))
         self._record(Completed(trial=trial.id))
         self._tell(trial)
