@@ -1,11 +1,9 @@
 """A real browser for tests; those without one are skipped."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -16,10 +14,11 @@ SHOWN_MS = 60_000
 needs_browser = pytest.mark.skipif(FOUND is None, reason=f"no browser of {', '.join(NAMES)}")
 
 
-@contextmanager
-def started_browser() -> Iterator[Browser]:
-    """Start it, and end it."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=FOUND, args=ARGUMENTS)
-        yield started
-        started.close()
+def watch(page: Page) -> tuple[list[str], list[str]]:
+    """Return what a page will print or raise, and the addresses that it will ask for."""
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    return said, asked

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 from alrq_core import context
 from alrq_core.models import digests, shared_weights
+from tests.browsing import ARGUMENTS, FOUND
 from tests.tiny import save_bert, save_llama, save_reviews
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -51,3 +53,11 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_reviews(tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=FOUND, args=ARGUMENTS)
+        yield started
+        started.close()

@@ -79,7 +79,10 @@ def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         ray.shutdown()
         head.send_signal(signal.SIGTERM)
-        head.wait(HANGS_SECONDS)
+        try:
+            head.wait(HANGS_SECONDS)
+        finally:
+            head.kill()
 
 
 def test_an_autoscaler_starts_what_it_can_and_refuses_the_rest(

@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browsing import SHOWN_MS, needs_browser, started_browser
+from tests.browsing import SHOWN_MS, needs_browser, watch
 from tests.simulated import drive, make_inventory, make_study
 from tests.waiting import until
 from tune.report.sinks import TensorBoard
@@ -29,28 +29,18 @@ expect.set_options(timeout=SHOWN_MS)
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("study")
-    sink = TensorBoard(folder / "tensorboard", make_inventory())
+    sink = TensorBoard(folder / "tensorboard", make_inventory(), diverge=True)
     made = make_study(folder, budget=12, searcher="alrq", reference="B-FP", listeners=(sink,))
     drive(made)
     sink.close()
     return made
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with started_browser() as started:
-        yield started
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """At the end its console must be empty, and nobody but this machine may have been asked."""
     made = browser.new_page(viewport={"width": 1900, "height": 1000})
-    said: list[str] = []
-    asked: list[str] = []
-    made.on("console", lambda message: said.append(message.text))
-    made.on("pageerror", lambda error: said.append(str(error)))
-    made.on("request", lambda request: asked.append(request.url))
+    said, asked = watch(made)
     yield made
     made.close()
     assert [text for text in said if not any(own in text for own in ITS_OWN)] == []

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from tests.s3 import Server, serving
 from tests.test_kills import BUDGET, ROOT, command, events, finished, story
-from tests.waiting import HANGS_SECONDS, output_of, until
+from tests.waiting import output_of, until
 from tune.study.store import Store
 
 # More of them take minutes.
@@ -138,7 +138,7 @@ def full(cluster: Cluster) -> Iterator[None]:
         assert filling.stdout is not None
         assert any(line == "full\n" for line in filling.stdout)
         yield
-        filling.communicate(timeout=HANGS_SECONDS)
+        output_of(filling)
     assert filling.returncode == 0
 
 

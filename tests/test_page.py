@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Download, Page
 
 from search_spaces.costs import memory_bytes
-from tests.browsing import SHOWN_MS, needs_browser, started_browser
+from tests.browsing import SHOWN_MS, needs_browser, watch
 from tests.simulated import drive, make_report, make_study, save_study
 from tune.report.facts import read_facts
 from tune.report.figures.style import BITS_RAMP, IN_THE_DARK
@@ -27,12 +27,6 @@ LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 TRIALS = 5000
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with started_browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +50,23 @@ def pages(studies: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Callable[[Path, int, str], Page]]:
     """Opens a page; at the end nothing may have been printed, failed, or asked for elsewhere."""
-    said: list[str] = []
-    asked: list[str] = []
-    made: list[Page] = []
+    made: list[tuple[Page, list[str], list[str]]] = []
 
     def open_page(path: Path, width: int = 1280, scheme: str = "light") -> Page:
         size = {"width": width, "height": 900}
         page = browser.new_page(viewport=size, color_scheme=scheme, accept_downloads=True)
-        made.append(page)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+        made.append((page, *watch(page)))
         page.goto(path.as_uri())
         page.wait_for_selector(f"html[data-drawn={scheme}]", state="attached", timeout=SHOWN_MS)
         return page
 
     yield open_page
-    for page in made:
+    for page, _, _ in made:
         page.close()
-    assert said == []
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-    assert sum(url.startswith("file:") for url in asked) == len(made)
+    for _, said, asked in made:
+        assert said == []
+        assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+        assert sum(url.startswith("file:") for url in asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    parse_experiment_plugin_data,
+    parse_session_start_info_plugin_data,
+)
 
 from search_spaces.allocation import Allocation, Choice
 from tests.simulated import (
+    RUNGS,
     advance,
     bytes_help,
     drive,
@@ -26,25 +31,43 @@ from tune.report.picture import allocation_picture
 from tune.report.sinks import TensorBoard, Wandb, send_report
 from tune.study.config import StudyConfig
 from tune.study.events import LOG_NAME, Completed, Event, EventLog, Paused, Stopped
+from tune.study.state import UNENDED
 from tune.study.study import Outcome
 
 INVENTORY = make_inventory()
 
 
-def test_tensorboard_has_a_run_a_trial(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path / "tb", INVENTORY)
-    study = make_study(tmp_path, budget=5, listeners=(sink,))
+@pytest.mark.parametrize(
+    ("searcher", "reference"), [("random", None), ("alrq", None), ("alrq", "B-FP")]
+)
+def test_tensorboard_has_a_run_a_trial(
+    tmp_path: Path, searcher: str, reference: str | None
+) -> None:
+    """Whose metrics it shows at first are those of the search's trials, in each run the same."""
+    sink = TensorBoard(tmp_path / "tb", INVENTORY, reference is not None)
+    study = make_study(
+        tmp_path, budget=5, searcher=searcher, reference=reference, listeners=(sink,)
+    )
     drive(study)
     sink.close()
+    described = set()
     for trial in study.state.trials.values():
         run = EventAccumulator(str(tmp_path / "tb" / trial.id)).Reload()
         points = [(event.step, event.value) for event in run.Scalars("quality/validation_loss")]
         assert points == [(r.step, pytest.approx(r.loss)) for r in trial.reports]
-        assert "training/loss" in run.Tags()["scalars"]
-        if trial.role == "confirm":
-            assert run.Scalars("test/accuracy")
+        trained = [r.step for r in trial.reports if r.step]
+        assert ("training/loss" in run.Tags()["scalars"]) == bool(trained)
         plugin = run.PluginTagToContent("hparams")
-        assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugin)
+        assert "_hparams_/session_start_info" in plugin
+        described.add(plugin["_hparams_/experiment"])
+        metrics = parse_experiment_plugin_data(plugin["_hparams_/experiment"]).metric_infos
+        tags = [metric.name.tag for metric in metrics]
+        assert tags[5:] == ["final/test_accuracy"]
+        found = set(run.Tags()["scalars"])
+        if trial.searched:
+            assert set(tags[:5]) <= found
+        assert (tags[5] in found) == (trial.test is not None)
+    assert len(described) == 1
     assert any(trial.promoted_step for trial in study.state.trials.values())
 
 
@@ -61,10 +84,19 @@ def test_sinks_go_on_where_an_earlier_run_was_cut(
     lines = log.read_text().splitlines(keepends=True)
     at = next(n for n, line in enumerate(lines) if line.startswith(kind))
     log.write_text("".join(lines[:at]))
-    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: FakeRun)
-    sinks = (TensorBoard(tmp_path / "tb", INVENTORY), Wandb("p", "s", tmp_path, INVENTORY))
+    runs: list[FakeRun] = []
+
+    def init(**options: Any) -> FakeRun:
+        runs.append(FakeRun(**options))
+        return runs[-1]
+
+    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: init)
+    board = TensorBoard(tmp_path / "tb", INVENTORY, diverge=False)
+    sinks = (board, Wandb("p", "s", tmp_path, INVENTORY))
     study = make_study(tmp_path, budget=5, listeners=sinks)
-    for _ in study.state.with_status("running"):
+    resumed = [trial.id for trial in study.state.with_status("running")]
+    ended = {trial.id for trial in study.state.trials.values() if trial.status not in UNENDED}
+    for _ in resumed:
         trial = study.next_trial()
         assert trial is not None
         test = score(trial) if trial.role == "baseline" else None
@@ -77,10 +109,38 @@ def test_sinks_go_on_where_an_earlier_run_was_cut(
 
     assert study.finished
     assert cut.__name__ in {type(e).__name__ for e in EventLog(log).read()}
+    # A test that the earlier run had logged is no event of this one.
+    tested = {t.id for t in study.state.trials.values() if t.test is not None} - ended
+    sent = {
+        run.options["name"].removeprefix("s-") for run in runs if "test/accuracy" in run.summary
+    }
+    assert sent == tested
+    assert (cut is not Completed) or any(trial in tested for trial in resumed)
+
+
+def test_what_is_tried_again_is_described_anew(tmp_path: Path) -> None:
+    for failing in (True, False):
+        board = TensorBoard(tmp_path / "tb", INVENTORY, diverge=False)
+        study = make_study(tmp_path, space="B-FP", listeners=(board,))
+        if failing:
+            trial = study.next_trial()
+            assert trial is not None
+            study.take(trial.id, Outcome(error="out of memory"))
+            study.log.close()
+        else:
+            drive(study)
+        board.close()
+    run = EventAccumulator(str(tmp_path / "tb/B-FP")).Reload()
+    content = run.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    told = parse_session_start_info_plugin_data(content).hparams
+    steps = [event.step for event in run.Scalars("quality/validation_loss")]
+
+    assert told["status"].string_value == "completed"
+    assert steps == [RUNGS[-1]]
 
 
 def test_tensorboard_shows_the_allocation(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path / "tb", INVENTORY)
+    sink = TensorBoard(tmp_path / "tb", INVENTORY, diverge=False)
     study = make_study(tmp_path, budget=2, listeners=(sink,))
     drive(study)
     sink.close()

@@ -71,10 +71,13 @@ def hung_up(
         if select.select([master], [], [], 0.05)[0]:
             shown += os.read(master, 4096)
     os.close(master)
+    reached = ended(study)
     try:
-        return study, process.wait(timeout=HANGS_SECONDS), shown.decode("ascii")
+        code = process.wait(timeout=HANGS_SECONDS)
     finally:
         process.kill()
+    assert reached >= 2, shown
+    return study, code, shown.decode("ascii")
 
 
 def test_a_closed_terminal_ends_a_study_as_ctrl_c_does(hung_up: tuple[Path, int, str]) -> None:

@@ -145,12 +145,13 @@ def wait_for_room(request: Request, tell: Tell) -> None:
     wanted = f"a node with {amounts(request)}"
     try:
         for waited in _until_done(waiting, tell, lambda: wanted + _failures()):
+            if _holds(request):
+                # It has come, and takes a while to start its first worker.
+                continue
             state = autoscaler()
             if state is None or any(_equal(request, refused) for refused in state.refused):
                 raise _too_small(request, "and its autoscaler can start no larger one")
-            # A node that has come takes a while to start the first worker.
-            begun = state.coming or state.failed or _holds(request)
-            if waited > VERDICT_SECONDS and not begun:
+            if waited > VERDICT_SECONDS and not (state.coming or state.failed):
                 raise _too_small(request, f"and its autoscaler began none in {waited:.0f} s")
     except BaseException:
         # Never what is done: Ray 2.60 ends a process that cancels what is just being completed.

@@ -158,7 +158,9 @@ def _plan(prepared: Prepared, events: list[Event], state: StudyState) -> Plan:
 
 def _sinks(prepared: Prepared) -> list[TensorBoard | Wandb]:
     config, inventory = prepared.config, prepared.inventory
-    sinks: list[TensorBoard | Wandb] = [TensorBoard(config.folder / "tensorboard", inventory)]
+    sinks: list[TensorBoard | Wandb] = [
+        TensorBoard(config.folder / "tensorboard", inventory, prepared.reference is not None)
+    ]
     if config.wandb is not None:
         sinks.append(Wandb(config.wandb, config.name, config.folder, inventory))
     return sinks

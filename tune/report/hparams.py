@@ -3,7 +3,7 @@
 TensorBoard takes the columns of all runs from the description in whichever run it reads first, so
 each run has the same one, whatever is known of its own trial. Until asked for more it shows the
 first five parameters by their names, and the first five metrics; and it draws only runs that have
-all metrics that it shows. So the test metric, which the search's trials don't have, comes sixth.
+all metrics that it shows. So five that the search's trials have come before the test metric.
 """
 
 from collections.abc import Mapping
@@ -18,8 +18,7 @@ from alrq_core.records import TrialReport
 from search_spaces.costs import average_bits, average_rank
 from search_spaces.inventory import Inventory, kinds
 from tune.report.metrics import METRICS, metric_of
-from tune.study.finalists import REFERENCE_TRIAL
-from tune.study.state import ROLES, STATUSES, UNENDED, StudyState, TrialState
+from tune.study.state import ROLES, STATUSES, UNENDED, TrialState
 
 DEPTHS = ("early", "middle", "late")
 # Means over parts of a model, which come last.
@@ -42,10 +41,10 @@ TAGS = {
     "perplexity": "quality/perplexity",
     "exact_match": "quality/exact_match",
     "train_loss": "training/loss",
-    "train_seconds": "training/seconds",
     "peak_memory_bytes": "training/peak_memory_gigabytes",
 }
 DIVERGENCE, LOSS = "final/divergence", "final/validation_loss"
+SECONDS = "final/training_seconds"
 EXPERIMENT, PLUGIN, VERSION = "_hparams_/experiment", "hparams", 0
 
 
@@ -76,6 +75,9 @@ def rung_values(report: TrialReport) -> dict[str, float]:
     """Return what was measured at a rung."""
     found = {tag: getattr(report, name) for name, tag in TAGS.items()}
     found[TAGS["peak_memory_bytes"]] = report.peak_memory_bytes / 1e9
+    if report.step == 0:
+        # Nothing was trained yet.
+        found[TAGS["train_loss"]] = None
     return {tag: value for tag, value in found.items() if value is not None}
 
 
@@ -86,26 +88,34 @@ def final_values(trial: TrialState) -> dict[str, float]:
         found[DIVERGENCE] = trial.judged.divergence
     if trial.last is not None:
         found[LOSS] = trial.last.loss
+        found[SECONDS] = sum(report.train_seconds for report in trial.reports)
     if trial.test is not None:
         found[f"final/test_{trial.test.metric}"] = trial.test.value
     return found
 
 
-def hparams(trial: TrialState, state: StudyState, inventory: Inventory) -> list[Summary]:
-    """Return what the run of a trial says of it, once it has ended."""
+def hparams(trial: TrialState, inventory: Inventory, diverge: bool) -> list[Summary]:
+    """Return what the run of a trial says of it, once it has ended.
+
+    Args:
+        trial: The trial.
+        inventory: Of the model.
+        diverge: Whether the study's trials have a divergence from a reference.
+    """
     parameters = readable_parameters(trial, inventory) | {"status": trial.status}
     _, begun, ended = summary.hparams(parameters, {})
     if trial.last is None:
         # The metric of its task is not known by it.
         return [begun, ended]
     metric = metric_of(trial.last)
-    name, divergence = METRICS[metric].name, {DIVERGENCE: "divergence"}
-    metrics = (divergence if REFERENCE_TRIAL in state.trials else {}) | {
+    name = METRICS[metric].name
+    # Starts, at which most trials end, have no training loss.
+    first = {DIVERGENCE: "divergence"} if diverge else {TAGS["train_loss"]: "training loss"}
+    metrics = first | {
         LOSS: "validation loss",
         TAGS[metric]: f"validation {name}",
         TAGS["peak_memory_bytes"]: "peak memory (GB)",
-        TAGS["train_seconds"]: "training (s)",
-        TAGS["train_loss"]: "training loss",
+        SECONDS: "training (s)",
         f"final/test_{metric}": f"test {name}",
     }
     infos = [MetricInfo(name=MetricName(tag=tag), display_name=metrics[tag]) for tag in metrics]

@@ -1,6 +1,7 @@
 """Sends every report to TensorBoard and, if asked, to Weights & Biases, from the driver alone."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,22 +15,31 @@ from tune.mistakes import said
 from tune.report.hparams import final_values, hparams, readable_parameters, rung_values
 from tune.report.picture import allocation_picture
 from tune.study.config import StudyConfig
-from tune.study.events import Ended, Event, Paused, Reported, Tested
+from tune.study.events import Ended, Event, Paused, Proposed, Reported
 from tune.study.state import StudyState, TrialState
 
 
 class TensorBoard:
     """A listener that writes one run a trial, so that TensorBoard compares them."""
 
-    def __init__(self, folder: Path, inventory: Inventory) -> None:
-        """Write below `folder`."""
-        self._folder = folder
+    def __init__(self, folder: Path, inventory: Inventory, diverge: bool) -> None:
+        """Write below `folder`.
+
+        Args:
+            folder: A folder a trial is made there.
+            inventory: Of the model.
+            diverge: Whether trials have a divergence from a reference.
+        """
+        self._folder, self._diverge = folder, diverge
         self._inventory = inventory
         self._writers: dict[str, SummaryWriter] = {}
 
     def __call__(self, event: Event, state: StudyState) -> None:
         """Write one event."""
-        if isinstance(event, Reported):
+        if isinstance(event, Proposed):
+            # What failed, and is tried again, would keep its first description.
+            shutil.rmtree(self._folder / event.trial, ignore_errors=True)
+        elif isinstance(event, Reported):
             writer = self._writer(event.trial)
             for name, value in rung_values(event.report).items():
                 writer.add_scalar(name, value, event.report.step)
@@ -39,13 +49,10 @@ class TensorBoard:
             # an earlier run ended between report and pause.
             if event.trial in self._writers:
                 self._writers.pop(event.trial).close()
-        elif isinstance(event, Tested):
-            tag = f"test/{event.score.metric}"
-            self._writer(event.trial).add_scalar(tag, event.score.value, 0)
         elif isinstance(event, Ended):
             trial, writer = state.trials[event.trial], self._writer(event.trial)
             # The writer's own `add_hparams` would open a second file, or this one anew.
-            for summary in hparams(trial, state, self._inventory):
+            for summary in hparams(trial, self._inventory, self._diverge):
                 writer.file_writer.add_summary(summary)
             for name, value in final_values(trial).items():
                 writer.add_scalar(name, value, 0)
@@ -91,13 +98,12 @@ class Wandb:
         if isinstance(event, Reported):
             run = self._run(state.trials[event.trial])
             run.log(rung_values(event.report), step=event.report.step)
-        elif isinstance(event, Tested):
-            run = self._run(state.trials[event.trial])
-            run.summary[f"test/{event.score.metric}"] = event.score.value
         elif isinstance(event, Ended):
             trial = state.trials[event.trial]
             run = self._run(trial)
             run.summary["status"] = trial.status
+            if trial.test is not None:
+                run.summary[f"test/{trial.test.metric}"] = trial.test.value
             if trial.reason is not None:
                 run.summary["reason"] = trial.reason
             run.finish()

@@ -235,8 +235,11 @@ class Study:
             write_json(self.folder / TABLE_FILE, outcome.table.to_json())
             self.plan.proposer.use_table(outcome.table)
         # A killed study may have logged some of this: a trial that has not ended is told of again.
-        if outcome.receipt is not None and trial.trainable_parameters is None:
-            self._record(_realised(trial, outcome.receipt))
+        if outcome.receipt is not None:
+            realised = _realised(trial, outcome.receipt)
+            known = trial.memory_bytes, trial.trainable_parameters
+            if known != (realised.memory_bytes, realised.trainable_parameters):
+                self._record(realised)
         if outcome.test is not None and trial.test is None:
             self._record(Tested(trial=trial.id, score=outcome.test))
         self._record(Completed(trial=trial.id))
