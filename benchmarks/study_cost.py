@@ -96,7 +96,7 @@ def counted(study: Path) -> tuple[Counts, dict[str, float]]:
         ):
             references += 1
             scored += len(parts.scored) + len(parts.tuned)
-        seconds["training"] += sum(report.train_seconds for report in trial.reports)
+        seconds["training"] += trial.train_seconds
         seconds["scoring"] += sum(report.eval_seconds for report in trial.reports)
     steps = sum(max((r.step for r in trial.reports), default=0) for trial in state.trials.values())
     return Counts(steps, recipe.batch_size, scored, references), seconds

@@ -124,9 +124,7 @@ def test_another_release_on_a_node_is_refused(
         hosts(None, "float32", print)
 
 
-def test_a_study_that_fits_nowhere_ends_soon_and_writes_nothing(
-    cluster: str, tmp_path: Path
-) -> None:
+def test_a_study_that_fits_nowhere_ends_and_writes_nothing(cluster: str, tmp_path: Path) -> None:
     """By the plan, and where the user plans for more, by what each trial asks for."""
     bert, reviews = save_bert(tmp_path / "bert"), save_reviews(tmp_path / "reviews.csv")
     whole = ("--accumulation-steps", "1")

@@ -37,6 +37,35 @@ from tune.study.study import Outcome
 INVENTORY = make_inventory()
 
 
+class FakeRun:
+    """Stands in for a W&B run and records what it is given."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.summary: dict[str, Any] = {}
+        self.finished = 0
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((step, dict(values)))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """What W&B was asked to begin."""
+    begun: list[FakeRun] = []
+
+    def init(**options: Any) -> FakeRun:
+        begun.append(FakeRun(**options))
+        return begun[-1]
+
+    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: init)
+    return begun
+
+
 @pytest.mark.parametrize(
     ("searcher", "reference"), [("random", None), ("alrq", None), ("alrq", "B-FP")]
 )
@@ -73,7 +102,7 @@ def test_tensorboard_has_a_run_a_trial(
 
 @pytest.mark.parametrize("cut", [Paused, Stopped, Completed])
 def test_sinks_go_on_where_an_earlier_run_was_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: type[Event]
+    tmp_path: Path, runs: list[FakeRun], cut: type[Event]
 ) -> None:
     """Any event may be the first that a resumed run hears of a trial: what a checkpoint repeats is
     not reported again.
@@ -84,13 +113,6 @@ def test_sinks_go_on_where_an_earlier_run_was_cut(
     lines = log.read_text().splitlines(keepends=True)
     at = next(n for n, line in enumerate(lines) if line.startswith(kind))
     log.write_text("".join(lines[:at]))
-    runs: list[FakeRun] = []
-
-    def init(**options: Any) -> FakeRun:
-        runs.append(FakeRun(**options))
-        return runs[-1]
-
-    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: init)
     board = TensorBoard(tmp_path / "tb", INVENTORY, diverge=False)
     sinks = (board, Wandb("p", "s", tmp_path, INVENTORY))
     study = make_study(tmp_path, budget=5, listeners=sinks)
@@ -198,37 +220,14 @@ def test_a_server_of_wandb_that_fails_costs_a_study_nothing(
     assert "W&B did not get the report: ConnectionError: nobody there" in capsys.readouterr().err
 
 
-class FakeRun:
-    """Stands in for a W&B run and records what it is given."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.summary: dict[str, Any] = {}
-        self.finished = 0
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.logged.append((step, dict(values)))
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
 @pytest.mark.parametrize("key", [None, "0123456789"])
 def test_wandb_gets_a_run_a_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: list[FakeRun], key: str | None
 ) -> None:
-    runs: list[FakeRun] = []
-
-    def init(**options: Any) -> FakeRun:
-        runs.append(FakeRun(**options))
-        return runs[-1]
-
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.setattr("tune.report.sinks.wandb_init", lambda: init)
     sink = Wandb("project", "s", tmp_path, INVENTORY)
     study = make_study(tmp_path, budget=5, listeners=(sink,))
     drive(study, lambda t, s: float("nan") if t.id == "t002" else bytes_help(t, s))

@@ -2,13 +2,14 @@
 
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.s3 import Server, serving
-from tune.study.store import Store
+from tune.study.store import PATIENCE_SECONDS, Store
 
 
 @pytest.fixture
@@ -75,9 +76,11 @@ def test_a_store_that_stays_so_is_an_error_and_nothing_half(server: Server, faul
     store = Store(server.uri, patience=1)
     store.write_text("x", "1")
     setattr(server, fault, True)
+    started = time.monotonic()
     with pytest.raises(OSError, match=r"SLOW_DOWN|Full"):
         store.write_text("x", "2")
 
+    assert time.monotonic() - started < PATIENCE_SECONDS
     setattr(server, fault, False)
     assert store.read_text("x") == "1"
 

@@ -134,7 +134,7 @@ def _row(
         memory_bytes=_mean([run.memory_bytes for run in runs]),
         target_bytes=_mean([target_bytes(run.final, inventory) for run in runs]),
         trainable_parameters=None if None in trained else _mean([t for t in trained if t]),
-        train_seconds=float(np.mean([sum(r.train_seconds for r in run.reports) for run in runs])),
+        train_seconds=float(np.mean([run.train_seconds for run in runs])),
         peak_memory_bytes=max(run.reports[-1].peak_memory_bytes for run in runs),
         validation_loss=float(np.mean([run.reports[-1].loss for run in runs])),
         started=runs[0].reference is not None,

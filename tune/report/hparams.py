@@ -88,7 +88,7 @@ def final_values(trial: TrialState) -> dict[str, float]:
         found[DIVERGENCE] = trial.judged.divergence
     if trial.last is not None:
         found[LOSS] = trial.last.loss
-        found[SECONDS] = sum(report.train_seconds for report in trial.reports)
+        found[SECONDS] = trial.train_seconds
     if trial.test is not None:
         found[f"final/test_{trial.test.metric}"] = trial.test.value
     return found

@@ -1,4 +1,4 @@
-"""How the metrics of the test split are told."""
+"""How metrics are told."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ class TensorBoard:
         """Write below `folder`.
 
         Args:
-            folder: A folder a trial is made there.
+            folder: It gets one a trial.
             inventory: Of the model.
             diverge: Whether trials have a divergence from a reference.
         """

@@ -133,7 +133,7 @@ def _trial_row(facts: Facts, trial: TrialState) -> list[Any]:
         last.step if last else None,
         judged.divergence if judged else None,
         last.loss if last else None,
-        sum(report.train_seconds for report in trial.reports),
+        trial.train_seconds,
         trial.reason,
     )
 

@@ -94,6 +94,11 @@ class TrialState:
         return self.reports[0] if self.reports and self.reference is not None else self.last
 
     @property
+    def train_seconds(self) -> float:
+        """Seconds of training, at all rungs together."""
+        return sum(report.train_seconds for report in self.reports)
+
+    @property
     def comparable(self) -> bool:
         """Whether it may be on the front: judged at the same fidelity as others."""
         known = self.status == "completed" if self.reference is None else self.status != "failed"
